@@ -1,0 +1,59 @@
+"""lopax: learned optimizers that people really use.
+
+Names are loaded on first use: importing lopax touches no device and imports neither
+JAX nor torch, so that PyTorch users need no JAX and JAX users no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lopax._version import __version__
+
+if TYPE_CHECKING:
+    from lopax import data, estimators, evaluate, meta, tasks, torch
+    from lopax.architectures import architecture
+    from lopax.optax import optimizer
+    from lopax.pretrained import list_weights
+    from lopax.theta import load_theta, save_theta
+
+# public name -> module that defines it
+_LAZY = {
+    "architecture": "lopax.architectures",
+    "list_weights": "lopax.pretrained",
+    "load_theta": "lopax.theta",
+    "optimizer": "lopax.optax",
+    "save_theta": "lopax.theta",
+}
+_SUBMODULES = {"data", "estimators", "evaluate", "meta", "tasks", "torch"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"lopax.{name}")
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'lopax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, *_SUBMODULES})
+
+
+__all__ = [
+    "__version__",
+    "architecture",
+    "data",
+    "estimators",
+    "evaluate",
+    "list_weights",
+    "load_theta",
+    "meta",
+    "optimizer",
+    "save_theta",
+    "tasks",
+    "torch",
+]

@@ -1,0 +1,1 @@
+"""Protocols and small types that everything else leans on. Imports nothing above it."""

@@ -1,0 +1,150 @@
+"""Frozen configuration dataclasses: checks, JSON and TOML forms, a stable hash.
+
+A configuration is a frozen, keyword-only dataclass that checks itself in
+`__post_init__` with the helpers below. The same object is the Python API, the
+command line, the recipe file and the record saved with a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from lopax._core.errors import ConfigError, UnknownName
+
+C = TypeVar("C")
+
+
+def check_range(
+    owner: object,
+    name: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Raises `ConfigError` unless the field is a number in the given interval.
+
+    `low`/`high` are inclusive bounds, `above`/`below` exclusive ones.
+    """
+    value = getattr(owner, name)
+    legal = " and ".join(
+        f"{symbol} {bound}"
+        for symbol, bound in ((">=", low), (">", above), ("<=", high), ("<", below))
+        if bound is not None
+    )
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (
+        number
+        and (low is None or value >= low)
+        and (high is None or value <= high)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    ):
+        raise ConfigError(
+            f"{type(owner).__name__}.{name} = {value!r}: must be a number {legal}"
+        )
+
+
+def check_choice(owner: object, name: str, choices: Iterable[str]) -> None:
+    """Raises `ConfigError` unless the field is one of `choices`."""
+    value, known = getattr(owner, name), list(choices)
+    if value not in known:
+        raise ConfigError(
+            f"{type(owner).__name__}.{name} = {value!r}: must be one of "
+            + ", ".join(map(repr, known))
+        )
+
+
+def to_dict(config: Any) -> Any:
+    """A configuration as plain JSON values (tuples become lists)."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {
+            f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)
+        }
+    if isinstance(config, Mapping):
+        return {str(k): to_dict(v) for k, v in config.items()}
+    if isinstance(config, (tuple, list)):
+        return [to_dict(v) for v in config]
+    return config
+
+
+def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
+    """Builds a (nested) configuration dataclass from plain values.
+
+    Raises `UnknownName` for a key the class does not have, `ConfigError` for a value
+    of the wrong type or outside its range.
+    """
+    where = where or cls.__name__
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
+    built = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise UnknownName(f"setting in {where}", key, fields)
+        built[key] = _coerce(hints[key], value, f"{where}.{key}")
+    try:
+        return cls(**built)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        problem: ConfigError | None = None
+        for option in args:
+            if option is type(None):
+                continue
+            try:
+                return _coerce(option, value, where)
+            except ConfigError as error:
+                problem = error
+        raise problem or ConfigError(f"{where} = {value!r}: does not fit {hint}")
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(typing.cast(type, hint), value, where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_coerce(args[0], v, where) for v in value)
+        return tuple(_coerce(a, v, where) for a, v in zip(args, value, strict=True))
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is Any or origin is typing.Literal:
+        return value
+    expected = origin or hint
+    is_bool_for_int = expected is int and isinstance(value, bool)
+    if isinstance(expected, type) and (
+        not isinstance(value, expected) or is_bool_for_int
+    ):
+        raise ConfigError(
+            f"{where} = {value!r}: must be of type {expected.__name__}, "
+            f"is {type(value).__name__}"
+        )
+    return value
+
+
+def merge(base: Mapping[str, Any], *overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries merged left to right; later ones win."""
+    merged = dict(base)
+    for override in overrides:
+        for key, value in override.items():
+            old = merged.get(key)
+            both = isinstance(old, Mapping) and isinstance(value, Mapping)
+            merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def config_hash(config: Any, length: int = 12) -> str:
+    """A short, stable hash of a configuration's JSON form."""
+    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

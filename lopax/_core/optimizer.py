@@ -1,0 +1,315 @@
+"""What a learned optimizer is, and how a rule for one tensor becomes one for a tree.
+
+`LearnedOptimizer` is the interface: pure in theta, so that whole populations of
+thetas can be `vmap`ped. `TensorRule` is the template nearly every architecture fills
+in: what is the same for all tensors is advanced once a step, then one tensor's rule
+runs for each leaf.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lopax._core import tree as trees
+from lopax._core.errors import (
+    MissingHorizon,
+    MissingLoss,
+    MissingParams,
+    StructureMismatch,
+)
+from lopax._core.types import Count, Flag, Key, Params, Scalar, Theta, Updates
+
+
+class Info(NamedTuple):
+    """What one update reports. Nothing here is carried; unused fields cost nothing."""
+
+    step_scale: Scalar  # the rule's own learning-rate-like scalar; 1 if it has none
+    skipped: Flag  # the loss or a gradient was not finite, so nothing was changed
+    clipped: Count  # gradient elements beyond the rule's clipping bound
+    update_rms: Any  # per tensor, root mean square of the update
+    update_to_weight: Any  # per tensor, update RMS / parameter RMS
+
+
+class OptState(NamedTuple):
+    """State of a `TensorRule`."""
+
+    iteration: Count  # [] int32, updates seen (skipped ones included)
+    num_steps: Count  # [] int32, the horizon; 0 for rules without one
+    skipped: Count  # [] int32, updates skipped so far
+    shared: Any  # what all tensors share
+    tensors: Any  # the parameters' structure, with each leaf replaced by its state
+
+
+class LearnedOptimizer(abc.ABC):
+    """A family of optimizers indexed by theta.
+
+    Instances are static (they hold only a configuration) and hashable by identity;
+    everything that changes or is learned is passed in.
+    """
+
+    name: ClassVar[str]
+    needs_loss: ClassVar[bool]
+    needs_horizon: ClassVar[bool]
+    reference: ClassVar[str]
+
+    @abc.abstractmethod
+    def init_theta(self, key: Key) -> Theta:
+        """Fresh meta-parameters: nested dicts of float32 arrays."""
+
+    @abc.abstractmethod
+    def init(self, theta: Theta, params: Params, num_steps: Any = None) -> Any:
+        """State before the first update.
+
+        **Arguments:**
+
+        - `num_steps`: [] int, the number of updates the run will make; may be traced.
+
+        Raises `MissingHorizon` if the rule needs `num_steps` and it is `None`.
+        """
+
+    @abc.abstractmethod
+    def update(
+        self,
+        theta: Theta,
+        grads: Updates,
+        state: Any,
+        params: Params,
+        *,
+        value: Any = None,
+        **extra: Any,
+    ) -> tuple[Updates, Any, Info]:
+        """One step: what to add to the parameters, the next state, and a report.
+
+        **Arguments:**
+
+        - `value`: [] the loss at `params`, the one `grads` came from.
+        - `extra`: ignored, as optax expects of every update.
+
+        Raises `MissingLoss` / `MissingParams` if the rule needs what was not given.
+        """
+
+    def theta_from_arrays(self, arrays: Mapping[str, Any]) -> Theta:
+        """Theta from a flat mapping of path names, ours or the published ones.
+
+        Raises `StructureMismatch` showing expected against found.
+        """
+        expected = jax.eval_shape(self.init_theta, jax.random.key(0))
+        arrays = self._translate_published(dict(arrays))
+        want = trees.describe(expected)
+        have = {k: trees.describe_leaf(np.asarray(v)) for k, v in arrays.items()}
+        if want != have:
+            raise StructureMismatch.between(
+                f"theta for architecture {self.name!r}",
+                want,
+                have,
+                "Was it trained with another architecture or other sizes?",
+            )
+        return trees.map_named(lambda name, _: jnp.asarray(arrays[name]), expected)
+
+    def theta_to_arrays(self, theta: Theta) -> dict[str, np.ndarray]:
+        """The inverse of `theta_from_arrays`, under our own path names."""
+        return {k: np.asarray(v) for k, v in trees.named_leaves(theta).items()}
+
+    def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Published path names to ours; architectures with published weights do it."""
+        return arrays
+
+    def transformation(
+        self, theta: Theta, num_steps: Any = None
+    ) -> optax.GradientTransformationExtraArgs:
+        """This rule with fixed theta, as optax wants it. The loss is `value=`."""
+        if self.needs_horizon and num_steps is None:
+            raise MissingHorizon(self.name)
+
+        def init_fn(params: Params) -> Any:
+            return self.init(theta, params, num_steps)
+
+        def update_fn(
+            updates: Updates, state: Any, params: Params | None = None, **extra: Any
+        ) -> tuple[Updates, Any]:
+            if params is None:
+                raise MissingParams(self.name)
+            updates, state, _ = self.update(theta, updates, state, params, **extra)
+            return updates, state
+
+        return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
+
+
+TensorState = TypeVar("TensorState")
+Shared = TypeVar("Shared")
+Context = TypeVar("Context")
+
+
+class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
+    """Template: a rule for one tensor, lifted to trees once, here.
+
+    A step is: (1) summarise each tensor, if the rule shares information between
+    tensors; (2) `advance` what is shared, once; (3) `step` each tensor. Parameters
+    and gradients arrive in float32 whatever their dtype; scalars arrive with shape
+    (1,). The guard against non-finite input lives here, so that no rule repeats it.
+    """
+
+    grad_clip: ClassVar[float] = 1000.0
+
+    @abc.abstractmethod
+    def init_shared(self, theta: Theta, num_steps: Count, num_tensors: int) -> Shared:
+        """State common to all tensors."""
+
+    @abc.abstractmethod
+    def init_tensor(self, theta: Theta, param: Any) -> TensorState:
+        """State of one tensor; `param` has a shape of rank >= 1."""
+
+    def summarise(self, theta: Theta, state: TensorState, param: Any) -> Any:
+        """A fixed-size summary [F] of one tensor, or None if the rule needs none."""
+        del theta, state, param
+        return None
+
+    @abc.abstractmethod
+    def advance(
+        self,
+        theta: Theta,
+        shared: Shared,
+        value: Any,
+        fraction: Scalar,
+        summaries: Any,
+    ) -> tuple[Shared, Context, Scalar]:
+        """Advances what is shared, once a step.
+
+        **Arguments:**
+
+        - `value`: [] float32 loss (finite: a non-finite one is replaced before the
+            call and its effects are discarded after it), or None.
+        - `fraction`: [] iteration / num_steps before this update.
+        - `summaries`: [tensors, F] stacked summaries, or None.
+
+        **Returns:** the next shared state, the context each tensor's step receives,
+        and the step scale to report.
+        """
+
+    @abc.abstractmethod
+    def step(
+        self,
+        theta: Theta,
+        context: Context,
+        index: int,
+        grad: Any,
+        state: TensorState,
+        param: Any,
+    ) -> tuple[Any, TensorState]:
+        """What to add to one tensor, and its next state.
+
+        `index` is the tensor's place in the tree, for contexts with per-tensor parts.
+        """
+
+    def init(self, theta: Theta, params: Params, num_steps: Any = None) -> OptState:
+        if num_steps is None and self.needs_horizon:
+            raise MissingHorizon(self.name)
+        horizon = jnp.asarray(0 if num_steps is None else num_steps, jnp.int32)
+        leaves, treedef = jax.tree.flatten(params)
+        return OptState(
+            iteration=jnp.zeros((), jnp.int32),
+            num_steps=horizon,
+            skipped=jnp.zeros((), jnp.int32),
+            shared=self.init_shared(theta, horizon, len(leaves)),
+            tensors=treedef.unflatten(
+                [self.init_tensor(theta, _as_tensor(p)) for p in leaves]
+            ),
+        )
+
+    def update(
+        self,
+        theta: Theta,
+        grads: Updates,
+        state: OptState,
+        params: Params,
+        *,
+        value: Any = None,
+        **extra: Any,
+    ) -> tuple[Updates, OptState, Info]:
+        del extra
+        if self.needs_loss and value is None:
+            raise MissingLoss(self.name)
+        if params is None:
+            raise MissingParams(self.name)
+        leaves, treedef = jax.tree.flatten(params)
+        ps = [_as_tensor(p) for p in leaves]
+        raw = [_as_tensor(g) for g in treedef.flatten_up_to(grads)]
+        states = treedef.flatten_up_to(state.tensors)
+
+        finite = _all_finite(raw, value)
+        bound = self.grad_clip
+        gs = [jnp.clip(jnp.where(finite, g, 0.0), -bound, bound) for g in raw]
+        if value is not None:
+            value = jnp.where(finite, jnp.asarray(value, jnp.float32), 0.0)
+
+        summaries = [
+            self.summarise(theta, s, p) for s, p in zip(states, ps, strict=True)
+        ]
+        no_summary = not summaries or summaries[0] is None
+        horizon = jnp.maximum(state.num_steps, 1).astype(jnp.float32)
+        shared, context, scale = self.advance(
+            theta,
+            state.shared,
+            value,
+            state.iteration.astype(jnp.float32) / horizon,
+            None if no_summary else jnp.stack(summaries),
+        )
+        stepped = [
+            self.step(theta, context, i, g, s, p)
+            for i, (g, s, p) in enumerate(zip(gs, states, ps, strict=True))
+        ]
+        deltas = [jnp.where(finite, d, 0.0) for d, _ in stepped]
+        new_state = OptState(
+            iteration=state.iteration + 1,
+            num_steps=state.num_steps,
+            skipped=state.skipped + ~finite,
+            shared=trees.select(finite, shared, state.shared),
+            tensors=treedef.unflatten(
+                [
+                    trees.select(finite, new, old)
+                    for (_, new), old in zip(stepped, states, strict=True)
+                ]
+            ),
+        )
+        updates = [
+            d.reshape(p.shape).astype(p.dtype)
+            for d, p in zip(deltas, leaves, strict=True)
+        ]
+        rms = [_rms(d) for d in deltas]
+        clipped = [jnp.sum(jnp.abs(g) > bound) for g in raw]
+        ratio = [r / (_rms(p) + 1e-12) for r, p in zip(rms, ps, strict=True)]
+        info = Info(
+            step_scale=scale,
+            skipped=~finite,
+            clipped=jnp.asarray(sum(clipped), jnp.int32),
+            update_rms=treedef.unflatten(rms),
+            update_to_weight=treedef.unflatten(ratio),
+        )
+        return treedef.unflatten(updates), new_state, info
+
+
+def _as_tensor(x: Any) -> Any:
+    """float32, and rank at least one: scalars become shape (1,)."""
+    x = jnp.asarray(x, jnp.float32)
+    return x.reshape(1) if x.ndim == 0 else x
+
+
+def _rms(x: Any) -> Scalar:
+    return jnp.sqrt(jnp.mean(jnp.square(x))) if x.size else jnp.zeros(())
+
+
+def _all_finite(grads: list[Any], value: Any) -> Flag:
+    """One flag for the whole step; `x * 0` is 0 if and only if x is finite."""
+    flag = jnp.asarray(True)
+    for g in grads:
+        flag &= jnp.sum(g * 0.0) == 0.0
+    if value is not None:
+        flag &= jnp.isfinite(jnp.asarray(value, jnp.float32))
+    return flag

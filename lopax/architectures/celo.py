@@ -1,0 +1,191 @@
+"""Celo: a learned per-element rule times a learned schedule.
+
+Moudgil, Knyazev, Lajoie and Belilovsky, "Learning Versatile Optimizers on a Compute
+Diet" (2025, arXiv 2501.12670). The settings are those of the released weights, not
+the published class defaults: one MLP (30 -> 4 -> 4 -> 2) and 64 LSTM units.
+
+Needs the loss and the horizon; sees every parameter, of any shape. 35,803
+meta-parameters: 154 in the rule, 35,649 in the scheduler. The published tree has
+37,089; the difference (an unused linear layer, an unused control head and an unused
+third output) does not act on the result and is neither stored nor perturbed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lopax._core.config import check_choice, check_range
+from lopax._core.optimizer import TensorRule
+from lopax._core.types import Count, Key, Scalar, Theta
+from lopax.blocks import accumulators, element_features, scheduler
+from lopax.blocks.accumulators import Factored
+from lopax.blocks.element_features import CELO_GROUPS, ElementView
+from lopax.blocks.normalize import rms_scale, tensor_rms
+from lopax.blocks.scheduler import SchedulerState
+from lopax.nets import mlp
+
+STARTS = ("random", "adam")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CeloConfig:
+    """Settings of `Celo`; the defaults fit the published and the bundled weights."""
+
+    phase: int = 2
+    """1: the per-element rule alone, as meta-trained first. 2: times the scheduler."""
+    hidden: int = 4
+    """Width of the MLP's two hidden layers."""
+    lstm: int = 64
+    """Units of the scheduler's LSTM."""
+    momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    second_decay: float = 0.999
+    factored_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    step_mult: float = 1e-3
+    """Step for an output of one, relative to the tensor's root mean square."""
+    exp_mult: float = 1e-3
+    """Scale of the log-magnitude output."""
+    start: str = "random"
+    """What `init_theta` begins with: "random" (as published) or "adam", an MLP that
+    passes on one Adam-like direction, plus noise in the unused units."""
+
+    def __post_init__(self) -> None:
+        check_choice(self, "start", STARTS)
+        check_range(self, "phase", low=1, high=2)
+        check_range(self, "hidden", low=2)
+        check_range(self, "lstm", low=1)
+        check_range(self, "second_decay", low=0.0, below=1.0)
+        check_range(self, "step_mult", above=0.0)
+        check_range(self, "exp_mult", low=0.0)
+
+
+class CeloTensorState(NamedTuple):
+    momenta: Float[Array, "3 *s"]
+    second: Float[Array, "*s"]
+    factored: Factored
+
+
+class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
+    """See the module docstring. Example: `lopax.optimizer("celo", num_steps=2_000)`."""
+
+    name: ClassVar[str] = "celo"
+    needs_loss: ClassVar[bool] = True
+    needs_horizon: ClassVar[bool] = True
+    reference: ClassVar[str] = "Moudgil et al., 2025, arXiv 2501.12670"
+
+    def __init__(self, config: CeloConfig | None = None):
+        self.config = config or CeloConfig()
+
+    def init_theta(self, key: Key) -> Theta:
+        c = self.config
+        k_rule, k_scheduler = jax.random.split(key)
+        inputs = element_features.count(CELO_GROUPS)
+        rule = mlp.init(k_rule, (inputs, c.hidden, c.hidden, 2))
+        if c.start == "adam":
+            rule = _adam_like(rule)
+        return {"rule": rule, "scheduler": scheduler.init_theta(k_scheduler, c.lstm)}
+
+    def init_shared(
+        self, theta: Theta, num_steps: Count, num_tensors: int
+    ) -> SchedulerState:
+        del num_tensors
+        return scheduler.init(theta["scheduler"], num_steps)
+
+    def init_tensor(self, theta: Theta, param: Array) -> CeloTensorState:
+        c = self.config
+        return CeloTensorState(
+            momenta=accumulators.zeros(len(c.momentum_decays), param),
+            second=jnp.zeros(param.shape, jnp.float32),
+            factored=accumulators.factored_init(param.shape, len(c.factored_decays)),
+        )
+
+    def advance(
+        self,
+        theta: Theta,
+        shared: SchedulerState,
+        value: Scalar,
+        fraction: Scalar,
+        summaries: Any,
+    ) -> tuple[SchedulerState, Scalar, Scalar]:
+        del summaries
+        c = self.config
+        if c.phase == 1:
+            scale = jnp.asarray(c.step_mult, jnp.float32)
+            return shared, scale, scale
+        shared, multiplier = scheduler.advance(
+            theta["scheduler"], shared, value, fraction
+        )
+        scale = c.step_mult * multiplier
+        return shared, scale, scale
+
+    def step(
+        self,
+        theta: Theta,
+        context: Scalar,
+        index: int,
+        grad: Array,
+        state: CeloTensorState,
+        param: Array,
+    ) -> tuple[Array, CeloTensorState]:
+        del index
+        c = self.config
+        state = CeloTensorState(
+            accumulators.ema(state.momenta, grad, c.momentum_decays),
+            accumulators.ema(state.second[None], jnp.square(grad), (c.second_decay,))[
+                0
+            ],
+            accumulators.factored_update(state.factored, grad, c.factored_decays),
+        )
+        views = accumulators.factored_views(state.factored, grad.shape)
+        channels = element_features.compute(
+            CELO_GROUPS, ElementView(grad, param, state.momenta, state.second, views)
+        )
+        direction, magnitude = mlp.apply(
+            theta["rule"], channels, [rms_scale(x) for x in channels]
+        )
+        scale = context * tensor_rms(param)
+        return -direction * jnp.exp(c.exp_mult * magnitude) * scale, state
+
+    def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        if "ff_mod_stack/~/w1" not in arrays:
+            return arrays
+        bank = {
+            k.removeprefix("ff_mod_stack/~/"): v
+            for k, v in arrays.items()
+            if k.startswith("ff_mod_stack/~/")
+        }
+        if bank["w1"].shape[0] != 1:
+            return arrays  # a bank of MLPs: another architecture; shapes are reported
+        w0 = [bank[f"w0__{i}"][0] for i in range(len(CELO_GROUPS))]
+        found = {
+            "rule/w0": jnp.concatenate(w0, axis=0),
+            "rule/b0": bank["b0"][0],
+            "rule/w1": bank["w1"][0],
+            "rule/b1": bank["b1"][0],
+            "rule/w2": bank["w2"][0, :, :2],
+            "rule/b2": bank["b2"][0, :2],
+        }
+        schedule = scheduler.from_published(arrays)
+        return found | {f"scheduler/{k}": v for k, v in schedule.items()}
+
+
+def _adam_like(rule: Theta) -> Theta:
+    """A rule whose direction is the momentum (decay 0.9) over the root second moment.
+
+    relu(x) - relu(-x) = x carries one channel through both hidden layers on two
+    units; the other units keep small random weights, so that every weight still
+    receives a gradient. The direction has unit root mean square; the gain makes a
+    step of about one per cent of the tensor's.
+    """
+    channel, gain = 3 + 3 + 1, 10.0  # the first channel of the group "adam"
+    w0 = 0.1 * rule["w0"]
+    w0 = w0.at[:, :2].set(0.0).at[channel, 0].set(1.0).at[channel, 1].set(-1.0)
+    w1 = 0.1 * rule["w1"]
+    w1 = w1.at[:2, :2].set(jnp.eye(2)).at[2:, :2].set(0.0)
+    w2 = 0.1 * rule["w2"]
+    w2 = w2.at[:, 0].set(0.0).at[0, 0].set(gain).at[1, 0].set(-gain)
+    return {**rule, "w0": w0, "w1": w1, "w2": w2}

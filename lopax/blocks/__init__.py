@@ -1,0 +1,1 @@
+"""Pieces that several architectures share: accumulators, features, schedulers."""

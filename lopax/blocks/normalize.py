@@ -1,0 +1,32 @@
+"""Scaling that keeps a network's inputs of order one."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lopax._core.types import Scalar
+
+
+def safe_rsqrt(x: Array) -> Array:
+    """1 / sqrt(max(x, 1e-9))."""
+    return jax.lax.rsqrt(jnp.maximum(x, 1e-9))
+
+
+def rms_scale(x: Array, eps: float = 1e-5) -> Scalar:
+    """The factor [] that brings a channel to unit root mean square.
+
+    A channel stored in broadcastable form (size-1 axes) has the same mean as the
+    full one, because broadcasting repeats every entry equally often.
+    """
+    if x.size == 0:
+        return jnp.ones((), jnp.float32)
+    return jax.lax.rsqrt(eps + jnp.mean(jnp.square(x)))
+
+
+def tensor_rms(x: Array, eps: float = 1e-9) -> Scalar:
+    """sqrt(mean(x^2) + eps) [] over the whole tensor."""
+    if x.size == 0:
+        return jnp.zeros((), jnp.float32)
+    return jnp.sqrt(jnp.mean(jnp.square(x)) + eps)

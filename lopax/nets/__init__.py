@@ -1,0 +1,1 @@
+"""The small networks inside optimizers, as pure functions over nested dicts."""

@@ -1,0 +1,71 @@
+"""A tiny MLP applied to every element of a tensor, channels kept apart.
+
+The inputs are a list of channels, each an array that broadcasts to the tensor's
+shape. Nothing of shape [..., channels] is ever built: hidden units are sums of
+`weight * channel`, which XLA fuses into one loop over elements, and channels that
+vary along one axis only (row and column statistics) are summed while they are still
+vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lopax._core.types import Key, Theta
+from lopax.nets import initializers
+
+
+def init(key: Key, sizes: Sequence[int]) -> Theta:
+    """{"w0": [s0, s1], "b0": [s1], "w1": ...}: fan-in truncated normal, zero biases."""
+    theta = {}
+    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        key, layer_key = jax.random.split(key)
+        theta[f"w{i}"] = initializers.fan_in_normal(layer_key, fan_in, fan_out)
+        theta[f"b{i}"] = jnp.zeros((fan_out,), jnp.float32)
+    return theta
+
+
+def apply(
+    theta: Theta, channels: Sequence[Float[Array, "..."]], scales: Sequence[Array]
+) -> list[Float[Array, "..."]]:
+    """Output channels, each of the tensor's shape.
+
+    **Arguments:**
+
+    - `channels`: input channels, broadcastable to one shape.
+    - `scales`: [] a factor per input channel (its normaliser), folded into the first
+      layer's weights instead of being multiplied into every element.
+    """
+    w0 = theta["w0"]
+    scaled = [[w0[c, j] * s for j in range(w0.shape[1])] for c, s in enumerate(scales)]
+    hidden = _affine(channels, scaled, theta["b0"])
+    layer = 1
+    while f"w{layer}" in theta:
+        w = theta[f"w{layer}"]
+        weights = [[w[i, j] for j in range(w.shape[1])] for i in range(w.shape[0])]
+        hidden = _affine([jax.nn.relu(h) for h in hidden], weights, theta[f"b{layer}"])
+        layer += 1
+    return hidden
+
+
+def _affine(
+    inputs: Sequence[Array], weights: Sequence[Sequence[Array]], bias: Array
+) -> list[Array]:
+    """Sums grouped by shape, so that small (row, column) channels stay small."""
+    outputs = []
+    for j in range(bias.shape[0]):
+        by_shape: dict[tuple[int, ...], Array] = {}
+        for x, w in zip(inputs, weights, strict=True):
+            term = x * w[j]
+            old = by_shape.get(x.shape)
+            by_shape[x.shape] = term if old is None else old + term
+        ordered = sorted(by_shape.values(), key=lambda a: a.size)
+        total = ordered[0] + bias[j]
+        for part in ordered[1:]:
+            total = total + part
+        outputs.append(total)
+    return outputs
