@@ -14,6 +14,8 @@ from lopax._version import __version__
 if TYPE_CHECKING:
     from lopax import data, estimators, evaluate, meta, tasks, torch
     from lopax.architectures import architecture
+    from lopax.inventory import list_optimizers, list_suites, list_tasks
+    from lopax.meta.checkpoint import load_state, save_state
     from lopax.optax import optimizer
     from lopax.pretrained import list_weights
     from lopax.theta import load_theta, save_theta
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 # public name -> module that defines it
 _LAZY = {
     "architecture": "lopax.architectures",
+    "list_optimizers": "lopax.inventory",
+    "list_suites": "lopax.inventory",
+    "list_tasks": "lopax.inventory",
+    "load_state": "lopax.meta.checkpoint",
+    "save_state": "lopax.meta.checkpoint",
     "list_weights": "lopax.pretrained",
     "load_theta": "lopax.theta",
     "optimizer": "lopax.optax",
@@ -49,10 +56,15 @@ __all__ = [
     "data",
     "estimators",
     "evaluate",
+    "list_optimizers",
+    "list_suites",
+    "list_tasks",
     "list_weights",
+    "load_state",
     "load_theta",
     "meta",
     "optimizer",
+    "save_state",
     "save_theta",
     "tasks",
     "torch",

@@ -116,3 +116,7 @@ class TaskError(LopaxError, ValueError):
 
 class ResumeMismatch(LopaxError, ValueError):
     """A run is being resumed with a configuration other than its own."""
+
+
+class IncompleteResults(LopaxError, ValueError):
+    """Results are missing where a number was asked for; nothing is made up."""

@@ -142,6 +142,22 @@ class LearnedOptimizer(abc.ABC):
         return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
 
 
+class Leaf(int):
+    """One tensor's place in the tree: an index that knows the tensor's name and shape.
+
+    It is an `int`, so that a rule that only looks up its part of a per-tensor context
+    can use it as one.
+    """
+
+    name: str  # path in the tree, `block/0/w`
+    shape: tuple[int, ...]  # as the user has it: () for a scalar
+
+    def __new__(cls, index: int, name: str, shape: tuple[int, ...]) -> Leaf:
+        leaf = super().__new__(cls, index)
+        leaf.name, leaf.shape = name, shape
+        return leaf
+
+
 TensorState = TypeVar("TensorState")
 Shared = TypeVar("Shared")
 Context = TypeVar("Context")
@@ -166,9 +182,26 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
     def init_tensor(self, theta: Theta, param: Any) -> TensorState:
         """State of one tensor; `param` has a shape of rank >= 1."""
 
-    def summarise(self, theta: Theta, state: TensorState, param: Any) -> Any:
-        """A fixed-size summary [F] of one tensor, or None if the rule needs none."""
-        del theta, state, param
+    def init_leaf(self, theta: Theta, leaf: Leaf, param: Any) -> TensorState:
+        """`init_tensor`, for rules whose state depends on the tensor's role."""
+        del leaf
+        return self.init_tensor(theta, param)
+
+    def gradient_bound(self, shared: Shared) -> Any:
+        """[] gradients are clipped elementwise to +- this before anything sees them."""
+        del shared
+        return self.grad_clip
+
+    def summarise(
+        self, theta: Theta, leaf: Leaf, grad: Any, state: TensorState, param: Any
+    ) -> Any:
+        """A fixed-size summary [F] of one tensor, or None if the rule needs none.
+
+        `state` is the one before this gradient. A rule that summarises its updated
+        accumulators computes them here and again in `step`; the compiler sees that
+        the two are the same.
+        """
+        del theta, leaf, grad, state, param
         return None
 
     @abc.abstractmethod
@@ -198,29 +231,52 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         self,
         theta: Theta,
         context: Context,
-        index: int,
+        index: Leaf,
         grad: Any,
         state: TensorState,
         param: Any,
     ) -> tuple[Any, TensorState]:
         """What to add to one tensor, and its next state.
 
-        `index` is the tensor's place in the tree, for contexts with per-tensor parts.
+        `index` is the tensor's place in the tree, for contexts with per-tensor parts
+        and for rules that treat tensors by their name or rank.
         """
+
+    def step_or_keep(
+        self,
+        theta: Theta,
+        context: Context,
+        index: Leaf,
+        grad: Any,
+        state: TensorState,
+        param: Any,
+        finite: Flag,
+        bound: Any,
+    ) -> tuple[Any, TensorState]:
+        """`step` with the gradient clipped to +- bound if `finite`, else no change.
+
+        Rules with a fused kernel clip and choose inside it, which saves passes over
+        gradient and state.
+        """
+        grad = jnp.clip(jnp.where(finite, grad, 0.0), -bound, bound)
+        delta, new = self.step(theta, context, index, grad, state, param)
+        return jnp.where(finite, delta, 0.0), trees.select(finite, new, state)
 
     def init(self, theta: Theta, params: Params, num_steps: Any = None) -> OptState:
         if num_steps is None and self.needs_horizon:
             raise MissingHorizon(self.name)
         horizon = jnp.asarray(0 if num_steps is None else num_steps, jnp.int32)
         leaves, treedef = jax.tree.flatten(params)
+        states = [
+            self.init_leaf(theta, place, _as_tensor(p))
+            for place, p in zip(_places(params), leaves, strict=True)
+        ]
         return OptState(
             iteration=jnp.zeros((), jnp.int32),
             num_steps=horizon,
             skipped=jnp.zeros((), jnp.int32),
             shared=self.init_shared(theta, horizon, len(leaves)),
-            tensors=treedef.unflatten(
-                [self.init_tensor(theta, _as_tensor(p)) for p in leaves]
-            ),
+            tensors=treedef.unflatten(states),
         )
 
     def update(
@@ -242,15 +298,17 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         ps = [_as_tensor(p) for p in leaves]
         raw = [_as_tensor(g) for g in treedef.flatten_up_to(grads)]
         states = treedef.flatten_up_to(state.tensors)
+        places = _places(params)
 
         finite = _all_finite(raw, value)
-        bound = self.grad_clip
+        bound = self.gradient_bound(state.shared)
         gs = [jnp.clip(jnp.where(finite, g, 0.0), -bound, bound) for g in raw]
         if value is not None:
             value = jnp.where(finite, jnp.asarray(value, jnp.float32), 0.0)
 
         summaries = [
-            self.summarise(theta, s, p) for s, p in zip(states, ps, strict=True)
+            self.summarise(theta, *args)
+            for args in zip(places, gs, states, ps, strict=True)
         ]
         no_summary = not summaries or summaries[0] is None
         horizon = jnp.maximum(state.num_steps, 1).astype(jnp.float32)
@@ -262,21 +320,16 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             None if no_summary else jnp.stack(summaries),
         )
         stepped = [
-            self.step(theta, context, i, g, s, p)
-            for i, (g, s, p) in enumerate(zip(gs, states, ps, strict=True))
+            self.step_or_keep(theta, context, *args, finite, bound)
+            for args in zip(places, raw, states, ps, strict=True)
         ]
-        deltas = [jnp.where(finite, d, 0.0) for d, _ in stepped]
+        deltas = [d for d, _ in stepped]
         new_state = OptState(
             iteration=state.iteration + 1,
             num_steps=state.num_steps,
             skipped=state.skipped + ~finite,
             shared=trees.select(finite, shared, state.shared),
-            tensors=treedef.unflatten(
-                [
-                    trees.select(finite, new, old)
-                    for (_, new), old in zip(stepped, states, strict=True)
-                ]
-            ),
+            tensors=treedef.unflatten([new for _, new in stepped]),
         )
         updates = [
             d.reshape(p.shape).astype(p.dtype)
@@ -299,6 +352,15 @@ def _as_tensor(x: Any) -> Any:
     """float32, and rank at least one: scalars become shape (1,)."""
     x = jnp.asarray(x, jnp.float32)
     return x.reshape(1) if x.ndim == 0 else x
+
+
+def _places(params: Params) -> list[Leaf]:
+    """Every leaf's place, in tree order."""
+    named = jax.tree_util.tree_leaves_with_path(params)
+    return [
+        Leaf(i, trees.path_name(path), tuple(jnp.shape(x)))
+        for i, (path, x) in enumerate(named)
+    ]
 
 
 def _rms(x: Any) -> Scalar:

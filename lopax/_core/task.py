@@ -8,6 +8,7 @@ special cases. Most tasks only define `init`, `loss` and `batch`.
 from __future__ import annotations
 
 import abc
+import dataclasses
 from typing import Any
 
 import jax
@@ -95,11 +96,12 @@ class TaskFamily(abc.ABC):
         """The task of a configuration (which may be traced)."""
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
 class SingleTask(TaskFamily):
-    """One fixed task as a family."""
+    """One fixed task as a family; a pytree if the task is one."""
 
-    def __init__(self, task: Task):
-        self._task = task
+    single: Task
 
     def sample(self, key: Key, stratum: Any = None) -> Any:
         del key, stratum
@@ -107,7 +109,7 @@ class SingleTask(TaskFamily):
 
     def task(self, config: Any) -> Task:
         del config
-        return self._task
+        return self.single
 
 
 def check_task(task: Task, name: str, key: Key | None = None) -> None:

@@ -8,8 +8,29 @@ from typing import Any, NamedTuple
 from lopax._core.config import from_dict
 from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.registry import Registry
+from lopax.architectures.adafac_mlp import AdafacMLP, AdafacMLPConfig
 from lopax.architectures.celo import Celo, CeloConfig
+from lopax.architectures.celo2 import (
+    Celo2,
+    Celo2Base,
+    Celo2BaseConfig,
+    Celo2Config,
+)
 from lopax.architectures.celo_adam import CeloAdam, CeloAdamConfig
+from lopax.architectures.hypers import (
+    LearnedAdam,
+    LearnedAdamConfig,
+    LearnedSGD,
+    LearnedSGDConfig,
+    ScheduledAdam,
+    ScheduledAdamConfig,
+)
+from lopax.architectures.l2o_lstm import L2OLSTM, L2OLSTMConfig
+from lopax.architectures.mulo import MuLO, MuLOConfig
+from lopax.architectures.nn_adam import NNAdam, NNAdamConfig
+from lopax.architectures.rnn_mlp import RNNMLP, RNNMLPConfig
+from lopax.architectures.star import STAR, STARConfig
+from lopax.architectures.velo import VeLO, VeLOConfig
 
 
 class Entry(NamedTuple):
@@ -22,6 +43,18 @@ class Entry(NamedTuple):
 ARCHITECTURES: Registry[Entry] = Registry("architecture")
 ARCHITECTURES.add("celo", Entry(Celo, CeloConfig))
 ARCHITECTURES.add("celo_adam", Entry(CeloAdam, CeloAdamConfig))
+ARCHITECTURES.add("celo2", Entry(Celo2, Celo2Config))
+ARCHITECTURES.add("celo2_base", Entry(Celo2Base, Celo2BaseConfig))
+ARCHITECTURES.add("velo", Entry(VeLO, VeLOConfig))
+ARCHITECTURES.add("adafac_mlp", Entry(AdafacMLP, AdafacMLPConfig))
+ARCHITECTURES.add("mulo", Entry(MuLO, MuLOConfig))
+ARCHITECTURES.add("star", Entry(STAR, STARConfig))
+ARCHITECTURES.add("rnn_mlp", Entry(RNNMLP, RNNMLPConfig))
+ARCHITECTURES.add("nn_adam", Entry(NNAdam, NNAdamConfig))
+ARCHITECTURES.add("l2o_lstm", Entry(L2OLSTM, L2OLSTMConfig))
+ARCHITECTURES.add("learned_sgd", Entry(LearnedSGD, LearnedSGDConfig))
+ARCHITECTURES.add("learned_adam", Entry(LearnedAdam, LearnedAdamConfig))
+ARCHITECTURES.add("scheduled_adam", Entry(ScheduledAdam, ScheduledAdamConfig))
 
 
 def architecture(name: str, **config: Any) -> LearnedOptimizer:

@@ -13,6 +13,7 @@ third output) does not act on the result and is neither stored nor perturbed her
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -20,16 +21,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopax._core.config import check_choice, check_range
-from lopax._core.optimizer import TensorRule
-from lopax._core.types import Count, Key, Scalar, Theta
+from lopax._core.errors import ConfigError
+from lopax._core.optimizer import Leaf, TensorRule
+from lopax._core.types import Count, Flag, Key, Scalar, Theta
 from lopax.blocks import accumulators, element_features, scheduler
 from lopax.blocks.accumulators import Factored
 from lopax.blocks.element_features import CELO_GROUPS, ElementView
 from lopax.blocks.normalize import rms_scale, tensor_rms
 from lopax.blocks.scheduler import SchedulerState
+from lopax.kernels import celo as kernel
 from lopax.nets import mlp
 
 STARTS = ("random", "adam")
+BACKENDS = ("auto", "plain", "fused")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,16 +55,32 @@ class CeloConfig:
     """Scale of the log-magnitude output."""
     start: str = "random"
     """What `init_theta` begins with: "random" (as published) or "adam", an MLP that
-    passes on one Adam-like direction, plus noise in the unused units."""
+    passes on one Adam-like direction, plus noise in the unused units, and a scheduler
+    that multiplies by one."""
+    backend: str = "auto"
+    """"plain": the rule as written below. "fused": a kernel with the same arithmetic
+    (CPU), an error if there is none. "auto": the kernel where there is one."""
 
     def __post_init__(self) -> None:
         check_choice(self, "start", STARTS)
+        check_choice(self, "backend", BACKENDS)
+        if self.backend == "fused" and not self.fits_kernel:
+            raise ConfigError(
+                "CeloConfig.backend = 'fused': the kernel is for hidden = 4 and three "
+                "decays each; use backend='plain'"
+            )
         check_range(self, "phase", low=1, high=2)
         check_range(self, "hidden", low=2)
         check_range(self, "lstm", low=1)
         check_range(self, "second_decay", low=0.0, below=1.0)
         check_range(self, "step_mult", above=0.0)
         check_range(self, "exp_mult", low=0.0)
+
+    @property
+    def fits_kernel(self) -> bool:
+        """Whether the fused kernel covers these sizes."""
+        decays = (len(self.momentum_decays), len(self.factored_decays))
+        return self.hidden == 4 and decays == (3, 3)
 
 
 class CeloTensorState(NamedTuple):
@@ -85,9 +105,10 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
         k_rule, k_scheduler = jax.random.split(key)
         inputs = element_features.count(CELO_GROUPS)
         rule = mlp.init(k_rule, (inputs, c.hidden, c.hidden, 2))
+        schedule = scheduler.init_theta(k_scheduler, c.lstm)
         if c.start == "adam":
-            rule = _adam_like(rule)
-        return {"rule": rule, "scheduler": scheduler.init_theta(k_scheduler, c.lstm)}
+            rule, schedule = _adam_like(rule), scheduler.neutral(schedule)
+        return {"rule": rule, "scheduler": schedule}
 
     def init_shared(
         self, theta: Theta, num_steps: Count, num_tensors: int
@@ -126,7 +147,7 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
         self,
         theta: Theta,
         context: Scalar,
-        index: int,
+        index: Leaf,
         grad: Array,
         state: CeloTensorState,
         param: Array,
@@ -135,9 +156,7 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
         c = self.config
         state = CeloTensorState(
             accumulators.ema(state.momenta, grad, c.momentum_decays),
-            accumulators.ema(state.second[None], jnp.square(grad), (c.second_decay,))[
-                0
-            ],
+            c.second_decay * state.second + (1.0 - c.second_decay) * jnp.square(grad),
             accumulators.factored_update(state.factored, grad, c.factored_decays),
         )
         views = accumulators.factored_views(state.factored, grad.shape)
@@ -149,6 +168,69 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
         )
         scale = context * tensor_rms(param)
         return -direction * jnp.exp(c.exp_mult * magnitude) * scale, state
+
+    def step_or_keep(
+        self,
+        theta: Theta,
+        context: Scalar,
+        index: Leaf,
+        grad: Array,
+        state: CeloTensorState,
+        param: Array,
+        finite: Flag,
+        bound: float,
+    ) -> tuple[Array, CeloTensorState]:
+        if not self._use_kernel(grad):
+            return super().step_or_keep(
+                theta, context, index, grad, state, param, finite, bound
+            )
+        c = self.config
+        shapes = {k: v.shape for k, v in theta["rule"].items()}
+
+        def plain(*operands: Array) -> tuple[Array, ...]:
+            grad, param, momenta, second, row, col, full, flat, scale, keep = operands
+            state = CeloTensorState(momenta, second, Factored(row, col, full))
+            rule = _unflatten_rule(flat, shapes)
+            delta, new = TensorRule.step_or_keep(
+                self, {"rule": rule}, scale, index, grad, state, param, keep != 0, bound
+            )
+            return delta, new.momenta, new.second, *new.factored
+
+        settings = kernel.KernelSettings(
+            momentum_decays=(*c.momentum_decays,),
+            factored_decays=(*c.factored_decays,),
+            second_decay=c.second_decay,
+            exp_mult=c.exp_mult,
+            grad_clip=bound,
+        )
+        delta, momenta, second, *factored = kernel.step(
+            settings,
+            plain,
+            (
+                grad,
+                param,
+                state.momenta,
+                state.second,
+                *state.factored,
+                _flatten_rule(theta["rule"]),
+                context,
+                finite.astype(jnp.float32),
+            ),
+        )
+        return delta, CeloTensorState(momenta, second, Factored(*factored))
+
+    def _use_kernel(self, grad: Array) -> bool:
+        c = self.config
+        if c.backend == "plain" or not c.fits_kernel or grad.size == 0:
+            return False
+        if kernel.available():
+            return True
+        if c.backend == "fused":
+            raise ConfigError(
+                "CeloConfig.backend = 'fused': no kernel here (it needs a C++ compiler "
+                "and LOPAX_KERNELS not off); use backend='auto'"
+            )
+        return False
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         if "ff_mod_stack/~/w1" not in arrays:
@@ -171,6 +253,23 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
         }
         schedule = scheduler.from_published(arrays)
         return found | {f"scheduler/{k}": v for k, v in schedule.items()}
+
+
+_RULE_ORDER = ("w0", "b0", "w1", "b1", "w2", "b2")
+
+
+def _flatten_rule(rule: Theta) -> Array:
+    """The MLP's arrays as one vector [154], in the kernel's order."""
+    return jnp.concatenate([rule[name].reshape(-1) for name in _RULE_ORDER])
+
+
+def _unflatten_rule(flat: Array, shapes: dict[str, tuple[int, ...]]) -> Theta:
+    rule, at = {}, 0
+    for name in _RULE_ORDER:
+        size = math.prod(shapes[name])
+        rule[name] = flat[at : at + size].reshape(shapes[name])
+        at += size
+    return rule
 
 
 def _adam_like(rule: Theta) -> Theta:

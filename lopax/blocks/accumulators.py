@@ -28,6 +28,18 @@ def ema(old: Array, new: Array, decays: Sequence[float]) -> Float[Array, "K *s"]
     return d * old + (1.0 - d) * new
 
 
+def learned_decays(initial: Sequence[float], offsets: Array) -> Float[Array, "K"]:
+    """Meta-learned decays 1 - (1 - d) exp(10 t), for offsets t around zero, in [0, 1].
+
+    The factor of 10 makes offsets of the size of the perturbations used in
+    meta-training (0.01) move the time constant by a tenth.
+    """
+    # In float32 only four digits of 1 - d survive for d near one, so another order of
+    # operations would be another decay than the published weights were trained with.
+    start = jnp.log(1.0 - jnp.asarray(initial, jnp.float32)) / 10.0
+    return jnp.clip(1.0 - jnp.exp((start + offsets) * 10.0), 0.0, 1.0)
+
+
 class Factored(NamedTuple):
     """Second moments by row and by column (Shazeer & Stern, 2018, arXiv 1804.04235).
 
@@ -78,6 +90,8 @@ def factored_init(shape: tuple[int, ...], num_decays: int) -> Factored:
 
 def factored_update(old: Factored, grad: Array, decays: Sequence[float]) -> Factored:
     """Moments after one more gradient [*shape]."""
+    if grad.size == 0:  # a mean over nothing would be NaN
+        return old
     square = jnp.square(grad) + 1e-30
     dims = factored_dims(grad.shape)
     if dims is None:

@@ -99,6 +99,70 @@ CELO_GROUPS: tuple[FeatureGroup, ...] = (
 2211.09760; Moudgil et al., 2025, arXiv 2501.12670)."""
 
 
+def _adam_groups(eps: float) -> tuple[FeatureGroup, FeatureGroup, FeatureGroup]:
+    """The three groups that divide by sqrt(second moment + eps)."""
+
+    def scale(v: ElementView) -> Array:
+        return jax.lax.rsqrt(v.second + eps)
+
+    return (
+        FeatureGroup(
+            "adam",
+            3,
+            lambda v: _split(v.momenta * scale(v)),
+            "momenta over root second moment",
+        ),
+        FeatureGroup("rsqrt", 1, lambda v: [scale(v)], "1 / root second moment"),
+        FeatureGroup(
+            "rms_grad",
+            1,
+            lambda v: [v.grad * scale(v)],
+            "gradient over root second moment",
+        ),
+    )
+
+
+def _factored_momenta(vector_eps: float) -> FeatureGroup:
+    """Momenta over the factored root second moment, where vectors, which have no
+    factors, use rsqrt(second moment + `vector_eps`)."""
+
+    def compute_group(v: ElementView) -> list[Array]:
+        if v.grad.ndim == 1:
+            return _split(v.momenta * jax.lax.rsqrt(v.factored.row + vector_eps))
+        return _split(v.momenta * v.factored.row_scale * v.factored.col_scale)
+
+    return FeatureGroup(
+        "factored_momenta", 3, compute_group, "momenta over factored root second moment"
+    )
+
+
+_BY_NAME = {g.name: g for g in CELO_GROUPS}
+
+VELO_GROUPS: tuple[FeatureGroup, ...] = (*CELO_GROUPS[:-1], _factored_momenta(0.0))
+"""VeLO's fourteen groups (30 channels). The accumulators' own 1e-30 keeps the last
+group finite for vectors."""
+
+ADAFAC_GROUPS: tuple[FeatureGroup, ...] = (
+    *(_BY_NAME[n] for n in ("grad", "param", "momenta", "second", "adam", "rsqrt")),
+    *(_BY_NAME[n] for n in ("factored_grad", "row", "col", "row_rsqrt", "col_rsqrt")),
+    _factored_momenta(1e-6),
+)
+"""Twelve groups (28 channels) of Adafac-MLP and STAR (Metz et al., 2022, arXiv
+2203.11860; Harrison et al., 2022, arXiv 2209.11208)."""
+
+_ADAM, _RSQRT, _RMS_GRAD = _adam_groups(1e-8)
+
+CELO2_MATRIX_GROUPS: tuple[FeatureGroup, ...] = tuple(
+    {"adam": _ADAM, "rsqrt": _RSQRT, "rms_grad": _RMS_GRAD}.get(g.name, g)
+    for g in CELO_GROUPS
+)
+"""Celo's fourteen groups with a smaller epsilon (Moudgil et al., 2026, arXiv
+2602.19142)."""
+
+CELO2_VECTOR_GROUPS: tuple[FeatureGroup, ...] = CELO2_MATRIX_GROUPS[:9]
+"""The first nine of them (15 channels): tensors without rows and columns."""
+
+
 def count(groups: Sequence[FeatureGroup]) -> int:
     """Total number of channels."""
     return sum(g.channels for g in groups)

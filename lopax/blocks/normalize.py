@@ -25,6 +25,14 @@ def rms_scale(x: Array, eps: float = 1e-5) -> Scalar:
     return jax.lax.rsqrt(eps + jnp.mean(jnp.square(x)))
 
 
+def matrix_rms_scale(x: Array, eps: float) -> Array:
+    """`rms_scale` over the last two axes only: [..., 1, 1], or [1] for a vector."""
+    if x.size == 0:
+        return jnp.ones((), jnp.float32)
+    axes = tuple(range(x.ndim))[-2:]
+    return jax.lax.rsqrt(eps + jnp.mean(jnp.square(x), axis=axes, keepdims=True))
+
+
 def tensor_rms(x: Array, eps: float = 1e-9) -> Scalar:
     """sqrt(mean(x^2) + eps) [] over the whole tensor."""
     if x.size == 0:

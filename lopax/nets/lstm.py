@@ -32,3 +32,10 @@ def apply(theta: Theta, x: Float[Array, "*n i"], state: LSTMState) -> LSTMState:
     i, g, f, o = jnp.split(gates, 4, axis=-1)
     cell = jax.nn.sigmoid(f + 1.0) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
     return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
+
+
+def tile(initial: Theta, copies: int) -> LSTMState:
+    """`copies` rows of a learned initial state {"hidden": [h], "cell": [h]}."""
+    return LSTMState(
+        jnp.tile(initial["hidden"], (copies, 1)), jnp.tile(initial["cell"], (copies, 1))
+    )

@@ -9,10 +9,13 @@ vectors.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lopax._core.types import Key, Theta
@@ -22,7 +25,7 @@ from lopax.nets import initializers
 def init(key: Key, sizes: Sequence[int]) -> Theta:
     """{"w0": [s0, s1], "b0": [s1], "w1": ...}: fan-in truncated normal, zero biases."""
     theta = {}
-    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         key, layer_key = jax.random.split(key)
         theta[f"w{i}"] = initializers.fan_in_normal(layer_key, fan_in, fan_out)
         theta[f"b{i}"] = jnp.zeros((fan_out,), jnp.float32)
@@ -50,6 +53,23 @@ def apply(
         hidden = _affine([jax.nn.relu(h) for h in hidden], weights, theta[f"b{layer}"])
         layer += 1
     return hidden
+
+
+def from_published(
+    arrays: dict[str, Any], prefix: str, groups: int, outputs: Sequence[int]
+) -> dict[str, Any]:
+    """A published MLP whose first layer is split by feature group, under our names.
+
+    Works for one MLP and for banks with a leading axis; only the given output units
+    are kept.
+    """
+    first = [arrays[f"{prefix}w0__{i}"] for i in range(groups)]
+    keep = list(outputs)
+    found = {name: arrays[f"{prefix}{name}"] for name in ("b0", "w1", "b1")}
+    found["w0"] = np.concatenate(first, axis=-2)
+    found["w2"] = arrays[f"{prefix}w2"][..., keep]
+    found["b2"] = arrays[f"{prefix}b2"][..., keep]
+    return found
 
 
 def _affine(

@@ -1,0 +1,96 @@
+"""Adafac-MLP: a small per-element MLP on momenta and factored second moments.
+
+Metz, Freeman, Harrison, Maheswaranathan and Sohl-Dickstein, "Practical Tradeoffs
+between Memory, Compute, and Performance in Learned Optimizers" (2022, arXiv
+2203.11860), where it is called small_fc_lopt.
+
+Needs neither the loss nor the horizon; sees every parameter, of any shape, and the
+number of steps made. 197 meta-parameters: an MLP 39 -> 4 -> 4 -> 2 and the decays of
+its 3 + 1 + 3 accumulators. All of them act; the published tree has the same 197.
+
+Differences from the published code: gradients are clipped at 1e9 (it clips nothing),
+and momentum decays, like the others, are kept in [0, 1].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lopax._core.config import check_range
+from lopax._core.optimizer import Leaf, TensorRule
+from lopax._core.types import Count, Key, Scalar, Theta
+from lopax.blocks import adafac_net, moments
+from lopax.blocks.moments import Moments
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdafacMLPConfig:
+    """Settings of `AdafacMLP`; the defaults fit the published ones."""
+
+    hidden: int = 4
+    """Width of the MLP's two hidden layers."""
+    step_mult: float = 1e-3
+    """Step for an output of one, in the parameters' own units."""
+    exp_mult: float = 1e-3
+    """Scale of the log-magnitude output."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "hidden", low=1)
+        check_range(self, "step_mult", above=0.0)
+        check_range(self, "exp_mult", low=0.0)
+
+
+class AdafacMLP(TensorRule[Count, Count, Moments]):
+    """See the module docstring. The shared state is the number of steps made."""
+
+    name: ClassVar[str] = "adafac_mlp"
+    needs_loss: ClassVar[bool] = False
+    needs_horizon: ClassVar[bool] = False
+    reference: ClassVar[str] = "Metz et al., 2022, arXiv 2203.11860"
+    grad_clip: ClassVar[float] = adafac_net.GRADIENT_BOUND
+
+    def __init__(self, config: AdafacMLPConfig | None = None):
+        self.config = config or AdafacMLPConfig()
+
+    def init_theta(self, key: Key) -> Theta:
+        return adafac_net.init_theta(key, self.config.hidden, 2)
+
+    def init_shared(self, theta: Theta, num_steps: Count, num_tensors: int) -> Count:
+        del theta, num_steps, num_tensors
+        return jnp.zeros((), jnp.int32)
+
+    def init_tensor(self, theta: Theta, param: Array) -> Moments:
+        del theta
+        return moments.init(param)
+
+    def advance(
+        self, theta: Theta, shared: Count, value: Any, fraction: Scalar, summaries: Any
+    ) -> tuple[Count, Count, Scalar]:
+        del theta, value, fraction, summaries
+        scale = jnp.asarray(self.config.step_mult, jnp.float32)
+        return shared + 1, shared, scale
+
+    def step(
+        self,
+        theta: Theta,
+        context: Count,
+        index: Leaf,
+        grad: Array,
+        state: Moments,
+        param: Array,
+    ) -> tuple[Array, Moments]:
+        del index
+        c = self.config
+        (direction, magnitude), _, state = adafac_net.evaluate(
+            theta, context, grad, state, param
+        )
+        return -direction * jnp.exp(c.exp_mult * magnitude) * c.step_mult, state
+
+    def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        if not adafac_net.is_published(arrays):
+            return arrays
+        return adafac_net.from_published(arrays, (0, 1))

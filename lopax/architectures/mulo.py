@@ -1,0 +1,111 @@
+"""µLO: Adafac-MLP whose step on hidden matrices shrinks with their width.
+
+Thérien, Joseph, Knyazev, Oyallon, Rish and Belilovsky, "µLO: Compute-Efficient
+Meta-Generalization of Learned Optimizers" (2024, arXiv 2406.00153). Under the maximal
+update parametrisation, a rule meta-trained on narrow networks works on wide ones: the
+update of a matrix between two hidden layers is divided by its fan-in relative to
+`base_width`; input and output layers, biases and norms keep theirs. The other half of
+the parametrisation is the user's network: output weights of standard deviation one
+with the output divided by its fan-in, everything else initialised by its fan-in.
+
+Which tensors are hidden matrices is decided by name and rank (`blocks.routing`): the
+default takes every tensor of rank two or more whose name does not look like an
+embedding, an input or an output layer. Kernels are read as [..., fan-in, fan-out].
+
+Needs neither the loss nor the horizon. 2,409 meta-parameters (39 -> 32 -> 32 -> 2 and
+seven decays), all of which act. Published weights exist for PyTorch only; their layout
+could not be checked against a file, so there is no translation of it here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from jaxtyping import Array
+
+from lopax._core.config import check_range
+from lopax._core.optimizer import Leaf, TensorRule
+from lopax._core.types import Count, Key, Scalar, Theta
+from lopax.architectures.adafac_mlp import AdafacMLP, AdafacMLPConfig
+from lopax.blocks import adafac_net, routing
+from lopax.blocks.moments import Moments
+from lopax.blocks.routing import Route
+
+ROLES = ("hidden", "other")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MuLOConfig:
+    """Settings of `MuLO`; sizes and scales are the published ones."""
+
+    hidden: int = 32
+    step_mult: float = 1e-2
+    exp_mult: float = 1e-3
+    base_width: float = 64.0
+    """Fan-in at which a hidden matrix gets the full step."""
+    routes: tuple[Route, ...] = (
+        Route(role="other", max_rank=1),
+        Route(role="other", name=r"(?i)embed|input|output|head|logit"),
+    )
+    default_role: str = "hidden"
+
+    def __post_init__(self) -> None:
+        check_range(self, "base_width", above=0.0)
+        routing.check_roles(self, self.routes, self.default_role, ROLES)
+        _ = self.element_rule  # which checks the rest
+
+    @property
+    def element_rule(self) -> AdafacMLPConfig:
+        """Settings of the rule whose steps are scaled."""
+        return AdafacMLPConfig(
+            hidden=self.hidden, step_mult=self.step_mult, exp_mult=self.exp_mult
+        )
+
+
+class MuLO(TensorRule[Count, Count, Moments]):
+    """See the module docstring."""
+
+    name: ClassVar[str] = "mulo"
+    needs_loss: ClassVar[bool] = False
+    needs_horizon: ClassVar[bool] = False
+    reference: ClassVar[str] = "Thérien et al., 2024, arXiv 2406.00153"
+    grad_clip: ClassVar[float] = adafac_net.GRADIENT_BOUND
+
+    def __init__(self, config: MuLOConfig | None = None):
+        self.config = config or MuLOConfig()
+        self._rule = AdafacMLP(self.config.element_rule)
+
+    def width_factor(self, leaf: Leaf) -> float:
+        """What the tensor's step is multiplied by."""
+        c = self.config
+        role = routing.role_of(leaf, c.routes, c.default_role)
+        if role != "hidden" or len(leaf.shape) < 2:
+            return 1.0
+        return c.base_width / max(leaf.shape[-2], 1)
+
+    def init_theta(self, key: Key) -> Theta:
+        return self._rule.init_theta(key)
+
+    def init_shared(self, theta: Theta, num_steps: Count, num_tensors: int) -> Count:
+        return self._rule.init_shared(theta, num_steps, num_tensors)
+
+    def init_tensor(self, theta: Theta, param: Array) -> Moments:
+        return self._rule.init_tensor(theta, param)
+
+    def advance(
+        self, theta: Theta, shared: Count, value: Any, fraction: Scalar, summaries: Any
+    ) -> tuple[Count, Count, Scalar]:
+        return self._rule.advance(theta, shared, value, fraction, summaries)
+
+    def step(
+        self,
+        theta: Theta,
+        context: Count,
+        index: Leaf,
+        grad: Array,
+        state: Moments,
+        param: Array,
+    ) -> tuple[Array, Moments]:
+        delta, state = self._rule.step(theta, context, index, grad, state, param)
+        return delta * self.width_factor(index), state

@@ -1,0 +1,207 @@
+"""VeLO: an LSTM per tensor that mixes that tensor's own MLP from a bank of MLPs.
+
+Metz et al., "VeLO: Training Versatile Learned Optimizers by Scaling Up" (2022, arXiv
+2211.09760). Each step, the LSTM of every tensor reads the fraction of training done,
+the loss history and the size of the tensor's accumulators, hears the maximum over all
+tensors of one mixing layer, and puts out mixing coefficients over the bank and a step
+multiplier. The mixed MLP then maps Celo's 30 channels to every element's step.
+
+Needs the loss and the horizon; sees every parameter, of any shape. The defaults are
+the released weights' settings (512 LSTM units, a bank of 256): 2,303,233
+meta-parameters. The published tree has 2,320,385; the difference (an unused linear
+layer and an unused third output) does not act on the result and is neither stored nor
+perturbed here. VeLO-S of Celo's comparisons is `lstm=64, bank=32, bank_mult=1.0`.
+
+Difference from the published code: the largest dimensions are found by a stable sort.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lopax._core.config import check_range
+from lopax._core.optimizer import Leaf, TensorRule
+from lopax._core.types import Count, Key, Scalar, Theta
+from lopax.blocks import (
+    element_features,
+    loss_history,
+    moments,
+    scheduler,
+    time_features,
+)
+from lopax.blocks import tensor_features as tensors
+from lopax.blocks.element_features import VELO_GROUPS
+from lopax.blocks.loss_history import LossHistory
+from lopax.blocks.moments import PUBLISHED_DECAYS, Moments
+from lopax.blocks.normalize import rms_scale, safe_rsqrt, tensor_rms
+from lopax.nets import dense_mlp, initializers, linear, lstm, mlp
+from lopax.nets.lstm import LSTMState
+
+NUM_SHARED_INPUTS = time_features.NUM_FRACTION + loss_history.NUM_FEATURES
+NUM_TENSOR_INPUTS = 12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VeLOConfig:
+    """Settings of `VeLO`; the defaults fit the released weights (velo-4000)."""
+
+    lstm: int = 512
+    bank: int = 256
+    """Number of MLPs that are mixed."""
+    hidden: int = 4
+    """Width of each MLP's two hidden layers."""
+    bank_mult: float = 100.0
+    """Factor on the mixed weights. 1 was needed for stability when meta-training with
+    persistent evolution strategies on small tasks."""
+    step_mult: float = 1e-3
+    exp_mult: float = 1e-3
+    frozen_lstm: bool = False
+    """Never carry the LSTM's state forward. Only for checkpoints from before that bug
+    was found; the released ones (names with `bigproblem_v2`) need False."""
+    short_loss_history: bool = False
+    """Build the loss history for a run of ten steps, whatever the horizon. As above."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "lstm", low=1)
+        check_range(self, "bank", low=1)
+        check_range(self, "hidden", low=1)
+        check_range(self, "bank_mult", above=0.0)
+        check_range(self, "step_mult", above=0.0)
+        check_range(self, "exp_mult", low=0.0)
+
+
+class VeLOShared(NamedTuple):
+    history: LossHistory
+    lstm: LSTMState  # one row a tensor
+
+
+class VeLOContext(NamedTuple):
+    nets: Theta  # the mixed MLPs, {"w0": [tensors, 30, hidden], ...}
+    multiplier: Float[Array, "tensors"]
+
+
+class VeLO(TensorRule[VeLOShared, VeLOContext, Moments]):
+    """See the module docstring."""
+
+    name: ClassVar[str] = "velo"
+    needs_loss: ClassVar[bool] = True
+    needs_horizon: ClassVar[bool] = True
+    reference: ClassVar[str] = "Metz et al., 2022, arXiv 2211.09760"
+
+    def __init__(self, config: VeLOConfig | None = None):
+        self.config = config or VeLOConfig()
+
+    def init_theta(self, key: Key) -> Theta:
+        c = self.config
+        k_bank, k_mix, k_skip, k_lstm, k_controls, k_head = jax.random.split(key, 6)
+        inputs = NUM_SHARED_INPUTS + NUM_TENSOR_INPUTS
+        sizes = (element_features.count(VELO_GROUPS), c.hidden, c.hidden, 2)
+        return {
+            "initial": {"hidden": jnp.zeros((c.lstm,)), "cell": jnp.zeros((c.lstm,))},
+            "mix": initializers.linear(k_mix, inputs, c.lstm),
+            "skip": initializers.linear(k_skip, inputs, c.lstm),
+            "lstm": lstm.init(k_lstm, c.lstm, c.lstm),
+            "controls": initializers.linear(k_controls, c.lstm, c.bank),
+            "head": initializers.linear(k_head, c.lstm, 1),
+            "bank": jax.vmap(lambda k: mlp.init(k, sizes))(
+                jax.random.split(k_bank, c.bank)
+            ),
+        }
+
+    def init_shared(
+        self, theta: Theta, num_steps: Count, num_tensors: int
+    ) -> VeLOShared:
+        horizon = jnp.asarray(10) if self.config.short_loss_history else num_steps
+        start = lstm.tile(theta["initial"], num_tensors)
+        return VeLOShared(loss_history.init(horizon), start)
+
+    def init_tensor(self, theta: Theta, param: Array) -> Moments:
+        del theta
+        return moments.init(param)
+
+    def summarise(
+        self, theta: Theta, leaf: Leaf, grad: Array, state: Moments, param: Array
+    ) -> Float[Array, "12"]:
+        """Sizes of the accumulators, from before this gradient, against the
+        parameters' own; the second moment too is scaled by 1/rms, not its square."""
+        del theta, grad
+        scale = safe_rsqrt(tensors.mean(jnp.square(param)))
+        second = state.second * scale
+        momenta = [m * scale for m in state.momenta]
+        spread_m = [tensors.variance(m) for m in momenta]
+        # The published variance of the second moment is taken around the mean of each
+        # momentum, which makes it three numbers; the released weights were trained so.
+        spread_v = [tensors.mean(jnp.square(second - tensors.mean(m))) for m in momenta]
+
+        def log(values: list[Scalar]) -> Array:
+            return 0.5 * tensors.log_magnitude(jnp.stack(values), 10.0)
+
+        mean = log([tensors.mean(second)])
+        rank = tensors.rank_one_hot(leaf.shape)
+        return jnp.concatenate([mean, rank, log(spread_m), log(spread_v)])
+
+    def advance(
+        self,
+        theta: Theta,
+        shared: VeLOShared,
+        value: Scalar,
+        fraction: Scalar,
+        summaries: Float[Array, "tensors 12"],
+    ) -> tuple[VeLOShared, VeLOContext, Scalar]:
+        c = self.config
+        history = loss_history.update(shared.history, value)
+        common = jnp.concatenate(
+            [time_features.fraction_done(fraction), loss_history.features(history)]
+        )
+        rows = (summaries.shape[0], NUM_SHARED_INPUTS)
+        inputs = jnp.concatenate([jnp.broadcast_to(common, rows), summaries], axis=1)
+        heard = jax.nn.relu(linear.apply(theta["mix"], inputs))
+        mixed = linear.apply(theta["skip"], inputs) + jnp.max(heard, axis=0)
+        out = lstm.apply(theta["lstm"], mixed, shared.lstm)
+        controls = linear.apply(theta["controls"], out.hidden)
+        multiplier = linear.apply(theta["head"], out.hidden)[:, 0]
+
+        def mix(weights: Array) -> Array:
+            flat = weights.reshape(c.bank, -1)
+            summed = jnp.dot(controls, flat, precision="highest")
+            return (c.bank_mult / c.bank) * summed.reshape(-1, *weights.shape[1:])
+
+        nets = jax.tree.map(mix, theta["bank"])
+        carried = shared.lstm if c.frozen_lstm else out
+        # Multipliers may be negative; their mean size is what resembles a step.
+        scale = c.step_mult * jnp.mean(jnp.abs(multiplier))
+        return VeLOShared(history, carried), VeLOContext(nets, multiplier), scale
+
+    def step(
+        self,
+        theta: Theta,
+        context: VeLOContext,
+        index: Leaf,
+        grad: Array,
+        state: Moments,
+        param: Array,
+    ) -> tuple[Array, Moments]:
+        del theta
+        c = self.config
+        state = moments.update(state, grad, PUBLISHED_DECAYS)
+        view = moments.view(state, grad, param)
+        channels = element_features.compute(VELO_GROUPS, view)
+        net = jax.tree.map(lambda w: w[int(index)], context.nets)
+        scales = [rms_scale(x) for x in channels]
+        direction, magnitude = dense_mlp.apply(net, channels, scales)
+        scale = context.multiplier[int(index)] * c.step_mult * tensor_rms(param)
+        return -direction * jnp.exp(c.exp_mult * magnitude) * scale, state
+
+    def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        controls = "rnn_params/rnn_to_controls"
+        if "ff_mod_stack/~/w1" not in arrays or f"{controls}/w" not in arrays:
+            return arrays
+        found = scheduler.from_published(arrays)
+        found |= {f"controls/{k}": arrays[f"{controls}/{k}"] for k in ("w", "b")}
+        bank = mlp.from_published(arrays, "ff_mod_stack/~/", len(VELO_GROUPS), (0, 1))
+        return found | {f"bank/{k}": v for k, v in bank.items()}

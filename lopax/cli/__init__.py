@@ -1,0 +1,1 @@
+"""The command line. A leaf: nothing else imports it."""

@@ -1,0 +1,52 @@
+"""Command lines from typed dataclasses, with tyro."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+F = TypeVar("F")
+
+
+def parse(cls: type[F], argv: Sequence[str], command: str, about: str) -> F:
+    """The dataclass `cls` from `argv`; exits with 2 on bad usage, 0 on --help."""
+    return tyro.cli(cls, args=list(argv), prog=f"lopax {command}", description=about)
+
+
+def parse_known(
+    cls: type[F], argv: Sequence[str], command: str, about: str
+) -> tuple[F, list[str]]:
+    """Like `parse`, but hands back what it does not know."""
+    return tyro.cli(
+        cls,
+        args=list(argv),
+        prog=f"lopax {command}",
+        description=about,
+        return_unknown_args=True,
+    )
+
+
+def override(config: Any, argv: Sequence[str], command: str, skip: Sequence[str]) -> Any:
+    """`config` with the fields named on the command line replaced.
+
+    Every field of the (nested) dataclass has a flag of its own but those in `skip`,
+    which hold free-form tables and come from recipes only.
+    """
+    hints = typing.get_type_hints(type(config))
+    fields = [
+        (f.name, hints[f.name], dataclasses.field(default=getattr(config, f.name)))
+        for f in dataclasses.fields(config)
+        if f.name not in skip
+    ]
+    flags = dataclasses.make_dataclass(
+        f"{type(config).__name__}Flags", fields, frozen=True, kw_only=True
+    )
+    chosen = tyro.cli(flags, args=list(argv), prog=f"lopax {command}")
+    return dataclasses.replace(
+        config, **{name: getattr(chosen, name) for name, *_ in fields}
+    )
+

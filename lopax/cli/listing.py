@@ -1,0 +1,118 @@
+"""`lopax list WHAT [PATTERN]`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import tyro
+
+from lopax._core.errors import UnknownName
+from lopax.cli import flags
+
+ABOUT = """List what there is: optimizers, weights, tasks, suites, datasets, baselines,
+estimators. PATTERN is a shell pattern such as 'digits_*'."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListFlags:
+    what: Annotated[str, tyro.conf.Positional]
+    pattern: Annotated[str, tyro.conf.Positional] = "*"
+
+
+Rows = tuple[list[str], list[list[str]]]
+
+
+def _optimizers(pattern: str) -> Rows:
+    from lopax.inventory import optimizer_facts
+
+    rows = [
+        [
+            f.name,
+            f"{f.meta_parameters:,}",
+            f"{f.bytes_per_parameter:.1f}",
+            "yes" if f.needs_loss else "no",
+            "yes" if f.needs_horizon else "no",
+            "yes" if f.has_weights else "no",
+            f.reference,
+        ]
+        for f in optimizer_facts(pattern)
+    ]
+    columns = ["name", "meta-parameters", "state B/param", "loss", "num_steps"]
+    return [*columns, "bundled weights", "source"], rows
+
+
+def _weights(pattern: str) -> Rows:
+    from lopax.pretrained import list_weights, read_weights
+
+    rows = []
+    for name in list_weights(pattern):
+        header = read_weights(name).header
+        rows.append([name, header["architecture"], header["checksum"][:12]])
+    return ["name", "architecture", "sha256"], rows
+
+
+def _tasks(pattern: str) -> Rows:
+    from lopax.tasks import TASKS, list_tasks, task_available
+
+    rows = [
+        [n, "yes" if task_available(n) else "no", TASKS[n].about]
+        for n in list_tasks(pattern)
+    ]
+    return ["name", "data here", "about"], rows
+
+
+def _suites(pattern: str) -> Rows:
+    from lopax.tasks.suites import SUITES, list_suites
+
+    rows = [[n, str(len(SUITES[n].tasks)), SUITES[n].about] for n in list_suites(pattern)]
+    return ["name", "tasks", "about"], rows
+
+
+def _datasets(pattern: str) -> Rows:
+    from lopax.data import DATASETS, available, list_datasets
+
+    rows = [
+        [n, "yes" if available(n) else "no", DATASETS[n].about]
+        for n in list_datasets(pattern)
+    ]
+    return ["name", "here", "about"], rows
+
+
+def _baselines(pattern: str) -> Rows:
+    from lopax.evaluate import BASELINES
+
+    return ["name", "about"], [[n, BASELINES[n].note] for n in BASELINES.names(pattern)]
+
+
+def _estimators(pattern: str) -> Rows:
+    from lopax.estimators import ESTIMATORS
+
+    rows = [
+        [n, "back-propagation" if ESTIMATORS[n].uses_backprop else "evolution"]
+        for n in ESTIMATORS.names(pattern)
+    ]
+    return ["name", "kind"], rows
+
+
+LISTS: dict[str, Callable[[str], Rows]] = {
+    "optimizers": _optimizers,
+    "weights": _weights,
+    "tasks": _tasks,
+    "suites": _suites,
+    "datasets": _datasets,
+    "baselines": _baselines,
+    "estimators": _estimators,
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    from lopax.cli.console import table
+
+    args = flags.parse(ListFlags, argv, "list", ABOUT)
+    if args.what not in LISTS:
+        raise UnknownName("list", args.what, LISTS)
+    columns, rows = LISTS[args.what](args.pattern)
+    table(args.what, columns, rows)
+    return 0

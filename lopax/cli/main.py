@@ -1,0 +1,93 @@
+"""`lopax COMMAND`: finds the command, turns exceptions into exit codes.
+
+Exit codes: 0 done, 1 failed, 2 bad usage or bad input (one message, no traceback
+unless --debug), 130 interrupted after a clean save.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from lopax._core.errors import LopaxError, MissingExtra, UnknownName
+from lopax._version import __version__
+
+# command -> (module with `main(argv) -> int`, one line for the overview)
+COMMANDS = {
+    "quickstart": ("quickstart", "meta-train a small Celo and compare it, in minutes"),
+    "train": ("train", "meta-train a learned optimizer from a recipe, or resume"),
+    "bench": ("bench", "run optimizers over a suite of tasks and report"),
+    "report": ("report", "write the report of a folder of results or of a run"),
+    "tune": ("tune", "tune a baseline's learning rate on a task"),
+    "compare": ("compare", "optimizers on your own problem, with a report"),
+    "list": ("listing", "list optimizers, weights, tasks, suites, datasets, ..."),
+    "convert": ("convert", "convert a weights file to lopax's format"),
+    "data": ("data", "fetch a data set"),
+    "doctor": ("doctor", "versions, devices, folders, and a ten-second self-check"),
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:<{width}}  {about}" for name, (_, about) in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"lopax {__version__}: learned optimizers that people really use.",
+            "",
+            "usage: lopax COMMAND [options]     (lopax COMMAND --help)",
+            "",
+            *rows,
+            "",
+            "  --debug anywhere shows the traceback of a bad input",
+        ]
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command and returns its exit code."""
+    args = list(argv)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if args else 2
+    if args[0] in ("-V", "--version"):
+        print(__version__)
+        return 0
+    try:
+        if args[0] not in COMMANDS:
+            raise UnknownName("command", args[0], COMMANDS)
+        module = importlib.import_module(f"lopax.cli.{COMMANDS[args[0]][0]}")
+        return module.main(args[1:])
+    except ModuleNotFoundError as error:
+        if debug or (error.name or "").startswith("lopax"):
+            raise
+        extra = {"tyro": "train", "rich": "train", "sklearn": "train"}
+        extra |= {"matplotlib": "report", "jinja2": "report", "datasets": "data"}
+        name = (error.name or "?").split(".")[0]
+        return _fail(
+            MissingExtra(name, extra.get(name, "all"), f"lopax {args[0]}"), debug
+        )
+    except LopaxError as error:
+        return _fail(error, debug)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) went away; that is its right.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _fail(error: LopaxError, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print(f"lopax: {error}", file=sys.stderr)
+    return 2
+
+
+def entry_point() -> None:
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,186 @@
+"""`lopax train RECIPE` and `lopax train --resume RUN`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from lopax._core.config import config_hash, from_dict
+from lopax._core.errors import ConfigError, FileFormatError
+from lopax.cli import flags
+
+ABOUT = """Meta-train a learned optimizer.
+
+lopax train recipes/celo.toml [--out FOLDER] [--outer.learning-rate 1e-3 ...]
+lopax train --resume FOLDER
+
+Values come from the defaults, then the recipe, then the flags; the merged
+configuration is saved with the run. Every field of lopax.meta.RunConfig but the tables
+`settings` and `phases` has a flag: lopax train RECIPE -- --help lists them. Ctrl-C
+saves and stops; a run killed in any other way resumes from its last checkpoint, bit
+for bit."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainFlags:
+    recipe: Annotated[Path | None, tyro.conf.Positional] = None
+    """A TOML recipe."""
+    resume: Path | None = None
+    """The folder of a run to continue."""
+    out: Path | None = None
+    """The folder of a new run; default runs/NAME-HASH."""
+    devices: int | None = None
+    """Spread particles over this many devices (on a CPU: virtual ones)."""
+
+
+def main(argv: Sequence[str]) -> int:
+    own, rest = _split(argv)
+    if own.devices is not None:
+        _request_cpu_devices(own.devices)
+    from lopax import meta  # after the flags: importing JAX fixes the devices
+
+    if own.resume is not None:
+        if own.recipe is not None or own.out is not None or rest:
+            raise ConfigError(
+                "--resume continues a run as it was configured; it takes no recipe and "
+                "no other settings"
+            )
+        run, folder = saved_run(own.resume), own.resume
+    else:
+        run = meta.RunConfig() if own.recipe is None else meta.load_recipe(own.recipe)
+        if rest:
+            run = flags.override(run, rest, "train", ("settings", "phases"))
+        folder = own.out or Path("runs") / f"{run.name}-{config_hash(run, 8)}"
+    return execute(run, folder, resume=own.resume is not None, devices=own.devices)
+
+
+def _split(argv: Sequence[str]) -> tuple[TrainFlags, list[str]]:
+    """Our own flags, and those of the configuration."""
+    args = list(argv)
+    if "--" in args:
+        at = args.index("--")
+        return flags.parse(TrainFlags, args[:at], "train", ABOUT), args[at + 1 :]
+    return flags.parse_known(TrainFlags, args, "train", ABOUT)
+
+
+def saved_run(folder: Path) -> Any:
+    """The configuration a run was started with."""
+    from lopax.meta import RunConfig
+
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileFormatError(
+            f"{folder} is not the folder of a run (there is no {path})"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise FileFormatError(f"{path} is damaged: {error}") from None
+    values.pop("lopax", None)
+    return from_dict(RunConfig, values, where=str(path))
+
+
+def execute(
+    run: Any,
+    folder: Path,
+    *,
+    resume: bool = False,
+    devices: int | None = None,
+) -> int:
+    """Trains in the foreground with progress; returns the exit code."""
+    import jax
+
+    from lopax import meta
+    from lopax.cli.console import TrainingDisplay
+    from lopax.estimators.particles import AXIS
+
+    family = meta.build_family(run.tasks)
+    mesh = None
+    if devices is not None:
+        if len(jax.devices()) < devices:
+            raise ConfigError(
+                f"--devices {devices}: there are only {len(jax.devices())}"
+            )
+        mesh = jax.make_mesh((devices,), (AXIS,), devices=jax.devices()[:devices])
+    print(f"run folder: {folder}", file=sys.stderr)
+    with stop_on_signal() as should_stop, TrainingDisplay(run.total_steps) as display:
+        outcome = meta.train(
+            run,
+            family,
+            folder,
+            mesh=mesh,
+            resume=resume,
+            evaluate=evaluator(run),
+            listener=display,
+            should_stop=should_stop,
+        )
+    if not outcome.finished:
+        print(
+            f"stopped after a clean save; continue with: lopax train --resume {folder}",
+            file=sys.stderr,
+        )
+        return 130
+    rate = outcome.inner_steps / max(outcome.seconds, 1e-9)
+    print(
+        f"{run.total_steps} outer steps, {outcome.inner_steps:,.0f} inner steps, "
+        f"{outcome.seconds:.0f} s ({rate:,.0f} inner steps/s)"
+    )
+    print(f"weights: {folder / 'weights.safetensors'}")
+    return 0
+
+
+def evaluator(run: Any) -> Any:
+    """Final training losses on the run's validation tasks, mean over two seeds."""
+    from lopax import evaluate, tasks
+
+    made = {name: tasks.task(name) for name in run.eval_tasks}
+
+    def score(phase: Any, theta: Any) -> Mapping[str, float]:
+        spec = evaluate.learned(run.architecture, theta, **run.settings_of(phase))
+        config = evaluate.RunConfig(
+            num_steps=run.eval_steps, eval_every=run.eval_steps, eval_batches=1
+        )
+        found = {}
+        for name, task in made.items():
+            result = evaluate.run(spec, task, config, seeds=[0, 1])
+            losses = evaluate.final_loss(result.train)
+            found[name] = float(losses.mean())
+        return found
+
+    return score
+
+
+class stop_on_signal:
+    """While active, SIGINT and SIGTERM ask for a stop; a second one stops at once."""
+
+    def __enter__(self) -> Callable[[], bool]:
+        self._asked = False
+        self._old = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        for number in self._old:
+            signal.signal(number, self._ask)
+        return lambda: self._asked
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        del number, frame
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        print("\nstopping after this step (again to stop at once)", file=sys.stderr)
+
+
+def _request_cpu_devices(count: int) -> None:
+    """Virtual CPU devices; has an effect only before JAX starts its CPU backend."""
+    flag = f"--xla_force_host_platform_device_count={count}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

@@ -1,0 +1,121 @@
+"""Judging optimizers: runs, baselines, a result store, statistics and a report.
+
+Plotting and templating libraries are imported only when a figure or a report is made.
+"""
+
+from __future__ import annotations
+
+from lopax.evaluate.aggregate import (
+    Interval,
+    bootstrap,
+    bootstrap_pair,
+    iqm,
+    mean,
+    median,
+    optimality_gap,
+    probability_of_improvement,
+)
+from lopax.evaluate.baselines import (
+    BASELINES,
+    CONTEMPORARY,
+    PUBLISHED,
+    baseline,
+    default_rate,
+)
+from lopax.evaluate.compare import Comparison, compare
+from lopax.evaluate.cost import Cost, measure
+from lopax.evaluate.failures import FailureMap, failure_map
+from lopax.evaluate.grid import Event, Job, Outcome, pending, run_grid, run_study
+from lopax.evaluate.profiles import Profile, performance_profile, time_profile
+from lopax.evaluate.refs import (
+    optimizer_spec,
+    optimizer_specs,
+    suite_problems,
+    task_problem,
+    user_problem,
+)
+from lopax.evaluate.report import render_html, render_markdown, write_report
+from lopax.evaluate.run import RunConfig, RunResult, run
+from lopax.evaluate.scores import (
+    final_loss,
+    final_loss_score,
+    smooth,
+    speedup,
+    steps_to_target,
+)
+from lopax.evaluate.significance import PairedTest, paired_test
+from lopax.evaluate.specs import (
+    LEARNING_RATES,
+    OptimizerSpec,
+    from_transformation,
+    learned,
+)
+from lopax.evaluate.store import Merge, Record, Store
+from lopax.evaluate.study import Cell, Hole, Problem, Study, collect
+from lopax.evaluate.summary import Summary, summarise
+from lopax.evaluate.tuning import Tuned, tune
+
+__all__ = [
+    "BASELINES",
+    "CONTEMPORARY",
+    "LEARNING_RATES",
+    "PUBLISHED",
+    "Cell",
+    "Comparison",
+    "Cost",
+    "Event",
+    "FailureMap",
+    "Hole",
+    "Interval",
+    "Job",
+    "Merge",
+    "OptimizerSpec",
+    "Outcome",
+    "PairedTest",
+    "Problem",
+    "Profile",
+    "Record",
+    "RunConfig",
+    "RunResult",
+    "Store",
+    "Study",
+    "Summary",
+    "Tuned",
+    "baseline",
+    "bootstrap",
+    "bootstrap_pair",
+    "collect",
+    "compare",
+    "default_rate",
+    "failure_map",
+    "final_loss",
+    "final_loss_score",
+    "from_transformation",
+    "iqm",
+    "learned",
+    "mean",
+    "measure",
+    "median",
+    "optimality_gap",
+    "optimizer_spec",
+    "optimizer_specs",
+    "paired_test",
+    "pending",
+    "performance_profile",
+    "probability_of_improvement",
+    "render_html",
+    "render_markdown",
+    "run",
+    "run_grid",
+    "run_study",
+    "smooth",
+    "speedup",
+    "steps_to_target",
+    "suite_problems",
+    "summarise",
+    "task_problem",
+    "time_profile",
+    "tune",
+    "user_problem",
+    "write_report",
+]

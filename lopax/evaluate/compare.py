@@ -1,0 +1,152 @@
+"""Optimizers on a user's own problem, in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optax
+
+from lopax._core.errors import ConfigError, IncompleteResults
+from lopax.evaluate.grid import Listener, Outcome, run_study
+from lopax.evaluate.refs import optimizer_specs, user_problem
+from lopax.evaluate.report import Paths, write_report
+from lopax.evaluate.run import RunConfig
+from lopax.evaluate.specs import OptimizerSpec
+from lopax.evaluate.store import Store
+from lopax.evaluate.study import Problem, Study
+from lopax.evaluate.summary import Summary, summarise
+
+
+class Comparison(NamedTuple):
+    """What `compare` found."""
+
+    summary: Summary
+    outcome: Outcome
+    report: Paths | None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{row.optimizer:<24} {row.iqm.value:6.3f}  "
+            f"[{row.iqm.low:.3f}, {row.iqm.high:.3f}]  {row.verdict}"
+            for row in self.summary.rows
+        ]
+        if self.report is not None:
+            lines.append(f"report: {self.report.html}")
+        return "\n".join(lines)
+
+
+def compare(
+    problem: Any,
+    optimizers: Sequence[str | OptimizerSpec | optax.GradientTransformation] = (
+        "celo",
+        "adam",
+    ),
+    *,
+    num_steps: int = 1_000,
+    seeds: int | Sequence[int] = 3,
+    reference: str = "adam",
+    folder: str | os.PathLike[str] | None = "comparison",
+    store: str | os.PathLike[str] | Store | None = None,
+    name: str | None = None,
+    eval_every: int | None = None,
+    workers: int = 1,
+    lanes: int = 16,
+    measure_cost: bool = True,
+    listener: Listener | None = None,
+    command: str = "",
+) -> Comparison:
+    """Trains a problem with each optimizer and says which is better, and how surely.
+
+        def init(key): return {"w": jax.random.normal(key, (10,))}
+        def loss(params, batch): ...
+        task = lopax.tasks.from_functions(init, loss, data=(x, y))
+        print(lopax.evaluate.compare(task, ["celo", "adam", "muon"], num_steps=2_000))
+
+    Finished runs are kept in the store and found again; a problem that changed is
+    noticed and runs anew. Optimizers that crash are left out, with the error in the
+    report.
+
+    **Arguments:**
+
+    - `problem`: a `Task`, an object or module with `init` and `loss`, the path of a
+      Python file that defines them, the name of a registered task, or a list of these.
+    - `optimizers`: names (see `lopax.evaluate.refs`), specs or optax transformations.
+    - `num_steps`: updates of a run; what learned optimizers are told as well.
+    - `seeds`: how many, or which.
+    - `reference`: what scores are relative to; added if it is not among `optimizers`.
+    - `folder`: where the report goes; None for no report.
+    - `store`: where results go; default `folder`/results.
+    - `workers`: processes for problems given as a file or a name.
+    - `listener`: called with an `Event` whenever something happens.
+
+    Raises `TaskError` for a problem that breaks its contract, `IncompleteResults` if
+    the reference crashed or no task can be scored.
+    """
+    config = RunConfig(
+        num_steps=num_steps, eval_every=eval_every or max(1, num_steps // 20)
+    )
+    problems = _problems(problem, config, name)
+    specs = optimizer_specs(list(optimizers))
+    if reference not in [s.name for s in specs]:
+        specs += optimizer_specs([reference])
+    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if store is None:
+        if folder is None:
+            raise ConfigError(
+                "folder=None and store=None: there is nowhere to keep results; give one"
+            )
+        store = Path(folder) / "results"
+    if not isinstance(store, Store):
+        store = Store(store)
+    title = f"Optimizers on {', '.join(p.name for p in problems[:3])}"
+    study, outcome = run_study(
+        store,
+        specs,
+        problems,
+        chosen,
+        title=title + (" and others" if len(problems) > 3 else ""),
+        workers=workers,
+        lanes=lanes,
+        measure_cost=measure_cost,
+        listener=listener,
+    )
+    study, notes = without_crashed(study, reference)
+    summary = summarise(study, reference, allow_missing=True)
+    paths = None
+    if folder is not None:
+        paths = write_report(folder, summary, command=command, notes=notes)
+    return Comparison(summary, outcome, paths)
+
+
+def without_crashed(study: Study, reference: str) -> tuple[Study, list[str]]:
+    """Leaves out optimizers that have not one result, and says so in words.
+
+    Raises `IncompleteResults` if the reference is one of them.
+    """
+    gone: dict[str, str] = {}
+    for spec in study.optimizers:
+        if not any((spec.name, t) in study.cells for t in study.tasks):
+            reasons = [h.reason for h in study.holes if h.optimizer == spec.name]
+            gone[spec.name] = reasons[0] if reasons else "not run"
+    if reference in gone:
+        raise IncompleteResults(
+            f"the reference {reference!r} has no result: {gone[reference]}"
+        )
+    kept = dataclasses.replace(
+        study,
+        optimizers=tuple(s for s in study.optimizers if s.name not in gone),
+        holes=tuple(h for h in study.holes if h.optimizer not in gone),
+    )
+    return kept, [f"Not in this report: {name} ({why})." for name, why in gone.items()]
+
+
+def _problems(problem: Any, config: RunConfig, name: str | None) -> list[Problem]:
+    if isinstance(problem, (list, tuple)):
+        if name is not None:
+            raise ConfigError("name= is for one problem; a list was given")
+        return [user_problem(p, config, name=None) for p in problem]
+    return [user_problem(problem, config, name)]

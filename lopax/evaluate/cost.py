@@ -1,0 +1,105 @@
+"""What an optimizer costs: milliseconds a step and bytes of state a parameter.
+
+Measured on one trajectory, alone, because that is how it is used; the times of the
+vmapped runs say nothing about that. Times are of this machine and this task, and a
+busy machine makes them larger: the best of several repeats is kept.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lopax._core.task import Task
+from lopax._core.tree import count_bytes, count_elements, split_arrays
+from lopax.evaluate.run import wait
+from lopax.evaluate.specs import OptimizerSpec
+
+
+class Cost(NamedTuple):
+    """One optimizer on one task."""
+
+    step_ms: float  # loss, gradient and update
+    parameters: int
+    state_bytes: int
+    bytes_per_parameter: float
+    device: str
+
+
+def measure(
+    spec: OptimizerSpec,
+    task: Task,
+    num_steps: int,
+    *,
+    seconds: float = 0.2,
+    repeats: int = 3,
+) -> Cost:
+    """Times training steps after compilation; `seconds` is the length of a repeat."""
+    arrays, rebuild = split_arrays(task)
+    rates = spec.learning_rates or (1e-3,)
+    rate = math.sqrt(min(rates) * max(rates))
+    program = jax.jit(_trainer(spec, rebuild, num_steps, rate))
+    shapes = jax.eval_shape(
+        lambda key: spec.transformation(num_steps, jnp.float32(1e-3)).init(
+            task.init(key)[0]
+        ),
+        jax.random.key(0),
+    )
+    params = jax.eval_shape(lambda key: task.init(key)[0], jax.random.key(0))
+    count, state_bytes = count_elements(params), count_bytes(shapes)
+
+    def timed(steps: int) -> float:
+        started = time.perf_counter()
+        wait(program(arrays, jnp.asarray(steps, jnp.int32)))
+        return time.perf_counter() - started
+
+    timed(1)  # compiles
+    steps = 4
+    while timed(steps) < seconds / 4 and steps < 2**20:
+        steps *= 4
+    best = min(timed(steps) for _ in range(repeats))
+    return Cost(
+        step_ms=1e3 * best / steps,
+        parameters=count,
+        state_bytes=state_bytes,
+        bytes_per_parameter=state_bytes / max(count, 1),
+        device=device_name(),
+    )
+
+
+def _trainer(
+    spec: OptimizerSpec,
+    rebuild: Callable[[list[Any]], Task],
+    num_steps: int,
+    rate: float,
+) -> Callable[[list[Any], Any], Any]:
+    def train(arrays: list[Any], steps: Any) -> Any:
+        task = rebuild(arrays)
+        key = jax.random.key(0)
+        params, task_state = task.init(key)
+        optimizer = spec.transformation(num_steps, rate if spec.tunable else None)
+
+        def step(t: Any, carry: Any) -> Any:
+            params, task_state, state = carry
+            loss, grads, task_state = task.value_and_grad(
+                params, task_state, jax.random.fold_in(key, t)
+            )
+            updates, state = optimizer.update(grads, state, params, value=loss)
+            return optax.apply_updates(params, updates), task_state, state
+
+        carry = (params, task_state, optimizer.init(params))
+        return jax.lax.fori_loop(0, steps, step, carry)[0]
+
+    return train
+
+
+def device_name() -> str:
+    """Kind of the default device, as JAX names it; no host names."""
+    device = jax.devices()[0]
+    return f"{device.platform}: {device.device_kind}"

@@ -1,0 +1,245 @@
+"""Optimizers and problems by name: what the command line and job lists speak.
+
+Optimizers: `adam` (a baseline, tuned), `adam@0.001` (at one learning rate), `celo` (a
+learned optimizer with its bundled weights), `celo:weights.safetensors` (with others),
+each optionally as `LABEL=...`. The sets `published`, `contemporary` and `baselines`
+stand for all their members.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optax
+
+from lopax._core.config import config_hash, to_dict
+from lopax._core.errors import ConfigError, TaskError, UnknownName
+from lopax._core.task import Task, check_task
+from lopax.architectures import ARCHITECTURES, config_of
+from lopax.evaluate.baselines import BASELINES, CONTEMPORARY, PUBLISHED, default_rate
+from lopax.evaluate.fingerprint import task_fingerprint
+from lopax.evaluate.run import RunConfig
+from lopax.evaluate.specs import OptimizerSpec, from_transformation, learned
+from lopax.evaluate.study import Problem
+from lopax.pretrained.index import read_weights
+from lopax.tasks import from_functions
+from lopax.tasks.suites import SUITES, Suite, suite
+from lopax.tasks.table import TASKS, task
+from lopax.theta import bundled_weights, load_optimizer
+
+SETS = {
+    "published": PUBLISHED,
+    "contemporary": CONTEMPORARY,
+    "baselines": (*PUBLISHED, *CONTEMPORARY),
+}
+
+
+def optimizer_specs(
+    references: Sequence[str | OptimizerSpec | optax.GradientTransformation],
+) -> list[OptimizerSpec]:
+    """Specs of a mixed list of names, specs and optax transformations.
+
+    Transformations are called `custom_1`, `custom_2` and so on. Raises `UnknownName`
+    and `ConfigError`.
+    """
+    specs: list[OptimizerSpec] = []
+    customs = 0
+    for reference in references:
+        if isinstance(reference, OptimizerSpec):
+            specs.append(reference)
+        elif isinstance(reference, optax.GradientTransformation):
+            customs += 1
+            specs.append(from_transformation(f"custom_{customs}", reference))
+        elif reference in SETS:
+            specs += [optimizer_spec(name) for name in SETS[reference]]
+        else:
+            specs.append(optimizer_spec(reference))
+    return specs
+
+
+def optimizer_spec(reference: str) -> OptimizerSpec:
+    """The optimizer a text stands for; the forms are in the module docstring."""
+    label, _, rest = reference.rpartition("=")
+    name, _, weights = rest.partition(":")
+    name, _, rate = name.partition("@")
+    if rate:
+        try:
+            spec = default_rate(name, float(rate))
+        except ValueError:
+            raise ConfigError(
+                f"optimizer {reference!r}: {rate!r} is no learning rate > 0"
+            ) from None
+    elif name in ARCHITECTURES:
+        spec = _learned(name, weights)
+    elif weights:
+        raise UnknownName("architecture", name, ARCHITECTURES)
+    elif name in BASELINES:
+        spec = BASELINES[name]
+    else:
+        raise UnknownName("optimizer", name, [*ARCHITECTURES, *BASELINES, *SETS])
+    return dataclasses.replace(spec, name=label or spec.name, reference=reference)
+
+
+def _learned(name: str, weights: str) -> OptimizerSpec:
+    file = read_weights(weights) if weights else bundled_weights(name)
+    rule, theta = load_optimizer(file, name, {})
+    source = Path(weights).name if weights else "bundled"
+    return learned(
+        name,
+        theta,
+        note=f"{rule.reference}; weights: {source}",
+        **config_of(rule),
+    )
+
+
+def suite_problems(
+    which: str | Suite,
+    *,
+    num_steps: int | None = None,
+    only_available: bool = False,
+) -> list[Problem]:
+    """The problems of a suite.
+
+    **Arguments:**
+
+    - `num_steps`: instead of each task's own number of updates.
+    - `only_available`: leave out tasks whose data are not on this machine; otherwise
+        running them fails with a message that says how to get the data.
+    """
+    chosen = suite(which) if isinstance(which, str) else which
+    problems = []
+    for member in chosen.tasks:
+        if only_available and not member.available:
+            continue
+        steps = num_steps or member.num_steps
+        config = RunConfig(
+            num_steps=steps,
+            eval_every=min(chosen.eval_every, steps),
+            eval_batches=chosen.eval_batches,
+        )
+        problems.append(
+            Problem(
+                name=member.name,
+                make=member.make,
+                config=config,
+                version=member.version,
+                note=member.about,
+                passes_below=member.passes_below,
+                lanes=member.lanes,
+                reference=f"{chosen.name}/{member.name}"
+                if isinstance(which, str)
+                else None,
+            )
+        )
+    return problems
+
+
+def task_problem(name: str, config: RunConfig) -> Problem:
+    """A registered task as a problem."""
+    entry = TASKS[name]
+    return Problem(
+        name=name,
+        make=lambda: task(name),
+        config=config,
+        version=config_hash(to_dict(entry.settings), length=8),
+        note=entry.about,
+        reference=name,
+    )
+
+
+def problem_of(reference: str, config: RunConfig) -> Problem:
+    """The problem a text stands for: `SUITE/TASK`, a registered task, or a file."""
+    suite_name, _, member = reference.partition("/")
+    if suite_name in SUITES:
+        found = {p.name: p for p in suite_problems(suite_name)}
+        if member not in found:
+            raise UnknownName(f"task of suite {suite_name!r}", member, found)
+        return dataclasses.replace(found[member], config=config)
+    return user_problem(reference, config)
+
+
+def user_problem(
+    problem: str | os.PathLike[str] | Task | Any,
+    config: RunConfig,
+    name: str | None = None,
+) -> Problem:
+    """A user's own problem.
+
+    **Arguments:**
+
+    - `problem`: a `Task`; or an object or module with `init(key)`, `loss(params,
+      batch)` and, if the loss takes a batch, `batch(key)` or `data`; or the path of a
+      Python file that defines these, or that defines `task`; or the name of a
+      registered task.
+
+    Its version is a fingerprint of what it computes. Raises `TaskError` if none of
+    these fits, or the task breaks its contract.
+    """
+    if isinstance(problem, (str, os.PathLike)) and os.fspath(problem) in TASKS:
+        found = task_problem(os.fspath(problem), config)
+        return dataclasses.replace(found, name=name) if name else found
+    note, reference = "", None
+    if isinstance(problem, Task):
+        task_made, default = problem, "problem"
+    elif isinstance(problem, (str, os.PathLike)):
+        path = Path(problem)
+        task_made, default = _task_of(_import_file(path), str(path)), path.stem
+        note, reference = f"from {path.name}", str(path.resolve())
+    else:
+        task_made, default = _task_of(problem, type(problem).__name__), "problem"
+    check_task(task_made, name or default)
+    return Problem(
+        name=name or default,
+        make=lambda: task_made,
+        config=config,
+        version=task_fingerprint(task_made),
+        note=note,
+        reference=reference,
+    )
+
+
+def _task_of(source: Any, where: str) -> Task:
+    """The task an object or module defines."""
+    ready = getattr(source, "task", None)
+    if isinstance(ready, Task):
+        return ready
+    if not hasattr(source, "init") or not hasattr(source, "loss"):
+        raise TaskError(
+            f"{where} defines neither `task` (a lopax.tasks.Task) nor `init` and "
+            "`loss`. The shortest problem is\n"
+            "    def init(key): return {'w': jax.random.normal(key, (10,))}\n"
+            "    def loss(params): return jnp.sum(params['w'] ** 2)"
+        )
+    optional = {
+        key: getattr(source, key)
+        for key in ("batch", "data", "batch_size", "metrics", "loss_bound")
+        if getattr(source, key, None) is not None
+    }
+    return from_functions(source.init, source.loss, **optional)
+
+
+def _import_file(path: Path) -> Any:
+    """Runs a Python file as a module of its own, registered nowhere else."""
+    if path.suffix != ".py" or not path.is_file():
+        raise TaskError(
+            f"{path} is neither a registered task nor a Python file; see "
+            "lopax.tasks.list_tasks()"
+        )
+    module_name = f"lopax_user_problem_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise TaskError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise TaskError(f"{path}: {type(error).__name__}: {error}") from error
+    return module

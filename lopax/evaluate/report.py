@@ -1,0 +1,138 @@
+"""The report: one self-contained HTML file, and the same in Markdown.
+
+All numbers come from a `Summary`; `report_text` turns them into words. The page makes
+no request to anywhere: figures are inlined SVG, styles are in the file, there is no
+script.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lopax._core.errors import MissingExtra
+from lopax.evaluate import plots
+from lopax.evaluate.failures import FailureMap
+from lopax.evaluate.report_text import report_context
+from lopax.evaluate.summary import Summary
+
+BROAD = 24  # more tasks than this and single-task figures are left out
+
+
+class Paths(NamedTuple):
+    """Files a report consists of."""
+
+    html: Path
+    markdown: Path
+
+
+def write_report(
+    folder: str | os.PathLike[str],
+    summary: Summary,
+    *,
+    command: str = "",
+    failures: FailureMap | None = None,
+    notes: Sequence[str] = (),
+) -> Paths:
+    """Writes `report.html` and `report.md` into `folder`.
+
+    **Arguments:**
+
+    - `command`: what to type to get this report again; shown at its end.
+    - `failures`: a failure map to include.
+    - `notes`: paragraphs for the top of the page (data that were substituted).
+
+    Raises `MissingExtra` if jinja2 or matplotlib is not installed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = Paths(folder / "report.html", folder / "report.md")
+    paths.html.write_text(
+        render_html(summary, command=command, failures=failures, notes=notes),
+        encoding="utf-8",
+    )
+    paths.markdown.write_text(
+        render_markdown(summary, command=command, failures=failures, notes=notes),
+        encoding="utf-8",
+    )
+    return paths
+
+
+def render_html(summary: Summary, **options: Any) -> str:
+    """The HTML page; options as for `write_report`."""
+    palette = plots.colours(summary)
+    context = report_context(summary, **options)
+    context["colours"] = {
+        name: "currentColor" if colour == plots.INK else colour
+        for name, colour in palette.items()
+    }
+    context["legend"] = [n for n in summary.optimizers if palette[n] != plots.FADED]
+    context["faded"] = [n for n in summary.optimizers if palette[n] == plots.FADED]
+    context["figures"] = _figures(summary, palette, options.get("failures"))
+    return _template("report.html.jinja", escape=True).render(context)
+
+
+def render_markdown(summary: Summary, **options: Any) -> str:
+    """The Markdown page; options as for `write_report`."""
+    return _template("report.md.jinja", escape=False).render(
+        report_context(summary, **options)
+    )
+
+
+def _template(name: str, escape: bool) -> Any:
+    try:
+        import jinja2
+    except ImportError:
+        raise MissingExtra("jinja2", "report", "writing a report") from None
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lopax.evaluate"),
+        autoescape=escape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def _figures(
+    summary: Summary, palette: Mapping[str, str], failures: FailureMap | None
+) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    def draw(figure: Any, name: str) -> Any:
+        return Markup(plots.svg(figure, name))
+
+    iqm = {r.optimizer: r.iqm for r in summary.rows}
+    speedup = {r.optimizer: r.speedup for r in summary.rows}
+    figures: dict[str, Any] = {
+        "iqm": draw(
+            plots.interval_bars(iqm, palette, "final-loss score, IQM", 1.0),
+            "Final-loss score by optimizer",
+        ),
+        "speedup": draw(
+            plots.interval_bars(speedup, palette, "speed-up, IQM", 1.0),
+            "Speed-up by optimizer",
+        ),
+        "profile": draw(
+            plots.performance_profiles(summary, palette), "Performance profiles"
+        ),
+        "time": draw(plots.time_profiles(summary, palette), "Time to target"),
+        "curves": [],
+        "rates": [],
+    }
+    tuned = any(s.tunable for s in summary.study.optimizers)
+    shown = [t for t in summary.study.tasks if t in summary.target][:BROAD]
+    for task in shown:
+        figure = plots.training_curves(summary, task, palette)
+        figures["curves"].append((task, draw(figure, f"Training curves: {task}")))
+        if tuned:
+            figure = plots.rate_sensitivity(summary, task, palette)
+            figures["rates"].append((task, draw(figure, f"Learning rates: {task}")))
+    if failures is not None:
+        figure = plots.heatmap(
+            failures.solved, failures.optimizers, failures.problems, failures.texts()
+        )
+        figures["failures"] = draw(figure, "Failure map")
+    return figures

@@ -1,0 +1,303 @@
+"""What a report says: the numbers of a summary as text, for both templates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lopax._version import __version__
+from lopax.evaluate.aggregate import Interval
+from lopax.evaluate.failures import FailureMap
+from lopax.evaluate.summary import Entry, Row, Summary
+
+NEVER = "never"
+FITTED = 0.02  # of the initial loss; below it, ratios of losses exaggerate
+
+
+def report_context(
+    summary: Summary,
+    *,
+    command: str = "",
+    failures: FailureMap | None = None,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Everything both templates show, as text."""
+    study = summary.study
+    return {
+        "title": study.title,
+        "version": __version__,
+        "reference": summary.reference,
+        "headlines": [headline(summary, row) for row in _protagonists(summary)],
+        "facts": _facts(summary),
+        "warnings": _warnings(summary),
+        "notes": list(notes),
+        "rows": [_row(row) for row in summary.rows],
+        "tasks": list(summary.scored),
+        "left_out": dict(summary.left_out),
+        "score_cells": _per_task(summary, _score_cell),
+        "time_cells": _per_task(summary, _time_cell),
+        "target": {t: number(v) for t, v in summary.target.items()},
+        "held_out": _held_out(summary),
+        "costs": _costs(summary),
+        "failures": failures,
+        "failure_texts": failures.texts() if failures else [],
+        "optimizers": _optimizer_table(summary),
+        "problems": [
+            {
+                "name": p.name,
+                "steps": f"{p.config.num_steps:,}",
+                "version": p.version,
+                "note": p.note,
+            }
+            for p in study.problems
+        ],
+        "seeds": ", ".join(map(str, study.seeds)),
+        "machines": _machines(summary),
+        "command": command,
+        "holes": [h._asdict() for h in study.holes[:50]],
+        "hole_count": len(study.holes),
+    }
+
+
+def _protagonists(summary: Summary) -> list[Row]:
+    """Whom the headline is about: the learned ones, else the best baseline."""
+    learned = [r for r in summary.rows if r.kind == "learned"]
+    others = [r for r in summary.rows if r.optimizer != summary.reference]
+    return learned[:3] or others[:1]
+
+
+def headline(summary: Summary, row: Row) -> str:
+    """One sentence: who, how much, against what, and how sure."""
+    how = f"tuned over {row.budget} learning rates" if row.budget > 1 else "untuned"
+    budget = summary.row(summary.reference).budget
+    against = f"over {budget} learning rates" if budget > 1 else "at one learning rate"
+    better = 0 if row.test is None else row.test.wins
+    return (
+        f"{row.optimizer}, {how}, scores {_interval(row.iqm)} against "
+        f"{summary.reference} tuned {against} (above 1 is better), with a lower final "
+        f"loss on {better} of {len(summary.scored)} tasks: {row.verdict}."
+    )
+
+
+def _facts(summary: Summary) -> list[tuple[str, str]]:
+    study = summary.study
+    steps = sorted({p.config.num_steps for p in study.problems})
+    length = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+    scored = f"{len(summary.scored)}"
+    if summary.left_out:
+        scored += f" of {len(study.tasks)}"
+    return [
+        ("optimizers", str(len(study.optimizers))),
+        ("tasks scored", scored),
+        ("seeds", str(len(study.seeds))),
+        ("updates a run", length),
+        ("reference", f"{summary.reference}, tuned"),
+    ]
+
+
+def _warnings(summary: Summary) -> list[str]:
+    found = []
+    study = summary.study
+    if study.holes:
+        total = len(study.optimizers) * len(study.tasks) * len(study.seeds)
+        found.append(
+            f"Missing: {len(study.holes)} of {total} runs, listed at the end. Tasks "
+            "with a missing run are left out of every aggregate."
+        )
+    found += [f"Left out: {task} ({why})." for task, why in summary.left_out.items()]
+    edges: dict[str, list[str]] = {}
+    for (name, task), entry in summary.entries.items():
+        if entry.tuned.at_edge and not entry.tuned.all_diverged:
+            edges.setdefault(name, []).append(task)
+    for name, tasks in edges.items():
+        found.append(
+            f"{name}: the best learning rate is the end of its grid on "
+            f"{len(tasks)} of {len(study.tasks)} tasks; it might do better beyond."
+        )
+    for task in summary.scored:
+        start = summary.entries[summary.reference, task].curves[:, 0].mean()
+        if summary.target[task] < FITTED * start:
+            found.append(
+                f"{task}: tuned {summary.reference} ends at "
+                f"{100 * summary.target[task] / start:.2g} % of the initial loss. The "
+                "training data are all but fitted, and ratios of such losses "
+                "exaggerate; the held-out results below say more."
+            )
+    if len(study.seeds) < 3:
+        found.append(
+            f"Only {len(study.seeds)} seed(s): intervals are not to be trusted."
+        )
+    return found
+
+
+def _row(row: Row) -> dict[str, Any]:
+    tested = row.test
+    return {
+        "optimizer": row.optimizer,
+        "kind": row.kind,
+        "budget": f"{row.budget} rates" if row.budget > 1 else "none",
+        "runs": row.runs,
+        "iqm": f"{row.iqm.value:.3f}",
+        "iqm_range": f"{row.iqm.low:.3f} to {row.iqm.high:.3f}",
+        "median": f"{row.median.value:.3f}",
+        "median_range": f"{row.median.low:.3f} to {row.median.high:.3f}",
+        "mean": f"{row.mean.value:.3f}",
+        "mean_range": f"{row.mean.low:.3f} to {row.mean.high:.3f}",
+        "gap": f"{row.optimality_gap.value:.3f}",
+        "gap_range": f"{row.optimality_gap.low:.3f} to {row.optimality_gap.high:.3f}",
+        "speedup": f"{row.speedup.value:.2f}",
+        "speedup_range": f"{row.speedup.low:.2f} to {row.speedup.high:.2f}",
+        "beats": "–" if row.beats is None else f"{100 * row.beats.value:.0f} %",
+        "p_runs": "–" if tested is None else p_value(tested.p_runs),
+        "p_tasks": "–" if tested is None else p_value(tested.p_tasks),
+        "wins": "–" if tested is None else f"{tested.wins} of {tested.tasks}",
+        "seeds_needed": "–"
+        if tested is None or tested.seeds_needed is None
+        else f"{tested.seeds_needed:,}",
+        "diverged": row.diverged,
+        "verdict": row.verdict,
+    }
+
+
+def _per_task(summary: Summary, cell: Any) -> dict[str, dict[str, Any]]:
+    return {
+        task: {
+            name: cell(summary.entries[name, task])
+            for name in summary.optimizers
+            if (name, task) in summary.entries
+        }
+        for task in summary.study.tasks
+        if task in summary.target
+    }
+
+
+def _score_cell(entry: Entry) -> dict[str, Any]:
+    gone = int(entry.diverged.sum())
+    if np.isnan(entry.score).any():
+        return {"text": "undefined", "detail": "no ratio", "tint": 0.0, "gone": gone}
+    value = float(entry.score.mean())
+    # Tint by log score: 1.25 and 0.8 are equally far from even.
+    tint = max(-1.0, min(1.0, math.log(max(value, 1e-3)) / math.log(1.5)))
+    spread = f"{entry.score.min():.2f} to {entry.score.max():.2f}"
+    if gone:
+        spread = f"{gone} of {len(entry.score)} diverged"
+    return {"text": f"{value:.2f}", "detail": spread, "tint": tint, "gone": gone}
+
+
+def _time_cell(entry: Entry) -> dict[str, Any]:
+    arrived = np.isfinite(entry.steps)
+    total = len(entry.steps)
+    if not arrived.any():
+        return {"text": NEVER, "detail": f"0 of {total} seeds"}
+    middle = float(np.median(entry.steps))
+    text = f"{middle:,.0f}" if math.isfinite(middle) else NEVER
+    return {"text": text, "detail": f"{int(arrived.sum())} of {total} seeds"}
+
+
+def _held_out(summary: Summary) -> dict[str, dict[str, dict[str, str]]]:
+    """task -> optimizer -> {"valid": ..., "test": ..., metrics}, mean over seeds."""
+
+    def cell(entry: Entry) -> dict[str, str]:
+        shown = {"valid": entry.valid, "test": entry.test, **entry.metrics}
+        with np.errstate(invalid="ignore"):
+            return {k: number(float(np.mean(v))) for k, v in shown.items()}
+
+    return _per_task(summary, cell)
+
+
+def _costs(summary: Summary) -> list[dict[str, str]]:
+    """Geometric mean over tasks, relative to the reference on the same task."""
+    study = summary.study
+
+    def cost(name: str, task: str) -> Mapping[str, Any] | None:
+        cell = study.cells.get((name, task))
+        return cell.cost if cell else None
+
+    table = []
+    for name in summary.optimizers:
+        pairs = [(cost(name, t), cost(summary.reference, t)) for t in summary.scored]
+        both = [(a, b) for a, b in pairs if a and b and a["device"] == b["device"]]
+        if not both:
+            continue
+        ratio = math.exp(
+            sum(math.log(a["step_ms"] / b["step_ms"]) for a, b in both) / len(both)
+        )
+        speedup = summary.row(name).speedup.value
+        times = [a["step_ms"] for a, _ in both]
+        held = float(np.median([a["bytes_per_parameter"] for a, _ in both]))
+        table.append(
+            {
+                "optimizer": name,
+                "step": _span(times, 3),
+                "ratio": f"{ratio:.2f}",
+                "bytes": f"{held:.1f}",
+                "wall": f"{speedup / ratio:.2f}",
+            }
+        )
+    return table
+
+
+def _optimizer_table(summary: Summary) -> list[dict[str, Any]]:
+    table = []
+    for name in summary.optimizers:
+        spec = summary.study.spec(name)
+        rates = spec.learning_rates
+        chosen = [
+            summary.entries[name, t].rate
+            for t in summary.study.tasks
+            if (name, t) in summary.entries
+        ]
+        known = [r for r in chosen if r is not None]
+        hidden = ("weights", "config_hash")
+        table.append(
+            {
+                "name": name,
+                "kind": spec.kind,
+                "rates": f"{len(rates)}: {min(rates):g} to {max(rates):g}"
+                if rates
+                else "none",
+                "chosen": _span(known) if known else "–",
+                "weights": spec.settings.get("weights", "–"),
+                "settings": ", ".join(
+                    f"{k} = {v}"
+                    for k, v in spec.settings.items()
+                    if k not in hidden and v not in ({}, None)
+                ),
+                "note": spec.note,
+            }
+        )
+    return table
+
+
+def _machines(summary: Summary) -> list[str]:
+    found = set()
+    for cell in summary.study.cells.values():
+        for header in cell.headers:
+            machine = header.get("machine", {})
+            if machine:
+                found.add(", ".join(f"{k} {v}" for k, v in sorted(machine.items())))
+    return sorted(found)
+
+
+def _interval(interval: Interval) -> str:
+    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _span(values: Sequence[float], digits: int = 4) -> str:
+    """ "0.1 to 0.3", or one number if they are all the same."""
+    ends = [f"{v:.{digits}g}" for v in (min(values), max(values))]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+
+def number(value: float) -> str:
+    """Four significant digits; words for what is not a number."""
+    if math.isinf(value) or math.isnan(value):
+        return "diverged"
+    return f"{value:.4g}"
+
+
+def p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

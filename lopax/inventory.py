@@ -1,0 +1,67 @@
+"""What there is, by name: the functions behind `lopax list`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lopax._core.tree import count_bytes, count_elements
+from lopax.architectures import ARCHITECTURES, architecture
+from lopax.pretrained.index import list_weights
+from lopax.tasks import list_tasks
+from lopax.tasks.suites import list_suites
+
+
+class OptimizerFacts(NamedTuple):
+    """One line of `lopax list optimizers`."""
+
+    name: str
+    meta_parameters: int
+    bytes_per_parameter: float  # state, for a 512x512 matrix
+    needs_loss: bool
+    needs_horizon: bool
+    has_weights: bool
+    reference: str
+
+
+def list_optimizers(pattern: str = "*") -> list[str]:
+    """Names for `lopax.architecture` and `lopax.optimizer`."""
+    return ARCHITECTURES.names(pattern)
+
+
+def optimizer_facts(pattern: str = "*") -> list[OptimizerFacts]:
+    """Sizes and needs of the architectures; computes shapes only, no arrays."""
+    bundled = set(list_weights())
+    return [_facts(name, name in bundled) for name in list_optimizers(pattern)]
+
+
+def _facts(name: str, has_weights: bool) -> OptimizerFacts:
+    rule = architecture(name)
+    theta = jax.eval_shape(rule.init_theta, jax.random.key(0))
+
+    def state_bytes(side: int) -> int:
+        params = {"w": jax.ShapeDtypeStruct((side, side), jnp.float32)}
+        return count_bytes(jax.eval_shape(lambda t, p: rule.init(t, p, 1), theta, params))
+
+    # What grows with the tensor, without what is kept once per run.
+    small, large = state_bytes(16), state_bytes(512)
+    return OptimizerFacts(
+        name=name,
+        meta_parameters=count_elements(theta),
+        bytes_per_parameter=(large - small) / (512**2 - 16**2),
+        needs_loss=rule.needs_loss,
+        needs_horizon=rule.needs_horizon,
+        has_weights=has_weights,
+        reference=rule.reference,
+    )
+
+
+__all__ = [
+    "OptimizerFacts",
+    "list_optimizers",
+    "list_suites",
+    "list_tasks",
+    "optimizer_facts",
+]

@@ -1,0 +1,34 @@
+"""Meta-training: outer state, outer step, phases, loop, checkpoints."""
+
+from lopax.meta.checkpoint import load_state, save_state
+from lopax.meta.config import (
+    EstimatorConfig,
+    OuterConfig,
+    PhaseConfig,
+    RunConfig,
+    TasksConfig,
+    load_recipe,
+)
+from lopax.meta.families import build_family
+from lopax.meta.loop import Outcome, Progress, read_log, train
+from lopax.meta.trainer import MetaState, PhaseTrainer, StepInfo, build_estimator
+
+__all__ = [
+    "EstimatorConfig",
+    "MetaState",
+    "Outcome",
+    "OuterConfig",
+    "PhaseConfig",
+    "PhaseTrainer",
+    "Progress",
+    "RunConfig",
+    "StepInfo",
+    "TasksConfig",
+    "build_estimator",
+    "build_family",
+    "load_recipe",
+    "load_state",
+    "read_log",
+    "save_state",
+    "train",
+]

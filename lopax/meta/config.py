@@ -1,0 +1,196 @@
+"""What a meta-training run is: one frozen dataclass, one TOML recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from lopax._core.config import check_choice, check_range, from_dict, merge, to_dict
+from lopax._core.errors import ConfigError, FileFormatError
+
+AUGMENTATIONS = ("none", "global", "tensor", "parameter", "mixed")
+OUTER_OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TasksConfig:
+    """The tasks trained on: image classification with a small MLP."""
+
+    datasets: tuple[str, ...] = ("mnist", "fashion_mnist", "cifar10", "svhn")
+    """Names from `lopax list datasets`; one stratum each."""
+    size: int = 8
+    """Images are resized to size x size."""
+    grey: bool = True
+    hidden: tuple[int, ...] = (32,)
+    activation: str = "relu"
+    batch_size: int = 64
+    augment: str = "global"
+    """Reparametrisation level; "mixed" draws one per task, as VeLO."""
+    augment_low: float = 1e-3
+    augment_high: float = 1e3
+
+    def __post_init__(self) -> None:
+        check_choice(self, "augment", AUGMENTATIONS)
+        check_range(self, "size", low=1)
+        check_range(self, "batch_size", low=1)
+        check_range(self, "augment_low", above=0.0)
+        check_range(self, "augment_high", low=self.augment_low)
+        if not self.datasets:
+            raise ConfigError("TasksConfig.datasets = (): name at least one data set")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EstimatorConfig:
+    """How the meta-gradient is estimated."""
+
+    name: str = "pes"
+    particles: int = 32
+    """Inner problems at a time; evolution strategies run two trajectories of each."""
+    truncation: int = 50
+    """Inner steps per outer step (all but the full-unroll estimators)."""
+    sigma: float = 0.01
+    """Standard deviation of the perturbations (evolution strategies)."""
+    sign: float | None = None
+    """Replace loss differences by their sign times this."""
+    objective: str = "mean"
+    """Meta-loss of a full unroll (full_es)."""
+    horizon_low: int = 100
+    horizon_high: int = 2000
+    staggered: bool = True
+    chunk: int | None = 8
+    """Particles that run together; a cache-sized chunk is fastest on a CPU."""
+    first_order: bool = False
+    """Treat inner gradients as constants (back-propagating estimators)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OuterConfig:
+    """How theta follows the meta-gradient."""
+
+    optimizer: str = "adamw"
+    learning_rate: float = 3e-4
+    weight_decay: float = 1e-4
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    schedule: str = "constant"
+    final_fraction: float = 0.0
+    """Where a cosine schedule ends, as a fraction of the learning rate."""
+    warmup: int = 0
+    """Outer steps of linear warm-up."""
+    clip_norm: float | None = None
+    """Global-norm clipping of the meta-gradient."""
+    average: float = 0.0
+    """Decay of a moving average of theta; the average is what is evaluated and
+    shipped. 0: none."""
+
+    def __post_init__(self) -> None:
+        check_choice(self, "optimizer", OUTER_OPTIMIZERS)
+        check_choice(self, "schedule", SCHEDULES)
+        check_range(self, "learning_rate", above=0.0)
+        check_range(self, "weight_decay", low=0.0)
+        check_range(self, "b1", low=0.0, below=1.0)
+        check_range(self, "b2", low=0.0, below=1.0)
+        check_range(self, "final_fraction", low=0.0, high=1.0)
+        check_range(self, "warmup", low=0)
+        check_range(self, "average", low=0.0, below=1.0)
+        if self.clip_norm is not None:
+            check_range(self, "clip_norm", above=0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """One stretch of meta-training; later phases start from the theta of earlier
+    ones. `settings`, `estimator` and `outer` override the run's."""
+
+    name: str = "all"
+    outer_steps: int = 1000
+    trainable: tuple[str, ...] = ("*",)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    estimator: dict[str, Any] = dataclasses.field(default_factory=dict)
+    outer: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_range(self, "outer_steps", low=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A meta-training run."""
+
+    name: str = "celo"
+    architecture: str = "celo"
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of the architecture."""
+    start_from: str | None = None
+    """Weights (name or file) to start from instead of a fresh theta."""
+    seed: int = 0
+    tasks: TasksConfig = dataclasses.field(default_factory=TasksConfig)
+    estimator: EstimatorConfig = dataclasses.field(default_factory=EstimatorConfig)
+    outer: OuterConfig = dataclasses.field(default_factory=OuterConfig)
+    phases: tuple[PhaseConfig, ...] = (PhaseConfig(),)
+    published_freezing: bool = False
+    """Perturb and decay frozen meta-parameters too, as the published Celo code does
+    (only their gradient is zero). For reproductions."""
+    log_every: int = 10
+    """Outer steps per compiled call and per line of metrics."""
+    eval_every: int = 500
+    """Outer steps between evaluations on the validation tasks; 0: only at the end."""
+    eval_tasks: tuple[str, ...] = ("digits_mlp_tanh", "digits_conv")
+    """Validation tasks (`lopax list tasks`), never trained on."""
+    eval_steps: int = 300
+    checkpoint_minutes: float = 3.0
+
+    def __post_init__(self) -> None:
+        check_range(self, "log_every", low=1)
+        check_range(self, "eval_every", low=0)
+        check_range(self, "eval_steps", low=1)
+        check_range(self, "checkpoint_minutes", above=0.0)
+        if not self.phases:
+            raise ConfigError("RunConfig.phases = (): a run needs at least one phase")
+        for phase in self.phases:
+            if phase.outer_steps % self.log_every:
+                raise ConfigError(
+                    f"phase {phase.name!r}: outer_steps = {phase.outer_steps} must be "
+                    f"a multiple of log_every = {self.log_every}"
+                )
+        if self.eval_every % self.log_every:
+            raise ConfigError(
+                f"RunConfig.eval_every = {self.eval_every}: must be a multiple of "
+                f"log_every = {self.log_every}"
+            )
+        for phase in self.phases:
+            self.estimator_of(phase)
+            self.outer_of(phase)
+
+    def settings_of(self, phase: PhaseConfig) -> dict[str, Any]:
+        """The architecture's settings in a phase."""
+        return merge(self.settings, phase.settings)
+
+    def estimator_of(self, phase: PhaseConfig) -> EstimatorConfig:
+        values = merge(to_dict(self.estimator), phase.estimator)
+        where = f"phase {phase.name!r} estimator"
+        return from_dict(EstimatorConfig, values, where)
+
+    def outer_of(self, phase: PhaseConfig) -> OuterConfig:
+        values = merge(to_dict(self.outer), phase.outer)
+        return from_dict(OuterConfig, values, f"phase {phase.name!r} outer")
+
+    @property
+    def total_steps(self) -> int:
+        return sum(p.outer_steps for p in self.phases)
+
+
+def load_recipe(path: str | Path) -> RunConfig:
+    """Reads a TOML recipe. Raises `FileFormatError`, `UnknownName`, `ConfigError`."""
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileFormatError(f"no recipe at {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise FileFormatError(f"{path} is not a TOML recipe: {error}") from None
+    return from_dict(RunConfig, values, where=path.name)

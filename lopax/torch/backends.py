@@ -1,0 +1,73 @@
+"""Choosing how the arithmetic is done: plain torch operations or fused kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lopax._core.errors import ConfigError
+from lopax.torch.errors import BackendUnavailable
+from lopax.torch.plain import Entry, PlainBackend
+from lopax.torch.rule import Rule
+
+BACKENDS = ("auto", "plain", "fused")
+
+
+class Backend(Protocol):
+    """Steps the entries of one device, in two halves.
+
+    Between them the optimizer learns whether the step counts, and the scheduler runs.
+    """
+
+    name: str
+
+    def begin(self, rule: Rule, entries: Sequence[Entry]) -> Tensor:
+        """[] bool: some gradient is not finite. Changes nothing."""
+        ...
+
+    def finish(
+        self, rule: Rule, entries: Sequence[Entry], scale: Tensor, alive: Tensor
+    ) -> None:
+        """Updates parameters and states in place."""
+        ...
+
+
+def check(wish: str) -> None:
+    """Raises `ConfigError` unless `wish` names a backend."""
+    if wish not in BACKENDS:
+        raise ConfigError(
+            f"backend = {wish!r}: must be one of " + ", ".join(map(repr, BACKENDS))
+        )
+
+
+def choose(wish: str, rule: Rule, device: torch.device) -> Backend:
+    """The backend for the entries of `device` that are not sharded.
+
+    Raises `BackendUnavailable` if `wish` is "fused" and there is no fused kernel for
+    this rule, its settings and this device; "auto" then falls back to plain.
+    """
+    if wish == "plain":
+        return PlainBackend()
+    try:
+        return _fused(rule, device)
+    except BackendUnavailable:
+        if wish == "fused":
+            raise
+        return PlainBackend()
+
+
+def _fused(rule: Rule, device: torch.device) -> Any:
+    if device.type == "cpu":
+        from lopax.torch import fused_cpu
+
+        return fused_cpu.create(rule)
+    if device.type == "cuda":
+        from lopax.torch import fused_cuda
+
+        return fused_cuda.create(rule)
+    raise BackendUnavailable(
+        f"there are no fused kernels for device {device.type!r}; use backend='plain'"
+    )

@@ -1,0 +1,316 @@
+/* Celo's and Celo-Adam's rules for contiguous float32 tensors, on CPU threads.
+
+   Compiled on first use by fused_cpu.py, which also lays out `Tensor`. The formulas are
+   those of celo.py and celo_adam.py; this file only orders the work for the cache:
+
+   celo_begin   sums of squared gradients by row and by column; is all finite?
+   celo_finish  row and column statistics, then two passes over the elements: one
+                updates the accumulators and sums the channels' squares, the other runs
+                the MLP and writes the parameters.
+
+   A tensor is [A, X, B, Y, C], X and Y its factored axes. `U` arrays lack X, `W` arrays
+   lack Y. Work is cut into bands of X whose size does not depend on the number of
+   threads, and partial sums are added in band order: results are bitwise the same
+   however many threads there are. */
+
+#include "celo_cpu.h"
+#include "celo_cpu_view.h"
+
+int64_t scratch_floats(const Tensor *t) {
+  Tensor at_zero = *t;
+  float origin;
+  at_zero.scratch = &origin;
+  Parts p = parts_of(&at_zero);
+  int64_t last = t->vector ? 0 : t->items * t->b * t->y * t->c;
+  return (p.partial_u - &origin) + last;
+}
+
+/* ---- first pass: is the gradient finite, and its factored sums ---- */
+
+static void sum_band(Job *job, Tensor *t, int64_t item) {
+  Parts p = parts_of(t);
+  int64_t a, x0, x1, run_length = t->y * t->c;
+  band_range(t, item, &a, &x0, &x1);
+  float bad = 0.0f;
+  if (t->vector) {
+    for (int64_t i = x0; i < x1; i++) {
+      float g = t->grad[i];
+      bad += g * 0.0f;
+      g = clip(g, LIMIT);
+      p.sum_w[i] = g * g;
+    }
+  } else {
+    float *partial = p.partial_u + item * t->b * run_length;
+    memset(partial, 0, sizeof(float) * (size_t)(t->b * run_length));
+    for (int64_t x = x0; x < x1; x++)
+      for (int64_t b = 0; b < t->b; b++) {
+        int64_t slice = (a * t->x + x) * t->b + b;
+        const float *g = t->grad + slice * run_length;
+        float *u = partial + b * run_length, *w = p.sum_w + slice * t->c;
+        if (t->c == 1) {
+          double total = 0.0;
+          for (int64_t start = 0; start < run_length; start += BLOCK) {
+            int64_t end = start + BLOCK < run_length ? start + BLOCK : run_length;
+            float sum = 0.0f, flaw = 0.0f;
+#pragma omp simd reduction(+ : sum, flaw)
+            for (int64_t i = start; i < end; i++) {
+              float v = g[i];
+              flaw += v * 0.0f;
+              v = clip(v, LIMIT);
+              u[i] += v * v;
+              sum += v * v;
+            }
+            total += sum;
+            bad += flaw;
+          }
+          w[0] = (float)total;
+        } else {
+          for (int64_t c = 0; c < t->c; c++) w[c] = 0.0f;
+          float flaw = 0.0f;
+          for (int64_t y = 0; y < t->y; y++) {
+            const float *gy = g + y * t->c;
+            float *uy = u + y * t->c;
+#pragma omp simd reduction(+ : flaw)
+            for (int64_t c = 0; c < t->c; c++) {
+              float v = gy[c];
+              flaw += v * 0.0f;
+              v = clip(v, LIMIT);
+              uy[c] += v * v;
+              w[c] += v * v;
+            }
+          }
+          bad += flaw;
+        }
+      }
+  }
+  if (!(bad == 0.0f)) atomic_store(&job->bad, 1);
+}
+
+static void join_bands(Job *job, Tensor *t, int64_t item) {
+  (void)job, (void)item;
+  if (t->vector) return;
+  Parts p = parts_of(t);
+  int64_t size = t->b * t->y * t->c, bands = t->items / t->a;
+  for (int64_t a = 0; a < t->a; a++) {
+    float *u = p.sum_u + a * size;
+    memcpy(u, p.partial_u + a * bands * size, sizeof(float) * (size_t)size);
+    for (int64_t k = 1; k < bands; k++) {
+      const float *part = p.partial_u + (a * bands + k) * size;
+      for (int64_t i = 0; i < size; i++) u[i] += part[i];
+    }
+  }
+}
+
+/* ---- row and column statistics, once per tensor ---- */
+
+/* Moments [3][n] move towards sum / length; `channels` are the moments and their
+   inverse roots, which enter the first layer here. */
+static void vector_channels(const Rule *r, float *moments, const float *sum, int64_t n,
+                            float length, const float w0[6][HIDDEN], float *hidden,
+                            int first) {
+  float inverse = 1.0f / length;
+  double squares[6] = {0};
+  for (int k = 0; k < 3; k++) {
+    float *m = moments + k * n, rate = r->factored[k];
+    for (int64_t start = 0; start < n; start += BLOCK) {
+      int64_t end = start + BLOCK < n ? start + BLOCK : n;
+      float plain = 0.0f, root = 0.0f;
+#pragma omp simd reduction(+ : plain, root)
+      for (int64_t i = start; i < end; i++) {
+        m[i] += rate * (sum[i] * inverse + 1e-30f - m[i]);
+        plain += m[i] * m[i];
+        root += 1.0f / (m[i] + 1e-8f);
+      }
+      squares[k] += plain;
+      squares[3 + k] += root;
+    }
+  }
+  for (int j = 0; j < HIDDEN; j++) {
+    float *h = hidden + j * n;
+    for (int64_t i = 0; i < n; i++) h[i] = first ? r->b0[j] : 0.0f;
+    for (int k = 0; k < 3; k++) {
+      const float *m = moments + k * n;
+      float wm = w0[k][j] * rsqrt(1e-5f + (float)(squares[k] / (double)n));
+      float wr = w0[3 + k][j] * rsqrt(1e-5f + (float)(squares[3 + k] / (double)n));
+      for (int64_t i = 0; i < n; i++) h[i] += wm * m[i] + wr * rsqrt(m[i] + 1e-8f);
+    }
+  }
+}
+
+static void scales(const Tensor *t, const Parts *p) {
+  if (t->vector) {
+    for (int64_t i = 0; i < 3 * p->nw; i++)
+      p->scale_w[i] = safe_rsqrt(t->row[i] + 1e-9f);
+    return;
+  }
+  /* The row moment as [P, Q, R], Q the axis d1. */
+  int64_t P = t->row_over_x ? t->a * t->b : t->a;
+  int64_t Q = t->row_over_x ? t->y : t->x;
+  int64_t R = t->row_over_x ? t->c : t->b * t->c;
+  int64_t cols = t->row_over_x ? p->nw : p->nu;
+  float *row_scale = t->row_over_x ? p->scale_u : p->scale_w;
+  float *col_scale = t->row_over_x ? p->scale_w : p->scale_u;
+  for (int64_t kp = 0; kp < 3 * P; kp++)
+    for (int64_t r = 0; r < R; r++) {
+      const float *row = t->row + kp * Q * R + r;
+      float *scale = row_scale + kp * Q * R + r;
+      double total = 0.0;
+      for (int64_t q = 0; q < Q; q++) total += row[q * R];
+      float mean = (float)(total / (double)Q) + 1e-9f;
+      for (int64_t q = 0; q < Q; q++) scale[q * R] = safe_rsqrt(row[q * R] / mean);
+    }
+  for (int64_t i = 0; i < 3 * cols; i++) col_scale[i] = safe_rsqrt(t->col[i]);
+}
+
+static void factor(Job *job, Tensor *t, int64_t item) {
+  (void)item;
+  const Rule *r = job->rule;
+  Parts p = parts_of(t);
+  if (t->vector) { /* row and column channels are the same array */
+    vector_channels(r, t->row, p.sum_w, p.nw, 1.0f, r->vector_w0, p.hidden_w, 1);
+  } else if (t->row_over_x) {
+    vector_channels(r, t->row, p.sum_u, p.nu, (float)t->x, r->row_w0, p.hidden_u, 1);
+    vector_channels(r, t->col, p.sum_w, p.nw, (float)t->y, r->col_w0, p.hidden_w, 0);
+  } else {
+    vector_channels(r, t->row, p.sum_w, p.nw, (float)t->y, r->row_w0, p.hidden_w, 1);
+    vector_channels(r, t->col, p.sum_u, p.nu, (float)t->x, r->col_w0, p.hidden_u, 0);
+  }
+  scales(t, &p);
+}
+
+/* ---- passes over the elements, a block at a time ---- */
+
+/* The 18 channels of element i, in order; USE(channel, value) for each. */
+#define EACH_CHANNEL(USE)                                                      \
+  float g = clip(grad[i], LIMIT), q = rsqrt(s[i] + 1e-6f);                     \
+  float f0 = v.scale_u[0][i] * v.scale_w[0][i];                                \
+  float f1 = v.scale_u[1][i] * v.scale_w[1][i];                                \
+  float f2 = v.scale_u[2][i] * v.scale_w[2][i];                                \
+  USE(0, g) USE(1, clip(g, 0.1f)) USE(2, param[i])                             \
+  USE(3, m0[i]) USE(4, m1[i]) USE(5, m2[i]) USE(6, s[i])                       \
+  USE(7, m0[i] * q) USE(8, m1[i] * q) USE(9, m2[i] * q) USE(10, q)             \
+  USE(11, g * f0) USE(12, g * f1) USE(13, g * f2) USE(14, g * q)               \
+  USE(15, m0[i] * f0) USE(16, m1[i] * f1) USE(17, m2[i] * f2)
+
+/* For each block of a band: pointers to its elements, and its `View`. */
+#define EACH_BLOCK(WITH_HIDDEN)                                                \
+  Parts p = parts_of(t);                                                       \
+  int64_t a, x0, x1, slice = t->b * t->y * t->c;                               \
+  band_range(t, item, &a, &x0, &x1);                                           \
+  View v;                                                                      \
+  v.slice = -1;                                                                \
+  int64_t stop = (a * t->x + x1) * slice;                                      \
+  for (int64_t e = (a * t->x + x0) * slice, length; e < stop; e += length) {   \
+    length = block_length(t, e, stop);                                         \
+    look(&v, t, &p, e, length, WITH_HIDDEN);                                   \
+    const float *restrict grad = t->grad + e, *param = t->param + e;            \
+    float *restrict s = t->second + e, *restrict m0 = t->momenta + e;          \
+    float *restrict m1 = m0 + t->n, *restrict m2 = m1 + t->n;
+
+static void update_band(Job *job, Tensor *t, int64_t item) {
+  const float k0 = job->rule->momentum[0], k1 = job->rule->momentum[1];
+  const float k2 = job->rule->momentum[2], ks = job->rule->second;
+  double total[CHANNELS] = {0};
+  EACH_BLOCK(0)
+#pragma omp simd
+    for (int64_t i = 0; i < length; i++) {
+      float g = clip(grad[i], LIMIT);
+      m0[i] += k0 * (g - m0[i]);
+      m1[i] += k1 * (g - m1[i]);
+      m2[i] += k2 * (g - m2[i]);
+      s[i] += ks * (g * g - s[i]);
+    }
+    float a0 = 0, a1 = 0, a2 = 0, a3 = 0, a4 = 0, a5 = 0, a6 = 0, a7 = 0, a8 = 0;
+    float a9 = 0, a10 = 0, a11 = 0, a12 = 0, a13 = 0, a14 = 0, a15 = 0, a16 = 0;
+    float a17 = 0;
+#define SQUARE(c, value) { float x = value; a##c += x * x; }
+#pragma omp simd reduction(+ : a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, \
+                               a13, a14, a15, a16, a17)
+    for (int64_t i = 0; i < length; i++) {
+      EACH_CHANNEL(SQUARE)
+    }
+    const float sums[CHANNELS] = {a0, a1, a2,  a3,  a4,  a5,  a6,  a7,  a8,
+                                  a9, a10, a11, a12, a13, a14, a15, a16, a17};
+    for (int c = 0; c < CHANNELS; c++) total[c] += sums[c];
+  }
+  for (int c = 0; c < CHANNELS; c++)
+    p.squares[item * CHANNELS + c] = (float)total[c];
+}
+
+static void fold(Job *job, Tensor *t, int64_t item) {
+  (void)item;
+  Parts p = parts_of(t);
+  double total[CHANNELS] = {0};
+  for (int64_t i = 0; i < t->items; i++)
+    for (int c = 0; c < CHANNELS; c++) total[c] += p.squares[i * CHANNELS + c];
+  for (int c = 0; c < CHANNELS; c++) {
+    float normal = rsqrt(1e-5f + (float)(total[c] / (double)t->n));
+    for (int j = 0; j < HIDDEN; j++)
+      p.folded[c * HIDDEN + j] = job->rule->w0[c][j] * normal;
+  }
+  *p.size = sqrtf((float)(total[PARAM] / (double)t->n) + 1e-9f) * job->scale;
+}
+
+/* The hidden layers and the outputs of a block; `h` [HIDDEN][BLOCK] is the first
+   layer before its rectifier. Short loops: a long one would be bound by latency. */
+static void finish_block(const Rule *r, float h[HIDDEN][BLOCK], float size,
+                         int64_t length, float *restrict step) {
+  float magnitude[BLOCK];
+#pragma omp simd
+  for (int64_t i = 0; i < length; i++) {
+    float o0 = r->b2[0], o1 = r->b2[1], z[HIDDEN];
+    for (int j = 0; j < HIDDEN; j++) z[j] = h[j][i] > 0.0f ? h[j][i] : 0.0f;
+    for (int j = 0; j < HIDDEN; j++) {
+      float y = r->b1[j];
+      for (int k = 0; k < HIDDEN; k++) y += r->w1[k][j] * z[k];
+      y = y > 0.0f ? y : 0.0f;
+      o0 += r->w2[j][0] * y;
+      o1 += r->w2[j][1] * y;
+    }
+    step[i] = -o0 * size;
+    magnitude[i] = o1;
+  }
+  for (int64_t i = 0; i < length; i++)
+    step[i] *= exponential(r->exp_mult * magnitude[i]);
+}
+
+static void apply_band(Job *job, Tensor *t, int64_t item) {
+  const Rule r = *job->rule;
+  float decay = job->scale * t->decay, lr = t->lr;
+  float w0[CHANNELS][HIDDEN], h[HIDDEN][BLOCK], step[BLOCK];
+  memcpy(w0, parts_of(t).folded, sizeof w0);
+  EACH_BLOCK(1)
+#define FEED(c, value)                                                         \
+  { float x = value; for (int j = 0; j < HIDDEN; j++) sum[j] += w0[c][j] * x; }
+#pragma omp simd
+    for (int64_t i = 0; i < length; i++) {
+      float sum[HIDDEN];
+      for (int j = 0; j < HIDDEN; j++) sum[j] = v.hidden_u[j][i] + v.hidden_w[j][i];
+      EACH_CHANNEL(FEED)
+      for (int j = 0; j < HIDDEN; j++) h[j][i] = sum[j];
+    }
+    finish_block(&r, h, *p.size, length, step);
+    float *target = t->param + e;
+    for (int64_t i = 0; i < length; i++) step[i] = lr * (step[i] - decay * target[i]);
+    if (t->update_only) memcpy(target, step, sizeof(float) * (size_t)length);
+    else
+      for (int64_t i = 0; i < length; i++) target[i] += step[i];
+  }
+}
+
+/* 1 if a gradient is not finite, else 0; tensor states and parameters are untouched. */
+int celo_begin(Tensor *tensors, int64_t count, int threads) {
+  Job job = {.tensors = tensors, .count = count};
+  run(&job, sum_band, 0, threads);
+  run(&job, join_bands, 1, threads);
+  return atomic_load(&job.bad);
+}
+
+void celo_finish(Tensor *tensors, int64_t count, const Rule *rule, float scale,
+                 int threads) {
+  Job job = {.tensors = tensors, .count = count, .rule = rule, .scale = scale};
+  run(&job, factor, 1, threads);
+  run(&job, update_band, 0, threads);
+  run(&job, fold, 1, threads);
+  run(&job, apply_band, 0, threads);
+}

@@ -1,0 +1,38 @@
+"""What goes wrong in the PyTorch interface, said in PyTorch's terms."""
+
+from __future__ import annotations
+
+from lopax._core.errors import LopaxError, MissingHorizon, MissingLoss
+
+
+class LossNotGiven(MissingLoss):
+    """`step()` of a loss-conditioned rule was called without the loss."""
+
+    def __init__(self, rule: str):
+        TypeError.__init__(
+            self,
+            f"{rule!r} looks at the loss of every step, and step() was called without "
+            "it. Give it in one of three ways:\n"
+            "    optimizer.step(loss=loss)          # in your own loop\n"
+            "    optimizer.observe(loss)            # anywhere before step()\n"
+            "    optimizer.step(closure)            # a closure that returns the loss",
+        )
+
+
+class HorizonNotGiven(MissingHorizon):
+    """The length of the run was not given to a rule that follows it."""
+
+    def __init__(self, rule: str):
+        TypeError.__init__(
+            self,
+            f"{rule!r} needs the number of optimizer steps of the whole run: "
+            f"lopax.torch.optimizer({rule!r}, params, num_steps=2_000)",
+        )
+
+
+class UnsupportedParameter(LopaxError, TypeError):
+    """A parameter, a gradient or a sharding this optimizer cannot treat rightly."""
+
+
+class BackendUnavailable(LopaxError, RuntimeError):
+    """`backend="fused"` was asked for and cannot be had; the message says why."""

@@ -1,0 +1,272 @@
+"""Fused kernels for the CPU: `celo_cpu.c`, compiled on first use.
+
+The compiled library is cached under `LOPAX_CACHE_DIR` (default: the user's cache
+folder), named by a hash of its source, its options and the compiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lopax.torch.celo import CeloRule
+from lopax.torch.errors import BackendUnavailable
+from lopax.torch.geometry import Blocks
+from lopax.torch.plain import Entry
+from lopax.torch.rule import Rule
+
+SOURCE, *HEADERS = (
+    Path(__file__).with_name(name)
+    for name in ("celo_cpu.c", "celo_cpu.h", "celo_cpu_view.h")
+)
+BAND = 1 << 15
+"""Elements in a unit of work, about."""
+
+_POINTERS = ("param", "momenta", "second", "row", "col", "grad", "scratch")
+_GEOMETRY = ("n", "a", "x", "b", "y", "c", "band", "items", "row_over_x", "vector")
+_TENSOR = np.dtype(
+    [
+        *((name, np.uintp) for name in _POINTERS),
+        *((name, np.int64) for name in (*_GEOMETRY, "update_only")),
+        ("lr", np.float32),
+        ("decay", np.float32),
+    ],
+    align=True,
+)
+
+
+def create(rule: Rule) -> FusedCPU:
+    """The backend for a rule.
+
+    Raises `BackendUnavailable` if there is no kernel for it, or none can be built.
+    """
+    if not isinstance(rule, CeloRule):
+        raise BackendUnavailable(
+            f"there is no fused CPU kernel for {rule.name!r}; use backend='plain'"
+        )
+    return FusedCPU(rule, library(rule.config.hidden))
+
+
+@functools.cache
+def library(hidden: int) -> Any:
+    """The kernels for MLPs of this width; built or taken from the cache.
+
+    Raises `BackendUnavailable` where there is no C compiler, or it fails.
+    """
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or sys.platform == "win32":
+        raise BackendUnavailable(
+            "the fused CPU kernels need a C compiler (cc) and POSIX threads, and none "
+            "was found; install one or use backend='plain'"
+        )
+    command = [compiler, *_options(), f"-DHIDDEN={hidden}"]
+    key = hashlib.sha256(b"".join(p.read_bytes() for p in (SOURCE, *HEADERS)))
+    key.update(" ".join([*command, platform.machine()]).encode())
+    path = _cache() / f"celo_cpu_{key.hexdigest()[:16]}.so"
+    if not path.exists():
+        _build(command, path)
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BackendUnavailable(
+            f"the compiled kernel {path} does not load ({error}); delete it, or use "
+            "backend='plain'"
+        ) from None
+    tensors, count = ctypes.c_void_p, ctypes.c_int64
+    loaded.scratch_floats.argtypes = [tensors]
+    loaded.scratch_floats.restype = ctypes.c_int64
+    loaded.celo_begin.argtypes = [tensors, count, ctypes.c_int]
+    loaded.celo_begin.restype = ctypes.c_int
+    loaded.celo_finish.argtypes = [
+        tensors,
+        count,
+        ctypes.c_void_p,
+        ctypes.c_float,
+        ctypes.c_int,
+    ]
+    loaded.celo_finish.restype = None
+    return loaded
+
+
+def _options() -> list[str]:
+    """Compiler options; the instruction set is the one torch found on this machine,
+    so that a cache folder shared between machines is safe."""
+    vector = {
+        "AVX2": ["-mavx2", "-mfma"],
+        "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
+    }.get(torch.backends.cpu.get_cpu_capability(), [])
+    # Not -ffast-math: the guard against non-finite gradients relies on NaN.
+    relaxed = ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
+    common = ["-std=c11", "-O3", "-ffp-contract=fast", "-fopenmp-simd", "-fPIC"]
+    return [*common, *relaxed, *vector, "-shared", "-pthread"]
+
+
+def _cache() -> Path:
+    """A folder that can be written to: the user's cache, else a temporary one."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("LOPAX_CACHE_DIR") or Path(home) / "lopax")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="lopax-"))
+
+
+def _build(command: Sequence[str], path: Path) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    os.close(handle)
+    try:
+        result = subprocess.run(
+            [*command, "-o", name, str(SOURCE), "-lm"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode != 0:
+            raise BackendUnavailable(
+                f"compiling the fused CPU kernels failed ({' '.join(command)}):\n"
+                f"{result.stderr.strip()[-2000:]}\nUse backend='plain'."
+            )
+        os.replace(name, path)
+    except OSError as error:
+        raise BackendUnavailable(
+            f"the C compiler {command[0]!r} cannot be run ({error}); use "
+            "backend='plain'"
+        ) from None
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+class FusedCPU:
+    """Steps all of Celo's entries in two calls; see `backends.Backend`."""
+
+    name = "fused"
+
+    def __init__(self, rule: CeloRule, kernels: Any):
+        self._kernels = kernels
+        self._rule = _packed(rule)
+        self._key: Any = None
+        self._table = np.zeros(0, _TENSOR)
+        self._scratch = torch.empty(0)
+        self._kept: list[Any] = []
+
+    @torch.compiler.disable
+    def begin(self, rule: Rule, entries: Sequence[Entry]) -> Tensor:
+        del rule
+        key = tuple((e.shape, e.axes) for e in entries)
+        if key != self._key:
+            self._lay_out(key)
+        self._point(entries)
+        bad = self._kernels.celo_begin(*self._tensors(), torch.get_num_threads())
+        return torch.tensor(bool(bad))
+
+    @torch.compiler.disable
+    def finish(
+        self, rule: Rule, entries: Sequence[Entry], scale: Tensor, alive: Tensor
+    ) -> None:
+        del rule
+        if alive.item():  # on the CPU nothing has to be waited for
+            self._kernels.celo_finish(
+                *self._tensors(),
+                self._rule.ctypes.data,
+                scale.item(),
+                torch.get_num_threads(),
+            )
+            for entry, work in zip(entries, self._kept, strict=True):
+                if work is not None:
+                    entry.param.add_(work[0].view(entry.param.shape))
+        self._kept = []
+
+    def _tensors(self) -> tuple[int, int]:
+        return self._table.ctypes.data, len(self._table)
+
+    def _lay_out(self, key: Sequence[Any]) -> None:
+        """Geometry and scratch memory, which hold as long as the shapes do."""
+        table = np.zeros(len(key), _TENSOR)
+        for row, (shape, axes) in zip(table, key, strict=True):
+            blocks = Blocks.of(shape, axes)
+            size = int(np.prod(shape))
+            slice_size = max(1, blocks.b * blocks.y * blocks.c)
+            # At least 8 slices to a band: partial sums over X stay small.
+            least = 8 if axes is not None else 1
+            band = max(least, -(-BAND // slice_size))
+            items = blocks.a * -(-blocks.x // band) if size else 0
+            for name in ("a", "x", "b", "y", "c", "row_over_x"):
+                row[name] = getattr(blocks, name)
+            row["n"], row["band"], row["items"] = size, band, items
+            row["vector"] = axes is None
+        base = table.ctypes.data
+        needs = [
+            self._kernels.scratch_floats(base + i * _TENSOR.itemsize)
+            for i in range(len(table))
+        ]
+        starts = np.concatenate([[0], np.cumsum(needs)])
+        self._scratch = torch.empty(int(starts[-1]))
+        table["scratch"] = self._scratch.data_ptr() + 4 * starts[:-1]
+        self._table, self._key = table, tuple(key)
+
+    def _point(self, entries: Sequence[Entry]) -> None:
+        """The step's pointers. What is not contiguous float32 is stepped in a copy,
+        from which the update is then added."""
+        table, self._kept = self._table, []
+        params, grads, only = [], [], []
+        for e in entries:
+            direct = e.param.dtype == torch.float32 and e.param.is_contiguous()
+            grad = e.grad.float().contiguous()
+            param = e.param if direct else e.param.float().contiguous()
+            self._kept.append(None if direct else (param, grad))
+            params.append(param.data_ptr())
+            grads.append(grad.data_ptr())
+            only.append(not direct)
+        table["param"], table["grad"], table["update_only"] = params, grads, only
+        for name, alternative in (
+            ("momenta", "momenta"),
+            ("second", "second"),
+            ("row", "full"),
+            ("col", "full"),
+        ):
+            table[name] = [
+                (e.state[name] if name in e.state else e.state[alternative]).data_ptr()
+                for e in entries
+            ]
+        table["lr"] = [float(e.lr) for e in entries]
+        table["decay"] = [e.weight_decay for e in entries]
+
+
+def _packed(rule: CeloRule) -> np.ndarray:
+    """The C struct `Rule` as float32 numbers."""
+    c = rule.config
+    theta = {k: v.cpu().numpy() for k, v in rule.theta.items()}
+    w0 = theta["rule/w0"]
+    row = np.concatenate([w0[15:18], w0[21:24]])
+    col = np.concatenate([w0[18:21], w0[24:27]])
+    parts = [
+        theta["momentum_weights"],
+        theta["factored_weights"],
+        np.array([1.0 - c.second_decay, c.exp_mult]),
+        np.concatenate([w0[:15], w0[27:]]),
+        theta["rule/b0"],
+        row,
+        col,
+        row + col,
+        theta["rule/w1"],
+        theta["rule/b1"],
+        theta["rule/w2"],
+        theta["rule/b2"],
+    ]
+    return np.concatenate([np.ravel(p) for p in parts]).astype(np.float32)

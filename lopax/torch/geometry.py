@@ -1,0 +1,80 @@
+"""Which axes of a tensor play which part: factored axes, and torch's layouts.
+
+Celo keeps second moments by row and by column of the two largest axes. Sizes decide
+which axis is which, so the result does not depend on how a tensor is stored, except
+when sizes tie: then the published rule goes by the order of the axes, as JAX libraries
+store them, `(*window, in, out)`. torch.nn stores `(out, in, *window)`. We therefore
+break ties as if the axes were read in JAX's order, so that one network, stored either
+way, trains the same.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+LAYOUTS = ("out_in", "in_out")
+"""`out_in`: as torch.nn stores weights. `in_out`: `(*window, in, out)`, as JAX
+libraries and the `Conv1D` of transformers' GPT-2 do."""
+
+
+def reading_order(rank: int, layout: str) -> tuple[int, ...]:
+    """The axes of a stored tensor in the order `(*window, in, out)`."""
+    if layout == "in_out" or rank < 2:
+        return tuple(range(rank))
+    return (*range(2, rank), 1, 0)
+
+
+def factored_axes(shape: tuple[int, ...], layout: str) -> tuple[int, int] | None:
+    """(d1, d0): the second largest and the largest axis; None for vectors.
+
+    The sort is stable over the reading order.
+    """
+    if len(shape) < 2:
+        return None
+    order = sorted(reading_order(len(shape), layout), key=lambda axis: shape[axis])
+    return order[-2], order[-1]
+
+
+class Accumulator(NamedTuple):
+    """One array of a tensor's state: which of the tensor's axes it keeps.
+
+    Its shape is `(copies, *sizes of axes)`, without the first entry if `copies` is 0.
+    """
+
+    copies: int
+    axes: tuple[int, ...]
+
+    def shape(self, tensor: tuple[int, ...]) -> tuple[int, ...]:
+        lead = (self.copies,) if self.copies else ()
+        return (*lead, *(tensor[a] for a in self.axes))
+
+
+class Blocks(NamedTuple):
+    """A contiguous tensor seen as [A, X, B, Y, C], X and Y its factored axes.
+
+    The fused kernels index with these five numbers, whatever the rank. A sum over X
+    has shape [A, B, Y, C] and a sum over Y has [A, X, B, C], in storage order. A
+    vector is [1, n, 1, 1, 1].
+    """
+
+    a: int
+    x: int
+    b: int
+    y: int
+    c: int
+    row_over_x: bool  # the row moment (sum over d0) is the sum over X
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], axes: tuple[int, int] | None) -> Blocks:
+        if axes is None:
+            return cls(1, math.prod(shape), 1, 1, 1, False)
+        first, second = sorted(axes)
+        return cls(
+            math.prod(shape[:first]),
+            shape[first],
+            math.prod(shape[first + 1 : second]),
+            shape[second],
+            math.prod(shape[second + 1 :]),
+            axes[1] == first,
+        )

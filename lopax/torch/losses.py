@@ -1,0 +1,79 @@
+"""The loss of a step: given, observed or returned, and the same on every process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lopax._core.errors import ConfigError
+from lopax.torch.sharding import is_dtensor
+
+
+class ObservedLosses:
+    """Losses recorded since the last step; never read back to the host."""
+
+    def __init__(self) -> None:
+        self._total: Any = None
+        self._count = 0
+
+    def add(self, loss: Any, reduce: str) -> None:
+        if reduce not in ("mean", "sum"):
+            raise ConfigError(f"reduce = {reduce!r}: must be one of 'mean', 'sum'")
+        loss = as_scalar(loss)
+        self._total = loss if self._total is None else self._total + loss
+        if reduce == "mean":
+            self._count += 1
+
+    def take(self) -> Any:
+        """The loss of the step, or None; forgets what was recorded."""
+        total, count = self._total, self._count
+        self._total, self._count = None, 0
+        return total / count if total is not None and count > 1 else total
+
+
+def as_scalar(loss: Any, optional: bool = False) -> Any:
+    """A detached float32 scalar tensor, or a Python float as it is.
+
+    None passes if `optional`. Raises `ConfigError` if it is not a single number.
+    """
+    if loss is None and optional:
+        return None
+    if isinstance(loss, Tensor):
+        loss = loss.detach()
+        if is_dtensor(loss):
+            loss = loss.full_tensor()  # type: ignore[attr-defined]
+        if loss.numel() != 1:
+            raise ConfigError(
+                f"the loss has shape {tuple(loss.shape)}, must be a single number; "
+                "take the mean over the batch"
+            )
+        return loss.reshape(()).float()
+    try:
+        return float(loss)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"the loss is {loss!r}: must be a scalar tensor or a number"
+        ) from None
+
+
+def agree(loss: Tensor, bad: Tensor, group: Any) -> tuple[Tensor, Tensor]:
+    """The mean loss over all processes, and whether any of them has `bad` [] set.
+
+    Without it, replicas that see different batches would drift apart.
+
+    **Arguments:**
+
+    - `group`: a process group, None for the default group (if there is one), False
+        for no communication.
+    """
+    if group is False or not (dist.is_available() and dist.is_initialized()):
+        return loss, bad
+    size = dist.get_world_size(group)
+    if size == 1:
+        return loss, bad
+    message = torch.stack([loss, bad.float()])
+    dist.all_reduce(message, group=group)
+    return message[0] / size, message[1] > 0

@@ -1,0 +1,311 @@
+"""The `torch.optim.Optimizer` that runs a learned rule."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lopax._core.errors import ConfigError
+from lopax.torch import backends, sharding
+from lopax.torch import state as states
+from lopax.torch import theta as thetas
+from lopax.torch.errors import HorizonNotGiven, LossNotGiven, UnsupportedParameter
+from lopax.torch.geometry import LAYOUTS, factored_axes
+from lopax.torch.losses import ObservedLosses, agree, as_scalar
+from lopax.torch.plain import Entry, PlainBackend
+from lopax.torch.rule import Rule, known_settings
+from lopax.torch.state import SHARED
+
+
+class Info(NamedTuple):
+    """What the optimizer is doing, as tensors on its device (reading one waits)."""
+
+    step_scale: Tensor  # [] the rule's learning-rate-like scalar in the last step
+    iteration: Tensor  # [] int32, steps so far, skipped ones included
+    skipped: Tensor  # [] int32, steps skipped because something was not finite
+
+
+class LearnedOptimizer(torch.optim.Optimizer):
+    """A learned rule as a torch optimizer; use a subclass, or `optimizer(name, ...)`.
+
+    **Arguments:**
+
+    - `params`: parameters or parameter groups. A group may have its own `lr`,
+        `weight_decay` and `layout`.
+    - `num_steps`: the number of `step()` calls of the whole run.
+    - `lr`: a factor on every update (schedulers may write it); 1.0 is what the rule
+        was trained for.
+    - `weight_decay`: decoupled; each step removes `lr * weight_decay` times the rule's
+        own step scale of each parameter, so that values customary for AdamW fit.
+    - `weights`: a weights file or a name from `lopax.list_weights()`; default: the
+        bundled weights of this architecture. Or `theta`: a mapping of arrays.
+    - `layout`: how weights of rank >= 2 are stored: "out_in" (torch.nn) or "in_out".
+        Decides between axes of one size only; see `lopax.torch.geometry`.
+    - `backend`: "plain" (torch operations), "fused" (compiled kernels: CPU with a C
+        compiler, CUDA with Triton), or "auto" (fused where it can be had).
+    - `process_group`: over which the loss is averaged; None: the default group, if
+        torch.distributed is initialised; False: no communication.
+    - `config`: settings of the architecture, over those saved with the weights.
+
+    Raises `ConfigError`, `UnknownName`, `HorizonNotGiven`, `StructureMismatch`,
+    `BackendUnavailable`; `step` raises `LossNotGiven` and `UnsupportedParameter`.
+    """
+
+    rule_class: ClassVar[type[Rule]]
+
+    def __init__(
+        self,
+        params: Any,
+        num_steps: int | None = None,
+        *,
+        lr: float | Tensor = 1.0,
+        weight_decay: float = 0.0,
+        weights: str | os.PathLike[str] | None = None,
+        theta: Mapping[str, Any] | None = None,
+        layout: str = "out_in",
+        backend: str = "auto",
+        process_group: Any = None,
+        **config: Any,
+    ):
+        cls = self.rule_class
+        if num_steps is None and cls.needs_horizon:
+            raise HorizonNotGiven(cls.name)
+        if num_steps is not None and (int(num_steps) != num_steps or num_steps < 1):
+            raise ConfigError(f"num_steps = {num_steps!r}: must be an integer >= 1")
+        backends.check(backend)
+        loaded = thetas.load(cls.name, theta, weights)
+        settings = known_settings(cls.config_class, loaded.config) | config
+        self._rule = cls.create(loaded.arrays, settings)
+        self._num_steps = int(num_steps or 0)
+        self._wish = backend
+        self._process_group = process_group
+        self._observed = ObservedLosses()
+        self._shared: states.State = {}
+        self._scale: Tensor | None = None
+        self._per_device: dict[torch.device, tuple[Rule, backends.Backend]] = {}
+        defaults = {"lr": lr, "weight_decay": weight_decay, "layout": layout}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters, also in the middle of a run: their own state starts at
+        zero, what is shared (loss history, scheduler) goes on."""
+        merged = {**self.defaults, **param_group}
+        for name in ("lr", "weight_decay"):
+            if not isinstance(merged[name], Tensor) and not merged[name] >= 0.0:
+                raise ConfigError(f"{name} = {merged[name]!r}: must be >= 0")
+        if merged["layout"] not in LAYOUTS:
+            raise ConfigError(
+                f"layout = {merged['layout']!r}: must be one of "
+                + ", ".join(map(repr, LAYOUTS))
+            )
+        super().add_param_group(param_group)
+
+    def observe(self, loss: Any, *, reduce: str = "mean") -> None:
+        """Records the loss the next `step()` will use, for loops that call it bare.
+
+        Several losses before one step (gradient accumulation) are averaged, or with
+        `reduce="sum"` added, for micro-batch losses already divided by their number.
+        """
+        self._observed.add(loss, reduce)
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Any] | None = None, *, loss: Any = None
+    ) -> Any:
+        """One update; returns the closure's result, or `loss`.
+
+        The loss is, in this order: what the closure returns, `loss`, what was observed.
+        A step whose loss or any gradient is not finite changes no parameter and no
+        state, and is counted.
+
+        Raises `LossNotGiven`, `UnsupportedParameter`, `ConfigError`.
+        """
+        if closure is not None:
+            if loss is not None:
+                raise ConfigError("give step() a closure or loss=, not both")
+            with torch.enable_grad():
+                loss = closure()
+        observed = self._observed.take()
+        entries = self._entries()
+        if entries:
+            value = as_scalar(observed if loss is None else loss, optional=True)
+            if value is None and self._rule.needs_loss:
+                self._without_loss()
+            else:
+                self._update(entries, value)
+        return loss
+
+    def info(self) -> Info:
+        """Reports on the last step, without waiting for it.
+
+        Raises `ConfigError` before the first step.
+        """
+        if self._scale is None:
+            raise ConfigError("info() has nothing to report before the first step()")
+        shared = self._shared
+        return Info(self._scale, shared["iteration"], shared["skipped"])
+
+    def _without_loss(self) -> None:
+        """A bare step with every lr at zero only makes the state.
+
+        `torch.distributed.checkpoint` calls `step()` so before it loads a state.
+        """
+        if any(float(group["lr"]) != 0.0 for group in self.param_groups):
+            raise LossNotGiven(self._rule.name)
+
+    @torch.compiler.disable  # bookkeeping, of which nothing belongs in a graph
+    def _entries(self) -> list[Entry]:
+        """The parameters with a gradient, and their states (made if missing)."""
+        entries = []
+        for index, group in enumerate(self.param_groups):
+            for param in group["params"]:
+                grad = param.grad
+                if grad is None or 0 in param.shape:
+                    continue
+                _check(param, grad)
+                entries.append(self._entry(param, grad, group, index))
+        return entries
+
+    def _entry(
+        self, param: Tensor, grad: Tensor, group: dict[str, Any], index: int
+    ) -> Entry:
+        state = self.state[param]
+        if not state:
+            if not self._shared:
+                device = sharding.local(param).device
+                rule = self._rule.to(device)
+                self._shared = states.init_shared(rule, self._num_steps, device)
+            state.update(
+                states.init_param(self._rule, param, group["layout"], self._shared)
+            )
+        states.follow(state, param)
+        shape = states.whole_shape(param)
+        own = {k: v for k, v in state.items() if not k.startswith(SHARED)}
+        return Entry(
+            param=sharding.local(param),
+            grad=sharding.local(sharding.match_gradient(param, grad)),
+            state={k: sharding.local(v) for k, v in own.items()},
+            shape=shape,
+            axes=factored_axes(shape, group["layout"]),
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            group=index,
+            sharding=sharding.sharding_of(param),
+        )
+
+    def _update(self, entries: list[Entry], value: Any) -> None:
+        shared = self._shared
+        home = shared["iteration"].device
+        by_device: dict[tuple[torch.device, bool], list[Entry]] = {}
+        for e in entries:
+            key = (e.param.device, e.sharding is not None)
+            by_device.setdefault(key, []).append(e)
+        jobs = [(*self._on(d, cut), part) for (d, cut), part in by_device.items()]
+
+        flags = [backend.begin(rule, part) for rule, backend, part in jobs]
+        bad = torch.stack([flag.to(home) for flag in flags]).any()
+        loss = torch.as_tensor(0.0 if value is None else value, dtype=torch.float32)
+        loss, bad = agree(loss.to(home), bad, self._process_group)
+        if self._process_group is not None:  # which need not hold all shards
+            bad = sharding.any_shard(bad, [e.sharding for e in entries])
+        finite = torch.isfinite(loss) & ~bad
+
+        rule = self._on(home, False)[0]
+        horizon = shared["num_steps"].clamp_min(1)
+        following, scale = rule.advance(
+            {k: shared[k] for k in shared if k not in states.COUNTERS},
+            torch.where(finite, loss, torch.zeros_like(loss)),
+            shared["iteration"].float() / horizon.float(),
+        )
+        for name, new in following.items():
+            shared[name].copy_(torch.where(finite, new, shared[name]))
+        shared["iteration"] += 1
+        shared["skipped"] += ~finite
+        self._scale = scale
+
+        alive = finite.float()
+        for rule, backend, part in jobs:
+            device = part[0].param.device
+            backend.finish(rule, part, scale.to(device), alive.to(device))
+
+    def _on(self, device: torch.device, sharded: bool) -> tuple[Rule, backends.Backend]:
+        """The rule and its backend on a device; shards go the plain way."""
+        if device not in self._per_device:
+            rule = self._rule.to(device)
+            self._per_device[device] = rule, backends.choose(self._wish, rule, device)
+        rule, backend = self._per_device[device]
+        return rule, PlainBackend() if sharded else backend
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores a state dict; it stays usable, and state keeps its float32.
+
+        Raises `StructureMismatch` if it does not fit, and what
+        `torch.optim.Optimizer.load_state_dict` raises.
+        """
+        seen: dict[str, Any] = {}
+        # Last of the pre-hooks and first of the post-hooks: what lies between is torch
+        # casting the state to the parameters' dtype.
+        before = self.register_load_state_dict_pre_hook(lambda _, d: seen.update(d))
+        after = self.register_load_state_dict_post_hook(
+            lambda _: self._restore(seen), prepend=True
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _restore(self, state_dict: dict[str, Any]) -> None:
+        self._shared, self._scale = {}, None
+        saved_ids = [i for g in state_dict["param_groups"] for i in g["params"]]
+        groups = [(p, g) for g in self.param_groups for p in g["params"]]
+        for saved_id, (param, group) in zip(saved_ids, groups, strict=True):
+            saved = state_dict["state"].get(saved_id)
+            if not saved:
+                self.state.pop(param, None)
+                continue
+            shape = states.whole_shape(param)
+            specs = states.accumulators(self._rule, param, group["layout"])
+            expected = {k: spec.shape(shape) for k, spec in specs.items()}
+            like = states.init_shared(self._rule, 1, torch.device("cpu"))
+            expected |= {k: tuple(v.shape) for k, v in states.refer(like).items()}
+            state = states.restore(saved, param, expected, f"parameter {saved_id}")
+            if not self._shared:
+                self._shared = {
+                    k.removeprefix(SHARED): v
+                    for k, v in state.items()
+                    if k.startswith(SHARED)
+                }
+            self.state[param] = state | states.refer(self._shared)
+
+    def __getstate__(self) -> dict[str, Any]:
+        mine = {k: v for k, v in self.__dict__.items() if k in _KEPT}
+        return super().__getstate__() | mine
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_per_device", {})
+        self.__dict__.setdefault("_observed", ObservedLosses())
+
+
+_KEPT = ("_rule", "_num_steps", "_wish", "_process_group", "_shared", "_scale")
+"""What a copied or pickled optimizer takes along; backends are found anew."""
+
+
+def _check(param: Tensor, grad: Tensor) -> None:
+    """Raises `UnsupportedParameter` for what the rules are not made for."""
+    what = f"a parameter of shape {tuple(param.shape)}"
+    if grad.layout != torch.strided:
+        raise UnsupportedParameter(
+            f"{what} has a sparse gradient: build the layer with sparse=False"
+        )
+    if not param.is_floating_point():
+        raise UnsupportedParameter(
+            f"{what} has dtype {param.dtype}: only real floating-point parameters are "
+            "supported (split complex ones with torch.view_as_real)"
+        )
+    sharding.refuse_flattened(param)

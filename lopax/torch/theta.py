@@ -1,0 +1,107 @@
+"""Meta-parameters as torch tensors, from a file, bundled weights or memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from lopax._core.errors import ConfigError, StructureMismatch, UnknownName
+from lopax.pretrained.index import list_weights, read_weights
+
+
+class LoadedTheta(NamedTuple):
+    arrays: dict[str, np.ndarray]  # path name -> float32 array
+    config: dict[str, Any]  # settings saved with them
+
+
+def load(
+    name: str,
+    theta: Mapping[str, Any] | None,
+    weights: str | os.PathLike[str] | None,
+) -> LoadedTheta:
+    """The meta-parameters for architecture `name`.
+
+    **Arguments:**
+
+    - `theta`: nested or flat mapping of arrays (numpy, torch or JAX), or
+    - `weights`: a weights file, or the name of bundled weights. Default: the bundled
+        weights of the architecture.
+
+    Raises `ConfigError` (both given, or weights of another architecture),
+    `UnknownName`, `FileFormatError`.
+    """
+    if theta is not None:
+        if weights is not None:
+            raise ConfigError("give theta= or weights=, not both")
+        return LoadedTheta(dict(_flatten(theta)), {})
+    if weights is None and name not in list_weights():
+        raise UnknownName(
+            f"bundled weights for architecture {name!r} (pass theta= or weights=):",
+            name,
+            list_weights(),
+        )
+    file = read_weights(name if weights is None else weights)
+    saved = file.header.get("architecture", name)
+    if saved != name:
+        raise ConfigError(
+            f"the weights are for architecture {saved!r}, not {name!r}: "
+            f"use lopax.torch.optimizer({saved!r}, params, weights=...)"
+        )
+    return LoadedTheta(dict(file.arrays), dict(file.header.get("config", {})))
+
+
+def to_torch(
+    name: str,
+    arrays: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, torch.Tensor]:
+    """float32 tensors on the CPU; raises `StructureMismatch` unless shapes fit."""
+    want = {k: f"[{','.join(map(str, s))}]" for k, s in shapes.items()}
+    have = {k: f"[{','.join(map(str, v.shape))}]" for k, v in arrays.items()}
+    if want != have:
+        raise StructureMismatch.between(
+            f"theta for architecture {name!r}",
+            want,
+            have,
+            "Was it trained with another architecture or other sizes?",
+        )
+    return {
+        k: torch.from_numpy(np.array(v, dtype=np.float32)) for k, v in arrays.items()
+    }
+
+
+def published_scheduler(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The published scheduler arrays under our names.
+
+    The published `linear` layer and control head do not act and are dropped.
+    """
+    found = {
+        f"scheduler/initial/{k}": arrays[f"lstm_init_state/{k}"].reshape(-1)
+        for k in ("hidden", "cell")
+    }
+    layers = {
+        "mix": "linear_1",
+        "skip": "linear_2",
+        "lstm": "rnn/linear",
+        "head": "step_size",
+    }
+    for ours, theirs in layers.items():
+        for leaf in ("w", "b"):
+            found[f"scheduler/{ours}/{leaf}"] = arrays[f"rnn_params/{theirs}/{leaf}"]
+    return found
+
+
+def _flatten(
+    tree: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, np.ndarray]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}/")
+        else:
+            if isinstance(value, torch.Tensor):
+                value = value.detach().cpu()
+            yield f"{prefix}{key}", np.asarray(value)

@@ -1,0 +1,329 @@
+"""The torch rules give the published numbers, JAX's numbers, and one another's."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch_common import NAMES, golden, make, needs_compiler, random_theta, shared
+
+import lopax.torch as lt
+from lopax.torch.celo import CeloConfig
+from lopax.torch.celo_adam import CeloAdamConfig
+from lopax.torch.geometry import Blocks, factored_axes
+
+GOLDEN = {
+    "celo": ("celo", {}),
+    "celo_phase1": ("celo", {"phase": 1}),
+    "celo_random": ("celo", {}),
+    "celo_adam": ("celo_adam", {}),
+    "celo_adam_random": ("celo_adam", {}),
+}
+
+
+@pytest.fixture(params=["plain", "fused"])
+def backend(request):
+    if request.param == "fused":
+        needs_compiler()
+    return request.param
+
+
+def to_torch_layout(x):
+    """(*window, in, out) -> (out, in, *window)."""
+    x = np.asarray(x)
+    return x if x.ndim < 2 else np.ascontiguousarray(np.moveaxis(x, (-1, -2), (0, 1)))
+
+
+@pytest.mark.parametrize("layout", ["in_out", "out_in"])
+@pytest.mark.parametrize("file", GOLDEN)
+def test_golden_files(file, layout, backend):
+    data = golden(file)
+    name, config = GOLDEN[file]
+    if backend == "fused" and name != "celo":
+        pytest.skip("there is no fused CPU kernel for this rule")
+    store = to_torch_layout if layout == "out_in" else np.asarray
+    tensors = [k.removeprefix("params/") for k in data if k.startswith("params/")]
+    params = {
+        k: torch.nn.Parameter(torch.tensor(store(data[f"params/{k}"]))) for k in tensors
+    }
+    optimizer = lt.optimizer(
+        name,
+        list(params.values()),
+        num_steps=int(data["num_steps"]),
+        theta={k[6:]: v for k, v in data.items() if k.startswith("theta/")},
+        layout=layout,
+        backend=backend,
+        **config,
+    )
+    for t, loss in enumerate(data["loss"]):
+        for k, p in params.items():
+            p.grad = torch.tensor(store(data[f"grads/{k}"][t]))
+        optimizer.step(loss=torch.tensor(loss))
+        for k, p in params.items():
+            expected = store(data[f"expected/{k}"][t])
+            # Relative to the tensor: single elements pass through zero.
+            error = np.linalg.norm(p.detach().numpy() - expected)
+            assert error <= 1e-5 * np.linalg.norm(expected), (k, t, error)
+    moved = np.linalg.norm(expected - store(data[f"params/{k}"]))
+    assert moved > 1e-4 * np.linalg.norm(expected)
+
+
+SHAPES = [
+    (),
+    (1,),
+    (7,),
+    (300,),
+    (1, 1),
+    (7, 1),
+    (6, 6),
+    (12, 5),
+    (5, 12),
+    (3, 300),
+    (700, 3),
+    (2, 3, 4),
+    (4, 4, 4),
+    (8, 8, 3, 3),
+    (3, 3, 8, 8),
+    (10, 20, 5, 5),
+    (6, 40, 300),
+    (300, 6, 40),
+    (9, 9, 257),
+    (2, 3, 4, 5, 6),
+    (0, 4),
+]
+
+
+def random_grads(shapes, steps, seed=0):
+    generator = np.random.default_rng(seed)
+    scales = np.exp(generator.uniform(-6, 1, len(shapes)))
+    for step in range(steps):
+        yield [
+            np.asarray(generator.standard_normal(s) * a * (step != 2), np.float32)
+            for s, a in zip(shapes, scales, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("layout", ["out_in", "in_out"])
+def test_fused_cpu_equals_plain(layout):
+    needs_compiler()
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(s, generator=generator) * 0.3 for s in SHAPES]
+    runs = {}
+    for kind in ("plain", "fused"):
+        params = [torch.nn.Parameter(p.clone()) for p in start]
+        optimizer = make(
+            "celo", params, backend=kind, layout=layout, weight_decay=0.1, lr=0.7
+        )
+        for grads in random_grads(SHAPES, 8):
+            for p, g in zip(params, grads, strict=True):
+                p.grad = torch.tensor(g)
+            optimizer.step(loss=1.0)
+        runs[kind] = params, [optimizer.state[p] for p in params]
+    for a, b, first in zip(runs["plain"][0], runs["fused"][0], start, strict=True):
+        torch.testing.assert_close(a - first, b - first, rtol=1e-4, atol=1e-7)
+        assert not a.numel() or not torch.equal(a, first)
+    for a, b in zip(runs["plain"][1], runs["fused"][1], strict=True):
+        for key in a:
+            torch.testing.assert_close(a[key], b[key], rtol=1e-5, atol=1e-9, msg=key)
+
+
+def test_fused_cpu_is_bitwise_the_same_for_any_number_of_threads():
+    needs_compiler()
+    shapes = [(700, 300), (64, 32, 3, 3), (5000,)]
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            params = [torch.nn.Parameter(torch.full(s, 0.1)) for s in shapes]
+            optimizer = make("celo", params, backend="fused")
+            for grads in random_grads(shapes, 3):
+                for p, g in zip(params, grads, strict=True):
+                    p.grad = torch.tensor(g)
+                optimizer.step(loss=1.0)
+            results.append(params)
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def jax_run(name, theta, start, all_grads, losses):
+    jax = pytest.importorskip("jax")
+    from lopax.architectures import architecture
+
+    rule = architecture(name)
+    theta = rule.theta_from_arrays(theta)
+    params = [jax.numpy.asarray(p) for p in start]
+    state = rule.init(theta, params, len(losses))
+    update = jax.jit(rule.update)
+    for grads, loss in zip(all_grads, losses, strict=True):
+        updates, state, _ = update(theta, grads, state, params, value=loss)
+        params = [p + u for p, u in zip(params, updates, strict=True)]
+    return params, state
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jax_and_torch_agree_on_random_trees(name, backend):
+    """All ranks, stored in JAX's layout there and in torch's here; one bad step."""
+    if backend == "fused" and name != "celo":
+        pytest.skip("there is no fused CPU kernel for this rule")
+    shapes = [s for s in SHAPES if 0 not in s]
+    generator = np.random.default_rng(1)
+    start = [np.asarray(generator.standard_normal(s), np.float32) for s in shapes]
+    theta = random_theta(name, seed=3)
+    all_grads = list(random_grads(shapes, 12, seed=4))
+    all_grads[5][3][0] = np.inf
+    losses = np.linspace(2.0, 0.5, 12).astype(np.float32)
+    losses[8] = np.nan
+    expected, state = jax_run(name, theta, start, all_grads, losses)
+    params = [torch.nn.Parameter(torch.tensor(to_torch_layout(p))) for p in start]
+    optimizer = make(name, params, num_steps=12, theta=theta, backend=backend)
+    for grads, loss in zip(all_grads, losses, strict=True):
+        for p, g in zip(params, grads, strict=True):
+            p.grad = torch.tensor(to_torch_layout(g))
+        optimizer.step(loss=torch.tensor(loss))
+    for p, e, s in zip(params, expected, start, strict=True):
+        e, s = to_torch_layout(e), to_torch_layout(s)
+        difference = np.linalg.norm(p.detach().numpy() - e)
+        assert difference <= 1e-4 * np.linalg.norm(e - s) + 1e-7, s.shape
+    info = optimizer.info()
+    assert int(info.skipped) == int(state.skipped) == 2
+    assert int(info.iteration) == int(state.iteration) == 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_network_trains_the_same_in_both_frameworks(name):
+    """200 steps of a small convolutional network on real digits."""
+    jax = pytest.importorskip("jax")
+    import jax.numpy as jnp
+
+    from lopax.architectures import architecture
+    from lopax.pretrained import read_weights
+
+    datasets = pytest.importorskip("sklearn.datasets")
+    theta = read_weights(shared("weights", name, "theta.state")).arrays
+    # One large batch: with small ones the run is chaotic, and rounding errors grow.
+    digits = datasets.load_digits()
+    images = (digits.images[:256] / 16.0).astype(np.float32)
+    labels, steps = digits.target[:256], 200
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 6, 3, stride=2, padding=1),
+        torch.nn.Tanh(),
+        torch.nn.Conv2d(6, 6, 3, stride=2, padding=1),
+        torch.nn.Tanh(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(24, 24),
+        torch.nn.Tanh(),
+        torch.nn.Linear(24, 10),
+    )
+
+    def as_jax(p):
+        p = p.detach().numpy()
+        return jnp.asarray(p if p.ndim < 2 else np.moveaxis(p, (0, 1), (-1, -2)))
+
+    params = [as_jax(p) for p in net.parameters()]
+
+    def loss_fn(params, x, y):
+        def conv(x, w, b, stride):
+            axes = ("NHWC", "HWIO", "NHWC")
+            pad = ((1, 1), (1, 1))
+            return jax.lax.conv_general_dilated(x, w, stride, pad, None, None, axes) + b
+
+        w = params
+        x = jnp.tanh(conv(x[..., None], w[0], w[1], (2, 2)))
+        x = jnp.tanh(conv(x, w[2], w[3], (2, 2)))
+        x = x.transpose(0, 3, 1, 2).reshape(len(y), -1)
+        x = jnp.tanh(x @ w[4] + w[5])
+        log_p = jax.nn.log_softmax(x @ w[6] + w[7])
+        return -jnp.mean(jnp.sum(log_p * jax.nn.one_hot(y, 10), 1))
+
+    rule = architecture(name)
+    jax_theta = rule.theta_from_arrays(theta)
+
+    @jax.jit
+    def one(params, state):
+        loss, grads = jax.value_and_grad(loss_fn)(params, images, labels)
+        updates, state, _ = rule.update(jax_theta, grads, state, params, value=loss)
+        return jax.tree.map(jnp.add, params, updates), state, loss
+
+    state, expected = rule.init(jax_theta, params, steps), []
+    for _ in range(steps):
+        params, state, loss = one(params, state)
+        expected.append(float(loss))
+    optimizer = lt.optimizer(name, net.parameters(), num_steps=steps, theta=theta)
+    found = []
+    for _ in range(steps):
+        loss = torch.nn.functional.cross_entropy(
+            net(torch.tensor(images)[:, None]), torch.tensor(labels)
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(loss=loss)
+        found.append(loss.item())
+    assert found[-1] < 0.5 * found[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_settings_are_those_of_the_jax_rules():
+    pytest.importorskip("jax")
+    from lopax.architectures import ARCHITECTURES
+
+    for name, config in (("celo", CeloConfig), ("celo_adam", CeloAdamConfig)):
+        theirs = dataclasses.asdict(ARCHITECTURES[name].config())
+        for key in ("start", "backend"):  # of meta-training, and of JAX
+            theirs.pop(key, None)
+        assert dataclasses.asdict(config()) == theirs
+
+
+def test_factored_axes():
+    assert factored_axes((5,), "out_in") is None
+    assert factored_axes((3, 7), "out_in") == (0, 1) == factored_axes((3, 7), "in_out")
+    # A square matrix: "in" before "out", wherever it is stored.
+    assert factored_axes((4, 4), "in_out") == (0, 1)
+    assert factored_axes((4, 4), "out_in") == (1, 0)
+    assert factored_axes((3, 3, 64, 64), "in_out") == (2, 3)
+    assert factored_axes((64, 64, 3, 3), "out_in") == (1, 0)
+    # A patch embedding: the window's second axis (16, 16, in, out: index 1).
+    assert factored_axes((16, 16, 3, 768), "in_out") == (1, 3)
+    assert factored_axes((768, 3, 16, 16), "out_in") == (3, 0)
+
+
+def test_blocks_cover_the_tensor():
+    for shape in SHAPES:
+        shape = shape or (1,)
+        blocks = Blocks.of(shape, factored_axes(shape, "out_in"))
+        size = blocks.a * blocks.x * blocks.b * blocks.y * blocks.c
+        assert size == int(np.prod(shape))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plain_rule_compiles_once(name):
+    """No recompilation when the learning rate, the loss or the step change."""
+    needs_compiler()
+    params = [torch.nn.Parameter(torch.randn(s)) for s in [(6, 4), (4,), (4,)]]
+    twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    optimizer = make(name, params, backend="plain")
+    eager = make(name, twins, backend="plain")
+    compiles = []
+
+    def counting(graph, inputs):
+        compiles.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    step = torch.compile(optimizer.step, backend=counting)
+    counts = []
+    for i, grads in enumerate(random_grads([(6, 4), (4,), (4,)], 7)):
+        for p, q, g in zip(params, twins, grads, strict=True):
+            p.grad, q.grad = torch.tensor(g), torch.tensor(g)
+        for o in (optimizer, eager):
+            o.param_groups[0]["lr"] = 1.0 / (1 + i)
+        step(loss=torch.tensor(1.0 / (1 + i)))
+        eager.step(loss=torch.tensor(1.0 / (1 + i)))
+        counts.append(len(compiles))
+    assert counts[-1] == counts[2] > 0, counts
+    for p, q in zip(params, twins, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
