@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 TABLE = {
-    "celo": Row(35_803, 37_089, {"lstm": 8, "backend": "plain"}),
+    "celo": Row(35_803, 37_089, {"lstm": 8}),
     "celo_adam": Row(35_649, 36_865, {"lstm": 8}),
     "celo2": Row(329, 347, {}),
     "celo2_base": Row(329, 347, {}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 
 import jax
@@ -29,7 +30,7 @@ from lopax.evaluate.specs import OptimizerSpec
 from lopax.evaluate.store import Store
 from lopax.evaluate.study import collect, run_key
 from lopax.tasks import from_functions
-from lopax.tasks.suites import SUITES, list_suites, suite
+from lopax.tasks.suites import SUITES, Suite, SuiteTask, list_suites, suite
 from lopax.theta import save_theta
 
 CONFIG = RunConfig(num_steps=10, eval_every=5)
@@ -286,6 +287,34 @@ def test_an_optimizer_that_crashes_is_left_out_in_words(comparison):
     for path in found.report or ():
         assert "Not in this report: broken" in path.read_text()
         assert "cannot be built" in path.read_text()
+
+
+def test_a_bench_of_a_suite_reports_scores_and_failures(tmp_path):
+    tiny = Suite(
+        name="tiny",
+        about="one problem",
+        tasks=(SuiteTask(name="bowl", make=bowl, num_steps=20, passes_below=0.15),),
+    )
+    found = evaluate.bench(
+        tiny,
+        [spec("fast", 0.4), spec("slow", 0.01), spec("adam", 0.0, (0.1, 0.2))],
+        seeds=1,
+        folder=tmp_path,
+        measure_cost=False,
+    )
+    text = (tmp_path / "report.md").read_text()
+    assert found.summary.scored == ("bowl",)
+    assert "## Failure map" in text
+    assert re.search(r"\| fast \| 100% \|", text)
+    assert re.search(r"\| slow \| 0% \|", text)
+    assert re.search(r"\| adam \| \d/2 \|", text)
+    assert "Only 1 seed" in text
+
+
+def test_a_bench_without_any_data_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("LOPAX_DATA_DIR", str(tmp_path / "empty"))
+    with pytest.raises(ConfigError, match="suite 'lite'"):
+        evaluate.bench("lite", ["adam"], only_available=True, folder=tmp_path)
 
 
 def test_bad_comparisons(tmp_path):

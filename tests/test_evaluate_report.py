@@ -110,7 +110,11 @@ def test_a_reference_that_diverges_everywhere_is_left_out_with_a_reason():
     found = summarise(study)
     assert "diverged at every learning rate" in found.left_out["task_2"]
     plots.training_curves(found, "task_2", plots.colours(found))
-    plots.rate_sensitivity(found, "task_2", plots.colours(found))
+    study.cells["lion", "task_2"].diverged[:] = True
+    study.cells["sgdm", "task_2"].diverged[:] = True
+    gone = summarise(study)  # every tuned run diverged: nothing to draw but lines
+    figure = plots.rate_sensitivity(gone, "task_2", plots.colours(gone))
+    assert "learning rate" in plots.svg(figure, "rates")
     text = render_markdown(found)
     assert "| task_2 (not scored) | undefined (no ratio) |" in text
     assert "| task_2 | diverged | never (0 of 3 seeds) |" in text
@@ -118,6 +122,17 @@ def test_a_reference_that_diverges_everywhere_is_left_out_with_a_reason():
         study.cells["adam", name].diverged[:] = True
     with pytest.raises(IncompleteResults, match="no task can be scored"):
         summarise(study)
+
+
+def test_losses_that_are_all_but_fitted_are_pointed_out_once():
+    study = fake_study(2, 2, ("adam",))
+    assert "all but fitted" not in render_markdown(summarise(study))
+    for task in study.tasks:
+        for name in ("celo", "adam"):
+            study.cells[name, task].train[..., 50:] *= 0.01
+    text = render_markdown(summarise(study))
+    assert text.count("all but fitted") == 1
+    assert "of the initial loss on task_0, task_1:" in text
 
 
 def test_an_unknown_reference_is_refused():
@@ -136,6 +151,7 @@ def verdict_of(
 def test_verdicts():
     assert verdict_of(1.1, 1.2) == "better than tuned adam"
     assert verdict_of(0.7, 0.9, effect=-0.1) == "worse than tuned adam"
+    assert "the other way by the mean" in verdict_of(1.1, 1.2, effect=-0.1)
     assert "not by the paired test (p = 0.30)" in verdict_of(1.1, 1.2, p=0.3)
     few = PairedTest(0.1, 0.25, 1.0, 1, 1, 3, 2)
     assert verdict(Interval(1.2, 1.1, 1.3), few, 0, 3, "adam") == (

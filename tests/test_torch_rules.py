@@ -193,6 +193,7 @@ def test_jax_and_torch_agree_on_random_trees(name, backend):
     assert int(info.iteration) == int(state.iteration) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_same_network_trains_the_same_in_both_frameworks(name):
     """200 steps of a small convolutional network on real digits."""
@@ -204,7 +205,8 @@ def test_same_network_trains_the_same_in_both_frameworks(name):
 
     datasets = pytest.importorskip("sklearn.datasets")
     theta = read_weights(shared("weights", name, "theta.state")).arrays
-    # One large batch: with small ones the run is chaotic, and rounding errors grow.
+    # One large batch and smoothed labels: with small ones the run is chaotic and
+    # rounding errors grow; without smoothing the loss falls to where they are all.
     digits = datasets.load_digits()
     images = (digits.images[:256] / 16.0).astype(np.float32)
     labels, steps = digits.target[:256], 200
@@ -238,7 +240,8 @@ def test_same_network_trains_the_same_in_both_frameworks(name):
         x = x.transpose(0, 3, 1, 2).reshape(len(y), -1)
         x = jnp.tanh(x @ w[4] + w[5])
         log_p = jax.nn.log_softmax(x @ w[6] + w[7])
-        return -jnp.mean(jnp.sum(log_p * jax.nn.one_hot(y, 10), 1))
+        targets = 0.9 * jax.nn.one_hot(y, 10) + 0.01  # label smoothing
+        return -jnp.mean(jnp.sum(log_p * targets, 1))
 
     rule = architecture(name)
     jax_theta = rule.theta_from_arrays(theta)
@@ -257,7 +260,9 @@ def test_same_network_trains_the_same_in_both_frameworks(name):
     found = []
     for _ in range(steps):
         loss = torch.nn.functional.cross_entropy(
-            net(torch.tensor(images)[:, None]), torch.tensor(labels)
+            net(torch.tensor(images)[:, None]),
+            torch.tensor(labels),
+            label_smoothing=0.1,
         )
         optimizer.zero_grad()
         loss.backward()

@@ -21,9 +21,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lopax._core.config import check_range
-from lopax._core.optimizer import Leaf, TensorRule
-from lopax._core.types import Count, Key, Scalar, Theta
+from lopax._core.optimizer import Leaf
+from lopax._core.types import Count, Key, Theta
 from lopax.blocks import adafac_net, moments
+from lopax.blocks.counted_rule import CountedRule
 from lopax.blocks.moments import Moments
 
 
@@ -44,12 +45,10 @@ class AdafacMLPConfig:
         check_range(self, "exp_mult", low=0.0)
 
 
-class AdafacMLP(TensorRule[Count, Count, Moments]):
-    """See the module docstring. The shared state is the number of steps made."""
+class AdafacMLP(CountedRule[Moments]):
+    """See the module docstring."""
 
     name: ClassVar[str] = "adafac_mlp"
-    needs_loss: ClassVar[bool] = False
-    needs_horizon: ClassVar[bool] = False
     reference: ClassVar[str] = "Metz et al., 2022, arXiv 2203.11860"
     grad_clip: ClassVar[float] = adafac_net.GRADIENT_BOUND
 
@@ -59,20 +58,13 @@ class AdafacMLP(TensorRule[Count, Count, Moments]):
     def init_theta(self, key: Key) -> Theta:
         return adafac_net.init_theta(key, self.config.hidden, 2)
 
-    def init_shared(self, theta: Theta, num_steps: Count, num_tensors: int) -> Count:
-        del theta, num_steps, num_tensors
-        return jnp.zeros((), jnp.int32)
-
     def init_tensor(self, theta: Theta, param: Array) -> Moments:
         del theta
         return moments.init(param)
 
-    def advance(
-        self, theta: Theta, shared: Count, value: Any, fraction: Scalar, summaries: Any
-    ) -> tuple[Count, Count, Scalar]:
-        del theta, value, fraction, summaries
-        scale = jnp.asarray(self.config.step_mult, jnp.float32)
-        return shared + 1, shared, scale
+    def step_scale(self, theta: Theta) -> float:
+        del theta
+        return self.config.step_mult
 
     def step(
         self,

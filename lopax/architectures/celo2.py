@@ -34,9 +34,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopax._core.config import check_range
-from lopax._core.optimizer import Leaf, TensorRule
-from lopax._core.types import Count, Key, Scalar, Theta
+from lopax._core.optimizer import Leaf
+from lopax._core.types import Count, Key, Theta
 from lopax.blocks import element_features, moments, orthogonalize, routing
+from lopax.blocks.counted_rule import CountedRule
 from lopax.blocks.element_features import CELO2_MATRIX_GROUPS, CELO2_VECTOR_GROUPS
 from lopax.blocks.moments import Decays, Moments
 from lopax.blocks.normalize import matrix_rms_scale
@@ -96,11 +97,9 @@ class AdamMoments(NamedTuple):
     second: Float[Array, "*s"]
 
 
-class _Celo2Rule(TensorRule[Count, Count, Any]):
+class _Celo2Rule(CountedRule[Any]):
     """What both variants do; the state of a tensor depends on its role."""
 
-    needs_loss: ClassVar[bool] = False
-    needs_horizon: ClassVar[bool] = False
     reference: ClassVar[str] = "Moudgil et al., 2026, arXiv 2602.19142"
     config: Celo2Config
 
@@ -114,10 +113,6 @@ class _Celo2Rule(TensorRule[Count, Count, Any]):
         outputs = 2 if c.exp_mult else 1
         return {"rule": mlp.init(key, (inputs, c.hidden, c.hidden, outputs))}
 
-    def init_shared(self, theta: Theta, num_steps: Count, num_tensors: int) -> Count:
-        del theta, num_steps, num_tensors
-        return jnp.zeros((), jnp.int32)
-
     def init_leaf(self, theta: Theta, leaf: Leaf, param: Array) -> Any:
         if self.role(leaf) == "adam":
             zeros = jnp.zeros(param.shape, jnp.float32)
@@ -128,11 +123,9 @@ class _Celo2Rule(TensorRule[Count, Count, Any]):
         del theta
         return moments.init(param)
 
-    def advance(
-        self, theta: Theta, shared: Count, value: Any, fraction: Scalar, summaries: Any
-    ) -> tuple[Count, Count, Scalar]:
-        del theta, value, fraction, summaries
-        return shared + 1, shared + 1, jnp.asarray(self.config.step_mult, jnp.float32)
+    def step_scale(self, theta: Theta) -> float:
+        del theta
+        return self.config.step_mult
 
     def step(
         self,
@@ -175,13 +168,13 @@ class _Celo2Rule(TensorRule[Count, Count, Any]):
     def _adam(
         self, step: Count, grad: Array, state: AdamMoments
     ) -> tuple[Array, AdamMoments]:
-        """Adam's direction with epsilon under the root; `step` counts this one."""
+        """Adam's direction with epsilon under the root."""
         c = self.config
         momentum = c.b1 * state.momentum + (1.0 - c.b1) * grad
         second = c.b2 * state.second + (1.0 - c.b2) * jnp.square(grad)
         state = AdamMoments(momentum, second)
         if c.bias_correction:
-            t = step.astype(jnp.float32)
+            t = (step + 1).astype(jnp.float32)
             momentum = momentum / (1.0 - c.b1**t)
             second = second / (1.0 - c.b2**t)
         return momentum * jax.lax.rsqrt(second + 1e-8), state

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 from lopax._core.config import check_range
 from lopax._core.optimizer import Leaf, TensorRule
 from lopax._core.types import Count, Key, Scalar, Theta
+from lopax.blocks.counted_rule import CountedRule
 
 REFERENCE = "Metz et al., 2022, arXiv 2203.11860"
 
@@ -69,12 +70,10 @@ class ScheduledAdamConfig(LearnedAdamConfig):
         check_range(self, "knots", low=2)
 
 
-class LearnedSGD(TensorRule[tuple[()], tuple[()], Array]):
+class LearnedSGD(CountedRule[Array]):
     """p <- p - lr m with m <- momentum m + g. A tensor's state is m."""
 
     name: ClassVar[str] = "learned_sgd"
-    needs_loss: ClassVar[bool] = False
-    needs_horizon: ClassVar[bool] = False
     reference: ClassVar[str] = REFERENCE
 
     def __init__(self, config: LearnedSGDConfig | None = None):
@@ -88,31 +87,17 @@ class LearnedSGD(TensorRule[tuple[()], tuple[()], Array]):
             "one_minus_momentum": jnp.asarray(math.log(1.0 - c.momentum)),
         }
 
-    def init_shared(
-        self, theta: Theta, num_steps: Count, num_tensors: int
-    ) -> tuple[()]:
-        del theta, num_steps, num_tensors
-        return ()
-
     def init_tensor(self, theta: Theta, param: Array) -> Array:
         del theta
         return jnp.zeros(param.shape, jnp.float32)
 
-    def advance(
-        self,
-        theta: Theta,
-        shared: tuple[()],
-        value: Any,
-        fraction: Scalar,
-        summaries: Any,
-    ) -> tuple[tuple[()], tuple[()], Scalar]:
-        del value, fraction, summaries
-        return (), (), jnp.exp(theta["log_lr"])
+    def step_scale(self, theta: Theta) -> Scalar:
+        return jnp.exp(theta["log_lr"])
 
     def step(
         self,
         theta: Theta,
-        context: tuple[()],
+        context: Count,
         index: Leaf,
         grad: Array,
         state: Array,

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopax._core.config import check_range
-from lopax._core.optimizer import Leaf, TensorRule
-from lopax._core.types import Count, Key, Scalar, Theta
+from lopax._core.optimizer import Leaf
+from lopax._core.types import Count, Key, Theta
+from lopax.blocks.counted_rule import CountedRule
 from lopax.nets import initializers, linear, lstm
 from lopax.nets.lstm import LSTMState
 
@@ -46,13 +47,11 @@ class L2OLSTMConfig:
         check_range(self, "step_mult", above=0.0)
 
 
-class L2OLSTM(TensorRule[tuple[()], tuple[()], tuple[LSTMState, ...]]):
+class L2OLSTM(CountedRule[tuple[LSTMState, ...]]):
     """See the module docstring. A tensor's state is one `LSTMState` a layer, with the
     units behind the tensor's axes."""
 
     name: ClassVar[str] = "l2o_lstm"
-    needs_loss: ClassVar[bool] = False
-    needs_horizon: ClassVar[bool] = False
     reference: ClassVar[str] = "Andrychowicz et al., 2016, arXiv 1606.04474"
 
     def __init__(self, config: L2OLSTMConfig | None = None):
@@ -68,32 +67,19 @@ class L2OLSTM(TensorRule[tuple[()], tuple[()], tuple[LSTMState, ...]]):
         }
         return {**layers, "head": initializers.linear(k_head, c.lstm, 1)}
 
-    def init_shared(
-        self, theta: Theta, num_steps: Count, num_tensors: int
-    ) -> tuple[()]:
-        del theta, num_steps, num_tensors
-        return ()
-
     def init_tensor(self, theta: Theta, param: Array) -> tuple[LSTMState, ...]:
         del theta
         zeros = jnp.zeros((*param.shape, self.config.lstm), jnp.float32)
         return (LSTMState(zeros, zeros),) * self.config.layers
 
-    def advance(
-        self,
-        theta: Theta,
-        shared: tuple[()],
-        value: Any,
-        fraction: Scalar,
-        summaries: Any,
-    ) -> tuple[tuple[()], tuple[()], Scalar]:
-        del theta, value, fraction, summaries
-        return (), (), jnp.asarray(self.config.step_mult, jnp.float32)
+    def step_scale(self, theta: Theta) -> float:
+        del theta
+        return self.config.step_mult
 
     def step(
         self,
         theta: Theta,
-        context: tuple[()],
+        context: Count,
         index: Leaf,
         grad: Array,
         state: tuple[LSTMState, ...],

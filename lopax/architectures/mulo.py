@@ -20,15 +20,16 @@ could not be checked against a file, so there is no translation of it here.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Array
 
 from lopax._core.config import check_range
-from lopax._core.optimizer import Leaf, TensorRule
-from lopax._core.types import Count, Key, Scalar, Theta
+from lopax._core.optimizer import Leaf
+from lopax._core.types import Count, Key, Theta
 from lopax.architectures.adafac_mlp import AdafacMLP, AdafacMLPConfig
 from lopax.blocks import adafac_net, routing
+from lopax.blocks.counted_rule import CountedRule
 from lopax.blocks.moments import Moments
 from lopax.blocks.routing import Route
 
@@ -63,12 +64,10 @@ class MuLOConfig:
         )
 
 
-class MuLO(TensorRule[Count, Count, Moments]):
+class MuLO(CountedRule[Moments]):
     """See the module docstring."""
 
     name: ClassVar[str] = "mulo"
-    needs_loss: ClassVar[bool] = False
-    needs_horizon: ClassVar[bool] = False
     reference: ClassVar[str] = "Thérien et al., 2024, arXiv 2406.00153"
     grad_clip: ClassVar[float] = adafac_net.GRADIENT_BOUND
 
@@ -87,16 +86,11 @@ class MuLO(TensorRule[Count, Count, Moments]):
     def init_theta(self, key: Key) -> Theta:
         return self._rule.init_theta(key)
 
-    def init_shared(self, theta: Theta, num_steps: Count, num_tensors: int) -> Count:
-        return self._rule.init_shared(theta, num_steps, num_tensors)
-
     def init_tensor(self, theta: Theta, param: Array) -> Moments:
         return self._rule.init_tensor(theta, param)
 
-    def advance(
-        self, theta: Theta, shared: Count, value: Any, fraction: Scalar, summaries: Any
-    ) -> tuple[Count, Count, Scalar]:
-        return self._rule.advance(theta, shared, value, fraction, summaries)
+    def step_scale(self, theta: Theta) -> float:
+        return self._rule.step_scale(theta)
 
     def step(
         self,

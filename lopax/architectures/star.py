@@ -29,9 +29,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lopax._core.config import check_choice, check_range
-from lopax._core.optimizer import Leaf, TensorRule
-from lopax._core.types import Count, Key, Scalar, Theta
+from lopax._core.optimizer import Leaf
+from lopax._core.types import Count, Key, Theta
 from lopax.blocks import adafac_net, moments
+from lopax.blocks.counted_rule import CountedRule
 from lopax.blocks.element_features import ElementView
 from lopax.blocks.moments import Moments
 
@@ -70,12 +71,10 @@ class STARConfig:
         check_choice(self, "nominal_direction", DIRECTIONS)
 
 
-class STAR(TensorRule[Count, Count, Moments]):
-    """See the module docstring. The shared state is the number of steps made."""
+class STAR(CountedRule[Moments]):
+    """See the module docstring."""
 
     name: ClassVar[str] = "star"
-    needs_loss: ClassVar[bool] = False
-    needs_horizon: ClassVar[bool] = False
     reference: ClassVar[str] = "Harrison et al., 2022, arXiv 2209.11208"
     grad_clip: ClassVar[float] = adafac_net.GRADIENT_BOUND
 
@@ -93,21 +92,13 @@ class STAR(TensorRule[Count, Count, Moments]):
         outputs = len(self.published_outputs)
         return adafac_net.init_theta(key, self.config.hidden, outputs)
 
-    def init_shared(self, theta: Theta, num_steps: Count, num_tensors: int) -> Count:
-        del theta, num_steps, num_tensors
-        return jnp.zeros((), jnp.int32)
-
     def init_tensor(self, theta: Theta, param: Array) -> Moments:
         del theta
         return moments.init(param)
 
-    def advance(
-        self, theta: Theta, shared: Count, value: Any, fraction: Scalar, summaries: Any
-    ) -> tuple[Count, Count, Scalar]:
-        del theta, value, fraction, summaries
-        c = self.config
-        scale = jnp.asarray(c.nominal or c.step_mult, jnp.float32)
-        return shared + 1, shared, scale
+    def step_scale(self, theta: Theta) -> float:
+        del theta
+        return self.config.nominal or self.config.step_mult
 
     def step(
         self,

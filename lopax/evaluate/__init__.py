@@ -22,7 +22,7 @@ from lopax.evaluate.baselines import (
     baseline,
     default_rate,
 )
-from lopax.evaluate.compare import Comparison, compare
+from lopax.evaluate.compare import Comparison, bench, compare
 from lopax.evaluate.cost import Cost, measure
 from lopax.evaluate.failures import FailureMap, failure_map
 from lopax.evaluate.grid import Event, Job, Outcome, pending, run_grid, run_study
@@ -82,6 +82,7 @@ __all__ = [
     "Summary",
     "Tuned",
     "baseline",
+    "bench",
     "bootstrap",
     "bootstrap_pair",
     "collect",

@@ -1,4 +1,4 @@
-"""Optimizers on a user's own problem, in one call."""
+"""Optimizers on a user's own problem, or on a suite, in one call."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 import optax
 
 from lopax._core.errors import ConfigError, IncompleteResults
+from lopax.evaluate.failures import failure_map
 from lopax.evaluate.grid import Listener, Outcome, run_study
-from lopax.evaluate.refs import optimizer_specs, user_problem
+from lopax.evaluate.refs import optimizer_specs, suite_problems, user_problem
 from lopax.evaluate.report import Paths, write_report
 from lopax.evaluate.run import RunConfig
 from lopax.evaluate.specs import OptimizerSpec
 from lopax.evaluate.store import Store
 from lopax.evaluate.study import Problem, Study
 from lopax.evaluate.summary import Summary, summarise
+from lopax.tasks.suites import Suite
 
 
 class Comparison(NamedTuple):
@@ -90,6 +92,95 @@ def compare(
         num_steps=num_steps, eval_every=eval_every or max(1, num_steps // 20)
     )
     problems = _problems(problem, config, name)
+    title = f"Optimizers on {', '.join(p.name for p in problems[:3])}"
+    return judge(
+        problems,
+        optimizers,
+        seeds=seeds,
+        reference=reference,
+        folder=folder,
+        store=store,
+        title=title + (" and others" if len(problems) > 3 else ""),
+        workers=workers,
+        lanes=lanes,
+        measure_cost=measure_cost,
+        listener=listener,
+        command=command,
+    )
+
+
+def bench(
+    suite: str | Suite,
+    optimizers: Sequence[str | OptimizerSpec | optax.GradientTransformation] = (
+        "celo",
+        "adam",
+    ),
+    *,
+    num_steps: int | None = None,
+    seeds: int | Sequence[int] = 3,
+    only_available: bool = False,
+    title: str | None = None,
+    notes: Sequence[str] = (),
+    **options: Any,
+) -> Comparison:
+    """Runs a suite and reports on it.
+
+    **Arguments:**
+
+    - `suite`: a name from `lopax.tasks.suites.list_suites()`, or a `Suite`.
+    - `num_steps`: instead of each task's own number of updates.
+    - `only_available`: leave out tasks whose data are not on this machine, and say so
+        in the report; otherwise they count as crashed.
+    - the others, and `options`: as for `compare`.
+
+    Raises `ConfigError` if no task of the suite is available.
+    """
+    everything = suite_problems(suite, num_steps=num_steps)
+    problems = everything
+    if only_available:
+        problems = suite_problems(suite, num_steps=num_steps, only_available=True)
+        there = {p.name for p in problems}
+        absent = [p.name for p in everything if p.name not in there]
+        if absent:
+            notes = [
+                *notes,
+                f"Not run, because their data are not on this machine: "
+                f"{', '.join(absent)}.",
+            ]
+    name = suite if isinstance(suite, str) else suite.name
+    if not problems:
+        raise ConfigError(
+            f"suite {name!r}: the data of none of its tasks are on this machine; see "
+            "lopax.data, or use the suite 'smoke', which needs none"
+        )
+    options = {"folder": f"bench-{name}", **options}
+    return judge(
+        problems,
+        optimizers,
+        seeds=seeds,
+        title=title or f"Optimizers on the suite {name}",
+        notes=notes,
+        **options,
+    )
+
+
+def judge(
+    problems: Sequence[Problem],
+    optimizers: Sequence[str | OptimizerSpec | optax.GradientTransformation],
+    *,
+    seeds: int | Sequence[int] = 3,
+    reference: str = "adam",
+    folder: str | os.PathLike[str] | None = None,
+    store: str | os.PathLike[str] | Store | None = None,
+    title: str = "Optimizer comparison",
+    notes: Sequence[str] = (),
+    command: str = "",
+    **options: Any,
+) -> Comparison:
+    """What `compare` and `bench` share: run what is missing, summarise, report.
+
+    `options` go to `lopax.evaluate.grid.run_grid`.
+    """
     specs = optimizer_specs(list(optimizers))
     if reference not in [s.name for s in specs]:
         specs += optimizer_specs([reference])
@@ -102,23 +193,21 @@ def compare(
         store = Path(folder) / "results"
     if not isinstance(store, Store):
         store = Store(store)
-    title = f"Optimizers on {', '.join(p.name for p in problems[:3])}"
     study, outcome = run_study(
-        store,
-        specs,
-        problems,
-        chosen,
-        title=title + (" and others" if len(problems) > 3 else ""),
-        workers=workers,
-        lanes=lanes,
-        measure_cost=measure_cost,
-        listener=listener,
+        store, specs, list(problems), chosen, title=title, **options
     )
-    study, notes = without_crashed(study, reference)
+    study, crashed = without_crashed(study, reference)
     summary = summarise(study, reference, allow_missing=True)
     paths = None
     if folder is not None:
-        paths = write_report(folder, summary, command=command, notes=notes)
+        graded = any(p.passes_below is not None for p in study.problems)
+        paths = write_report(
+            folder,
+            summary,
+            command=command,
+            failures=failure_map(study) if graded else None,
+            notes=[*notes, *crashed],
+        )
     return Comparison(summary, outcome, paths)
 
 

@@ -25,12 +25,16 @@ class FailureMap:
     def texts(self) -> list[list[str]]:
         """What to write into each cell: rates that solve it, or seeds that did."""
         return [
-            [
-                f"{self.rates[i, j]}/{budget}" if budget > 1 else f"{100 * share:.0f}%"
-                for j, share in enumerate(self.solved[i])
-            ]
-            for i, budget in enumerate(self.budgets)
+            [self._text(i, j) for j in range(len(self.problems))]
+            for i in range(len(self.optimizers))
         ]
+
+    def _text(self, i: int, j: int) -> str:
+        if np.isnan(self.solved[i, j]):
+            return "–"
+        if self.budgets[i] > 1:
+            return f"{self.rates[i, j]}/{self.budgets[i]}"
+        return f"{100 * self.solved[i, j]:.0f}%"
 
 
 def failure_map(study: Study) -> FailureMap:

@@ -63,7 +63,7 @@ def colours(summary: Summary) -> dict[str, str]:
 
 def training_curves(summary: Summary, task: str, palette: Mapping[str, str]) -> Figure:
     """Smoothed training loss, mean over seeds, band from the lowest to the highest."""
-    figure, axes = _panel()
+    figure, axes = panel()
     highest, lowest = [], []
     for name in _back_to_front(summary, palette):
         entry = summary.entries.get((name, task))
@@ -105,7 +105,7 @@ def interval_bars(
 ) -> Figure:
     """One row per optimizer: the estimate and its 95 % interval."""
     names = list(intervals)[::-1]
-    figure, axes = _panel(height=0.55 + 0.24 * len(names))
+    figure, axes = panel(height=0.55 + 0.24 * len(names))
     for row, name in enumerate(names):
         value, low, high = intervals[name]
         colour = palette[name]
@@ -122,7 +122,7 @@ def interval_bars(
 
 def performance_profiles(summary: Summary, palette: Mapping[str, str]) -> Figure:
     """Share of runs above each score, with 95 % bands."""
-    figure, axes = _panel()
+    figure, axes = panel()
     tables = {name: summary.table("score", name) for name in summary.optimizers}
     thresholds = score_thresholds(np.concatenate(list(tables.values())))
     for name in _back_to_front(summary, palette):
@@ -156,7 +156,7 @@ def performance_profiles(summary: Summary, palette: Mapping[str, str]) -> Figure
 
 def time_profiles(summary: Summary, palette: Mapping[str, str]) -> Figure:
     """Share of runs that reach the target within a factor of the fastest optimizer."""
-    figure, axes = _panel()
+    figure, axes = panel()
     names = summary.optimizers
     steps = np.stack([summary.table("steps", name) for name in names])
     factors = np.geomspace(1.0, 16.0, 121)
@@ -183,7 +183,7 @@ def time_profiles(summary: Summary, palette: Mapping[str, str]) -> Figure:
 
 def rate_sensitivity(summary: Summary, task: str, palette: Mapping[str, str]) -> Figure:
     """Final loss against learning rate; untuned optimizers are horizontal lines."""
-    figure, axes = _panel()
+    figure, axes = panel()
     tops, bottoms = [], []
     for name in _back_to_front(summary, palette):
         entry = summary.entries.get((name, task))
@@ -206,6 +206,9 @@ def rate_sensitivity(summary: Summary, task: str, palette: Mapping[str, str]) ->
         start = entry.curves[:, :1]
         tops.append(start[np.isfinite(start)])
         bottoms.append(final[np.isfinite(final)])
+    # Limits by hand: where every tuned run diverged, nothing drawn would set them.
+    tried = [r for s in summary.study.optimizers for r in s.learning_rates]
+    axes.set_xlim(min(tried, default=1e-7) / 2, max(tried, default=1.0) * 2)
     axes.set_xscale("log")
     _loss_axis(axes, _finite(tops), _finite(bottoms))
     axes.set_xlabel("learning rate")
@@ -232,7 +235,7 @@ def heatmap(
     scale = LinearSegmentedColormap.from_list(
         "fails_passes", ["#c9573c", "#d9a441", "#4f9d8f"]
     )
-    figure, axes = _panel(width=1.6 + 0.5 * len(columns), height=1.5 + 0.28 * len(rows))
+    figure, axes = panel(width=1.6 + 0.5 * len(columns), height=1.5 + 0.28 * len(rows))
     for i in range(len(rows)):
         for j in range(len(columns)):
             value = values[i, j]
@@ -260,9 +263,9 @@ def heatmap(
     axes.set_xlim(0, len(columns))
     axes.set_ylim(len(rows), 0)
     axes.xaxis.tick_top()
-    axes.set_xticks(
-        np.arange(len(columns)) + 0.5, columns, rotation=40, ha="left", va="bottom"
-    )
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    for label in axes.get_xticklabels():
+        label.set(rotation=40, rotation_mode="anchor", ha="left", va="bottom")
     axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
     axes.tick_params(length=0)
     axes.grid(visible=False)
@@ -303,7 +306,8 @@ def _root(name: str) -> str:
     )
 
 
-def _panel(width: float = 4.4, height: float = 3.0) -> tuple[Figure, Axes]:
+def panel(width: float = 4.4, height: float = 3.0) -> tuple[Figure, Axes]:
+    """A figure with one set of axes in the report's style."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -71,17 +71,18 @@ def render_html(summary: Summary, **options: Any) -> str:
     context["legend"] = [n for n in summary.optimizers if palette[n] != plots.FADED]
     context["faded"] = [n for n in summary.optimizers if palette[n] == plots.FADED]
     context["figures"] = _figures(summary, palette, options.get("failures"))
-    return _template("report.html.jinja", escape=True).render(context)
+    return template("report.html.jinja", escape=True).render(context)
 
 
 def render_markdown(summary: Summary, **options: Any) -> str:
     """The Markdown page; options as for `write_report`."""
-    return _template("report.md.jinja", escape=False).render(
+    return template("report.md.jinja", escape=False).render(
         report_context(summary, **options)
     )
 
 
-def _template(name: str, escape: bool) -> Any:
+def template(name: str, escape: bool) -> Any:
+    """A jinja2 template of the package; raises `MissingExtra` without jinja2."""
     try:
         import jinja2
     except ImportError:
@@ -93,7 +94,7 @@ def _template(name: str, escape: bool) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(name)
+    return environment.gettemplate(name)
 
 
 def _figures(

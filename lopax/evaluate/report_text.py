@@ -117,20 +117,23 @@ def _warnings(summary: Summary) -> list[str]:
             f"{name}: the best learning rate is the end of its grid on "
             f"{len(tasks)} of {len(study.tasks)} tasks; it might do better beyond."
         )
-    for task in summary.scored:
-        start = summary.entries[summary.reference, task].curves[:, 0].mean()
-        if summary.target[task] < FITTED * start:
-            found.append(
-                f"{task}: tuned {summary.reference} ends at "
-                f"{100 * summary.target[task] / start:.2g} % of the initial loss. The "
-                "training data are all but fitted, and ratios of such losses "
-                "exaggerate; the held-out results below say more."
-            )
+    fitted = [t for t in summary.scored if _nearly_fitted(summary, t)]
+    if fitted:
+        found.append(
+            f"Tuned {summary.reference} ends below {100 * FITTED:g} % of the initial "
+            f"loss on {', '.join(fitted)}: the training data are all but fitted, and "
+            "ratios of such losses exaggerate. The held-out results below say more."
+        )
     if len(study.seeds) < 3:
         found.append(
             f"Only {len(study.seeds)} seed(s): intervals are not to be trusted."
         )
     return found
+
+
+def _nearly_fitted(summary: Summary, task: str) -> bool:
+    start = summary.entries[summary.reference, task].curves[:, 0].mean()
+    return bool(summary.target[task] < FITTED * start)
 
 
 def _row(row: Row) -> dict[str, Any]:

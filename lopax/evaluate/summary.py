@@ -264,6 +264,8 @@ def verdict(
         # Of 2^n sign patterns two are as extreme as all differences on one side.
         if 2.0 ** (1 - test.seeds * test.tasks) >= 0.05:
             words += "too few runs for a test"
+        elif sure and (test.effect > 0) != (iqm.low > 1.0):
+            words += "the other way by the mean: a few runs decide it"
         else:
             words += f"but not by the paired test (p = {test.p_runs:.2f})"
     else:

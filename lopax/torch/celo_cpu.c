@@ -31,11 +31,11 @@ static void sum_band(Job *job, Tensor *t, int64_t item) {
   Parts p = parts_of(t);
   int64_t a, x0, x1, run_length = t->y * t->c;
   band_range(t, item, &a, &x0, &x1);
-  float bad = 0.0f;
+  int32_t bad = 0;
   if (t->vector) {
     for (int64_t i = x0; i < x1; i++) {
       float g = t->grad[i];
-      bad += g * 0.0f;
+      bad |= not_finite(g);
       g = clip(g, LIMIT);
       p.sum_w[i] = g * g;
     }
@@ -51,39 +51,36 @@ static void sum_band(Job *job, Tensor *t, int64_t item) {
           double total = 0.0;
           for (int64_t start = 0; start < run_length; start += BLOCK) {
             int64_t end = start + BLOCK < run_length ? start + BLOCK : run_length;
-            float sum = 0.0f, flaw = 0.0f;
-#pragma omp simd reduction(+ : sum, flaw)
+            float sum = 0.0f;
+#pragma omp simd reduction(+ : sum) reduction(| : bad)
             for (int64_t i = start; i < end; i++) {
               float v = g[i];
-              flaw += v * 0.0f;
+              bad |= not_finite(v);
               v = clip(v, LIMIT);
               u[i] += v * v;
               sum += v * v;
             }
             total += sum;
-            bad += flaw;
           }
           w[0] = (float)total;
         } else {
           for (int64_t c = 0; c < t->c; c++) w[c] = 0.0f;
-          float flaw = 0.0f;
           for (int64_t y = 0; y < t->y; y++) {
             const float *gy = g + y * t->c;
             float *uy = u + y * t->c;
-#pragma omp simd reduction(+ : flaw)
+#pragma omp simd reduction(| : bad)
             for (int64_t c = 0; c < t->c; c++) {
               float v = gy[c];
-              flaw += v * 0.0f;
+              bad |= not_finite(v);
               v = clip(v, LIMIT);
               uy[c] += v * v;
               w[c] += v * v;
             }
           }
-          bad += flaw;
         }
       }
   }
-  if (!(bad == 0.0f)) atomic_store(&job->bad, 1);
+  if (bad) atomic_store(&job->bad, 1);
 }
 
 static void join_bands(Job *job, Tensor *t, int64_t item) {

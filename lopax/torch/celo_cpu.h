@@ -115,6 +115,13 @@ static inline float clip(float x, float limit) {
   return x > limit ? limit : x;
 }
 
+/* By its bits: what compilers may assume of arithmetic does not touch this. */
+static inline int32_t not_finite(float x) {
+  int32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return (bits & 0x7f800000) == 0x7f800000;
+}
+
 static inline float rsqrt(float x) { return 1.0f / sqrtf(x); }
 
 static inline float safe_rsqrt(float x) { return rsqrt(x > 1e-9f ? x : 1e-9f); }

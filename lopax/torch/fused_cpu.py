@@ -109,7 +109,7 @@ def _options() -> list[str]:
         "AVX2": ["-mavx2", "-mfma"],
         "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
     }.get(torch.backends.cpu.get_cpu_capability(), [])
-    # Not -ffast-math: the guard against non-finite gradients relies on NaN.
+    # Not -ffast-math: the order of sums is part of the result.
     relaxed = ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
     common = ["-std=c11", "-O3", "-ffp-contract=fast", "-fopenmp-simd", "-fPIC"]
     return [*common, *relaxed, *vector, "-shared", "-pthread"]

@@ -1,0 +1,84 @@
+"""What `bench`, `compare`, `tune` and `quickstart` share: showing a grid at work."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lopax.evaluate import Comparison, Event
+
+
+class GridDisplay:
+    """Progress of a grid of runs: a live bar, or a line per job."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._started = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description:<44}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.percentage:3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task("", total=1.0, left="")
+
+    def __enter__(self) -> GridDisplay:
+        if self._live:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        name = f"{event.job.spec.name} on {event.job.problem.name}"
+        done = (event.index + (event.fraction if event.kind != "done" else 1.0)) / max(
+            event.jobs, 1
+        )
+        spent = time.monotonic() - self._started
+        left = f"about {spent / done * (1 - done):.0f} s left" if done > 0.02 else ""
+        if self._live:
+            self._bar.update(self._task, description=name, completed=done, left=left)
+        elif event.kind == "done":
+            print(
+                f"[{event.index + 1}/{event.jobs}] {name}: {event.message}  {left}",
+                file=sys.stderr,
+                flush=True,
+            )
+        if event.kind == "failed":
+            print(f"failed: {name}: {event.message.splitlines()[-1]}", file=sys.stderr)
+
+
+def show(found: Comparison) -> None:
+    """The headline table of a comparison."""
+    from lopax.cli.console import table
+
+    rows = [
+        [
+            row.optimizer,
+            str(row.runs),
+            str(row.budget),
+            f"{row.iqm.value:.3f} [{row.iqm.low:.3f}, {row.iqm.high:.3f}]",
+            f"{row.speedup.value:.2f}",
+            str(row.diverged),
+            row.verdict,
+        ]
+        for row in found.summary.rows
+    ]
+    columns = ["optimizer", "runs", "rates tried", "score IQM [95%]", "speed-up"]
+    reference = found.summary.reference
+    table(
+        f"Final-loss score (tuned {reference} = 1, higher is better)",
+        [*columns, "diverged", "verdict"],
+        rows,
+    )
+    for task, why in found.summary.left_out.items():
+        print(f"left out: {task}: {why}")
+    if found.report is not None:
+        print(f"report: {found.report.html}")

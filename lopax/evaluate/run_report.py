@@ -1,0 +1,140 @@
+"""The report of a meta-training run: curves, settings and cost on one page."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lopax._core.config import config_hash, to_dict
+from lopax._core.errors import FileFormatError
+from lopax.evaluate import plots
+from lopax.evaluate.report import template
+from lopax.evaluate.scores import smooth
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_run_report(
+    folder: str | os.PathLike[str], run: Any, target: str | os.PathLike[str]
+) -> Path:
+    """Writes the page of the run in `folder` (see `lopax.meta.loop`) to `target`.
+
+    **Arguments:**
+
+    - `run`: the run's configuration, a `lopax.meta.RunConfig`.
+
+    Raises `FileFormatError` if the run has no metrics yet, `MissingExtra` if jinja2 or
+    matplotlib is not installed.
+    """
+    from markupsafe import Markup
+
+    folder, target = Path(folder), Path(target)
+    metrics = _read_lines(folder / "metrics.jsonl")
+    if not metrics:
+        raise FileFormatError(f"{folder} has no metrics yet; let it train for a while")
+    evaluations = _read_lines(folder / "evaluations.jsonl")
+    last = metrics[-1]
+    inner = sum(line["inner_steps"] for line in metrics)
+    figures = {
+        "Meta-loss": curve_figure(metrics, ["loss"], "meta-loss"),
+        "Meta-gradient norm": curve_figure(
+            metrics, ["grad_norm"], "global norm", log=True
+        ),
+    }
+    names = [k for k in (evaluations[0] if evaluations else {}) if k not in _NOT_LOSS]
+    if names:
+        figures["Validation tasks"] = curve_figure(
+            evaluations, names, "final training loss", decay=0.0
+        )
+    page = template("run.html.jinja", escape=True).render(
+        title=f"Meta-training run {run.name}",
+        facts={
+            "architecture": run.architecture,
+            "outer steps": f"{last['step']:,} of {run.total_steps:,}",
+            "inner steps": f"{inner:,.0f}",
+            "time": _duration(last["seconds"]),
+            "inner steps/s": f"{inner / max(last['seconds'], 1e-9):,.0f}",
+            "configuration": config_hash(run),
+        },
+        phases=_phases(metrics),
+        figures={k: Markup(plots.svg(f, k)) for k, f in figures.items()},
+        settings=json.dumps(to_dict(run), indent=1),
+    )
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+_NOT_LOSS = ("step", "phase", "seconds")
+
+
+def curve_figure(
+    lines: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    label: str,
+    *,
+    log: bool = False,
+    decay: float = 0.9,
+) -> Figure:
+    """Curves over outer steps: the values, thin, and their moving average.
+
+    Phases are told apart by a vertical line.
+    """
+    figure, axes = plots.panel()
+    steps = np.asarray([line["step"] for line in lines])
+    for name, colour in zip(names, plots.PALETTE, strict=False):
+        values = np.asarray([line[name] for line in lines], np.float64)
+        if decay:
+            axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
+            values = smooth(values[None], decay)[0]
+        axes.plot(steps, values, color=colour, linewidth=1.6, label=name)
+    for a, b in zip(lines[:-1], lines[1:], strict=True):
+        if a["phase"] != b["phase"]:
+            axes.axvline(a["step"], color=plots.FADED, linewidth=0.8, linestyle=":")
+    if log:
+        axes.set_yscale("log")
+    axes.set_xlabel("outer step")
+    axes.set_ylabel(label)
+    if len(names) > 1:
+        axes.legend(frameon=False, fontsize=8, labelcolor=plots.INK)
+    return figure
+
+
+def _phases(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """First and last meta-loss of each phase, averaged over a tenth of it."""
+    rows = []
+    for phase in dict.fromkeys(line["phase"] for line in metrics):
+        own = [line for line in metrics if line["phase"] == phase]
+        part = max(1, len(own) // 10)
+        rows.append(
+            {
+                "phase": phase,
+                "steps": str(own[-1]["step"] - own[0]["step"] + 1),
+                "first": f"{np.mean([x['loss'] for x in own[:part]]):.4f}",
+                "last": f"{np.mean([x['loss'] for x in own[-part:]]):.4f}",
+                "diverged": f"{sum(x['diverged'] for x in own):,.0f}",
+            }
+        )
+    return rows
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(text))
+        except json.JSONDecodeError:
+            break  # the last line of a run that is being written
+    return found
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"

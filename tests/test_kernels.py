@@ -1,0 +1,170 @@
+"""The fused CPU kernel does what the plain rule does, also under transformations."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lopax.architectures import architecture
+from lopax.kernels import build
+from lopax.kernels import celo as kernel
+
+needs_kernel = pytest.mark.skipif(
+    build.compiler() is None, reason="no C++ compiler on this machine"
+)
+SHAPES = {"m": (12, 20), "t": (20, 12), "v": (17,), "s": (), "k": (3, 3, 4, 6)}
+PARAMS = {
+    k: 0.2 * jax.random.normal(jax.random.key(i), s)
+    for i, (k, s) in enumerate(SHAPES.items())
+}
+
+
+def grads_at(t: int) -> dict:
+    return jax.tree.map(
+        lambda p: jax.random.normal(jax.random.fold_in(jax.random.key(9), t), p.shape),
+        PARAMS,
+    )
+
+
+def assert_close(a, b, tolerance=2e-5):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        scale = np.max(np.abs(np.asarray(x, np.float64))) if np.size(x) else 1.0
+        np.testing.assert_allclose(x, y, atol=tolerance * (scale + 1e-30), rtol=0)
+
+
+def rollout(backend: str, theta, steps: int = 6):
+    rule = architecture("celo", backend=backend, lstm=4)
+    state = rule.init(theta, PARAMS, steps)
+    update, params, trace = jax.jit(rule.update), PARAMS, []
+    for t in range(steps):
+        grads = grads_at(t)
+        if t == 2:
+            grads["v"] = grads["v"].at[0].set(jnp.nan)
+        if t == 3:
+            grads = jax.tree.map(lambda g: 1e6 * g, grads)
+        updates, state, _ = update(theta, grads, state, params, value=1.0 / (t + 1))
+        params = jax.tree.map(jnp.add, params, updates)
+        trace.append((updates, state))
+    return trace
+
+
+@needs_kernel
+def test_kernel_equals_plain_over_a_run_with_bad_and_huge_gradients():
+    assert kernel.available(), "there is a compiler, but the kernel does not build"
+    theta = architecture("celo", lstm=4).init_theta(jax.random.key(0))
+    for plain, fused in zip(
+        rollout("plain", theta), rollout("fused", theta), strict=True
+    ):
+        assert_close(plain, fused)
+
+
+@needs_kernel
+def test_kernel_under_vmap_over_thetas_equals_a_loop():
+    rule = architecture("celo", backend="fused", lstm=4)
+    thetas = jax.vmap(rule.init_theta)(jax.random.split(jax.random.key(0), 3))
+    grads = grads_at(0)
+
+    def one(theta):
+        state = rule.init(theta, PARAMS, 10)
+        return rule.update(theta, grads, state, PARAMS, value=1.0)[0]
+
+    together = jax.jit(jax.vmap(one))(thetas)
+    for i in range(3):
+        alone = jax.jit(one)(jax.tree.map(lambda x, i=i: x[i], thetas))
+        assert_close(alone, jax.tree.map(lambda x, i=i: x[i], together), 1e-6)
+
+
+@needs_kernel
+def test_a_large_tensor_is_split_the_same_way_every_time():
+    """Above the size where work is shared between threads, results are still the plain
+    rule's and reproducible to the bit."""
+    rule = {b: architecture("celo", backend=b, phase=1) for b in ("plain", "fused")}
+    theta = rule["plain"].init_theta(jax.random.key(0))
+    params = {"w": jax.random.normal(jax.random.key(1), (300, 257))}
+    grads = {"w": jax.random.normal(jax.random.key(2), (300, 257))}
+
+    def run(name: str):
+        state = rule[name].init(theta, params, 10)
+        return jax.jit(rule[name].update)(theta, grads, state, params, value=1.0)[0]
+
+    first = run("fused")
+    assert_close(run("plain"), first)
+    for _ in range(3):
+        np.testing.assert_array_equal(first["w"], run("fused")["w"])
+
+
+@needs_kernel
+def test_derivative_is_the_plain_rules():
+    def objective(theta, backend):
+        rule = architecture("celo", backend=backend, phase=1, lstm=4)
+        state, params, total = rule.init(theta, PARAMS, 5), PARAMS, 0.0
+        for t in range(2):
+            updates, state, _ = rule.update(
+                theta, grads_at(t), state, params, value=1.0
+            )
+            params = jax.tree.map(jnp.add, params, updates)
+            total += sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
+        return total
+
+    theta = architecture("celo", lstm=4).init_theta(jax.random.key(0))
+    found = {
+        b: jax.jit(jax.grad(objective), static_argnums=1)(theta, b)["rule"]
+        for b in ("plain", "fused")
+    }
+    assert_close(found["plain"], found["fused"], 1e-4)
+    assert float(jnp.max(jnp.abs(found["fused"]["w2"]))) > 0.0
+
+
+@needs_kernel
+def test_the_caller_s_state_is_not_overwritten():
+    """The kernel works in place; XLA must copy a state that is still needed."""
+    rule = architecture("celo", backend="fused", phase=1)
+    theta = rule.init_theta(jax.random.key(0))
+    state = rule.init(theta, PARAMS, 5)
+    update = jax.jit(rule.update)
+    _, after, _ = update(theta, grads_at(0), state, PARAMS, value=1.0)
+    assert not jax.tree.leaves(jax.tree.map(jnp.any, state.tensors["m"].momenta))[0]
+    _, again, _ = update(theta, grads_at(0), state, PARAMS, value=1.0)
+    assert_close(after, again, 0.0)
+
+
+def test_without_kernels_the_plain_rule_runs_and_fused_is_refused():
+    code = (
+        "import jax, jax.numpy as jnp\n"
+        "from lopax.architectures import architecture\n"
+        "from lopax._core.errors import ConfigError\n"
+        "p = {'w': jnp.ones((4, 3))}\n"
+        "for backend in ('auto', 'fused'):\n"
+        "    r = architecture('celo', phase=1, backend=backend, lstm=2)\n"
+        "    t = r.init_theta(jax.random.key(0))\n"
+        "    f = jax.jit(r.update)\n"
+        "    try:\n"
+        "        f(t, p, r.init(t, p, 5), p, value=1.0)\n"
+        "        print(backend, 'ran')\n"
+        "    except ConfigError as error:\n"
+        "        print(backend, 'refused' if 'LOPAX_KERNELS' in str(error) else error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LOPAX_KERNELS": "off"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.split("\n")[:2] == ["auto ran", "fused refused"], done.stderr
+
+
+def test_layout_of_every_rank():
+    assert kernel.layout((5,)) == ((1, 1, 1, 1, 5), True, True)
+    assert kernel.layout((4, 7)) == ((1, 4, 1, 7, 1), True, False)
+    assert kernel.layout((7, 4)) == ((1, 7, 1, 4, 1), False, False)
+    assert kernel.layout((3, 3, 4, 8)) == ((9, 4, 1, 8, 1), True, False)
+    assert kernel.layout((8, 4, 3, 3)) == ((1, 8, 1, 4, 9), False, False)
+    assert kernel.layout((2, 3, 5, 4, 3)) == ((6, 5, 1, 4, 3), False, False)
+    assert kernel.layout((6, 6)) == ((1, 6, 1, 6, 1), True, False)

@@ -1,0 +1,275 @@
+"""Meta-training: freezing, exact resume, kills and interrupts, bad configurations."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lopax._core.config import from_dict, to_dict
+from lopax._core.errors import (
+    ConfigError,
+    FileFormatError,
+    ResumeMismatch,
+    UnknownName,
+)
+from lopax._core.tree import named_leaves
+from lopax.meta import (
+    EstimatorConfig,
+    OuterConfig,
+    PhaseConfig,
+    PhaseTrainer,
+    RunConfig,
+    TasksConfig,
+    build_family,
+    load_recipe,
+    read_log,
+    train,
+)
+from lopax.meta.loop import initial_theta
+from lopax.theta import load_theta
+
+ROOT = Path(__file__).parents[1]
+
+
+def small(**changes) -> RunConfig:
+    parts: dict = {
+        "name": "small",
+        "settings": {"lstm": 3, "start": "adam"},
+        "tasks": TasksConfig(datasets=("digits",), hidden=(4,), batch_size=8),
+        "estimator": EstimatorConfig(
+            particles=4, truncation=5, horizon_low=4, horizon_high=12, chunk=2
+        ),
+        "outer": OuterConfig(learning_rate=1e-2, weight_decay=0.1, average=0.5),
+        "phases": (
+            PhaseConfig(
+                name="rule",
+                outer_steps=6,
+                trainable=("rule/*",),
+                settings={"phase": 1},
+            ),
+            PhaseConfig(name="scheduler", outer_steps=6, trainable=("scheduler/*",)),
+        ),
+        "log_every": 2,
+        "eval_every": 0,
+    }
+    return RunConfig(**{**parts, **changes})
+
+
+@pytest.fixture(scope="module")
+def family():
+    return build_family(small().tasks)
+
+
+def identical(a, b) -> bool:
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
+
+
+def test_each_phase_moves_its_part_only(family, tmp_path):
+    run = small()
+    train(run, family, tmp_path)
+    start = named_leaves(initial_theta(run))
+    middle = named_leaves(load_theta(tmp_path / "phase-rule.safetensors"))
+    end = named_leaves(load_theta(tmp_path / "weights.safetensors"))
+    for name in start:
+        first, second = ("rule/" in name), ("scheduler/" in name)
+        assert np.array_equal(start[name], middle[name]) != first, name
+        assert np.array_equal(middle[name], end[name]) != second, name
+    lines = read_log(tmp_path / "metrics.jsonl")
+    assert [x["step"] for x in lines] == [2, 4, 6, 8, 10, 12]
+    assert [x["phase"] for x in lines] == ["rule"] * 3 + ["scheduler"] * 3
+
+
+def test_published_freezing_decays_frozen_leaves(family):
+    run = small(published_freezing=True)
+    trainer = PhaseTrainer(run, run.phases[0], family)
+    theta = initial_theta(run)
+    state = trainer.init(theta, jax.random.key(0))
+    state, _ = trainer.advance(state, 2)
+    frozen, before = state.theta["scheduler"]["lstm"]["w"], theta["scheduler"]["lstm"]
+    factor = (1.0 - 1e-2 * 0.1) ** 2  # decoupled decay, learning rate x weight decay
+    np.testing.assert_allclose(frozen, factor * before["w"], rtol=1e-5)
+
+
+def test_stopping_and_resuming_changes_nothing(family, tmp_path):
+    run = small()
+    whole = train(run, family, tmp_path / "whole")
+    calls = iter(range(100))
+    # Stops after the second and after the fifth compiled call: once in each phase.
+    for stop_at in (1, 3):
+        seen = next(calls)
+
+        def should_stop(stop_at=stop_at, counter=iter(range(100))) -> bool:
+            return next(counter) >= stop_at
+
+        outcome = train(
+            run,
+            family,
+            tmp_path / "parts",
+            resume=seen > 0,
+            should_stop=should_stop,
+        )
+        assert not outcome.finished
+    parts = train(run, family, tmp_path / "parts", resume=True)
+    assert parts.finished
+    assert identical(whole.theta, parts.theta)
+    first, second = (
+        [
+            {k: v for k, v in x.items() if k != "seconds"}
+            for x in read_log(tmp_path / name / "metrics.jsonl")
+        ]
+        for name in ("whole", "parts")
+    )
+    assert first == second
+
+
+PROGRAM = """
+import json, sys, time
+from lopax._core.config import from_dict
+from lopax.meta import RunConfig, build_family, train
+run = from_dict(RunConfig, json.loads(sys.argv[1]))
+def slow(progress):
+    print(progress.step, flush=True)
+    time.sleep(0.3)
+train(run, build_family(run.tasks), sys.argv[2], listener=slow,
+      resume=sys.argv[3] == "resume")
+"""
+
+
+def start_program(run: RunConfig, folder: Path, mode: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, json.dumps(to_dict(run)), str(folder), mode],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ.copy(),
+    )
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_moment_resumes_bit_for_bit(family, tmp_path):
+    run = small(checkpoint_minutes=1e-6)
+    whole = train(run, family, tmp_path / "whole")
+    folder = tmp_path / "killed"
+    for kill_after, mode in (("4", "start"), ("8", "resume")):
+        process = start_program(run, folder, mode)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == kill_after:
+                break
+        time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert process.returncode == -signal.SIGKILL
+    # A half-written line, as a crash in the middle of a write leaves it.
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "lo')
+    outcome = train(run, family, folder, resume=True)
+    assert outcome.finished
+    assert identical(whole.theta, outcome.theta)
+    assert [x["step"] for x in read_log(folder / "metrics.jsonl")] == list(
+        range(2, 13, 2)
+    )
+    assert not list(folder.glob(".*tmp"))
+
+
+def test_resuming_with_another_configuration_is_refused(family, tmp_path):
+    run = small()
+    train(run, family, tmp_path, should_stop=lambda: True)
+    with pytest.raises(ResumeMismatch, match="another configuration"):
+        train(small(seed=1), family, tmp_path, resume=True)
+    with pytest.raises(ResumeMismatch, match="already holds a run"):
+        train(run, family, tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(FileFormatError, match="truncated"):
+        train(run, family, tmp_path, resume=True)
+
+
+def test_evaluation_and_listener_are_called(family, tmp_path):
+    seen = []
+    run = small(eval_every=4)
+    train(
+        run,
+        family,
+        tmp_path,
+        evaluate=lambda phase, theta: {"score": float(jnp.sum(theta["rule"]["b0"]))},
+        listener=lambda p: seen.append((p.phase, p.step, p.total)),
+    )
+    steps = [x["step"] for x in read_log(tmp_path / "evaluations.jsonl")]
+    assert steps == [4, 6, 10, 12]
+    assert seen[0] == ("rule", 2, 12)
+    assert seen[-1] == ("scheduler", 12, 12)
+
+
+def test_meta_training_lowers_the_meta_loss(family):
+    """The learned gain of a hopelessly small step is found within a minute."""
+    run = small(
+        estimator=EstimatorConfig(
+            particles=8, truncation=10, horizon_low=20, horizon_high=20, chunk=None
+        ),
+        outer=OuterConfig(learning_rate=3e-2, weight_decay=0.0),
+        phases=(
+            PhaseConfig(
+                name="scheduler", outer_steps=40, trainable=("scheduler/head/*",)
+            ),
+        ),
+    )
+    theta = initial_theta(run)
+    theta["scheduler"]["head"]["b"] = jnp.zeros((1,))
+    trainer = PhaseTrainer(run, run.phases[0], family)
+    state = trainer.init(theta, jax.random.key(0))
+    state, info = trainer.advance(state, 40)
+    loss = np.asarray(info.estimate.loss)
+    assert loss[-10:].mean() < loss[:5].mean() - 0.05
+    assert float(state.theta["scheduler"]["head"]["b"][0]) > 0.3
+
+
+def test_recipes_in_the_repository_are_valid():
+    recipes = sorted((ROOT / "recipes").glob("*.toml"))
+    assert recipes
+    for path in recipes:
+        run = load_recipe(path)
+        for phase in run.phases:
+            assert phase.trainable
+        assert from_dict(RunConfig, to_dict(run)) == run
+
+
+def test_bad_recipes_say_what_is_wrong(tmp_path):
+    path = tmp_path / "r.toml"
+    for text, error, match in (
+        ("name = ", FileFormatError, "not a TOML recipe"),
+        ("nmae = 'x'", UnknownName, "did you mean 'name'"),
+        ("[outer]\nlearning_rate = -1.0", ConfigError, r"learning_rate = -1.0.*> 0"),
+        ("[outer]\noptimizer = 'adma'", ConfigError, "'adamw', 'adam', 'sgd'"),
+        ("seed = 'x'", ConfigError, "seed = 'x': must be of type int"),
+        ("phases = []", ConfigError, "at least one phase"),
+        ("[[phases]]\nouter_steps = 7", ConfigError, "multiple of log_every"),
+        ("[[phases]]\nouter = {lr = 1.0}", UnknownName, "setting in phase"),
+    ):
+        path.write_text(text)
+        with pytest.raises(error, match=match):
+            load_recipe(path)
+    with pytest.raises(FileFormatError, match="no recipe at"):
+        load_recipe(tmp_path / "nowhere.toml")
+
+
+def test_unknown_estimator_and_untrainable_pattern(family):
+    run = small(estimator=EstimatorConfig(name="pse"))
+    with pytest.raises(UnknownName, match="did you mean 'pes'"):
+        trainer = PhaseTrainer(run, run.phases[0], family)
+        trainer.init(initial_theta(run), jax.random.key(0))
+    run = small(phases=(PhaseConfig(outer_steps=2, trainable=("rul/*",)),))
+    with pytest.raises(ConfigError, match="matches no meta-parameter"):
+        PhaseTrainer(run, run.phases[0], family).init(
+            initial_theta(run), jax.random.key(0)
+        )

@@ -1,0 +1,49 @@
+"""Two processes over gloo: replicas, shards, distributed checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch_workers
+from torch_common import NAMES, make, small_model, train, values
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()),
+    reason="this torch has no gloo backend",
+)
+
+
+@pytest.mark.parametrize("work", ["replicas", "shards"])
+def test_two_processes(work, tmp_path):
+    torch.multiprocessing.spawn(
+        getattr(torch_workers, work), args=(str(tmp_path),), nprocs=2
+    )
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("name", NAMES)
+def test_distributed_checkpoint_in_one_process(name, tmp_path):
+    """A fresh optimizer is brought up by the bare step the checkpoint code makes."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    model = small_model()
+    optimizer = make(name, model.parameters())
+    train(model, optimizer, range(3))
+    weights, state = get_state_dict(model, optimizer)
+    dcp.save(
+        {"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True
+    )
+    expected = train(model, optimizer, range(3, 6))
+
+    fresh = small_model(seed=1)
+    resumed = make(name, fresh.parameters())
+    weights, state = get_state_dict(fresh, resumed)
+    assert int(resumed.state_dict()["state"][0]["shared_iteration"]) == 0
+    dcp.load(
+        {"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True
+    )
+    set_state_dict(fresh, resumed, model_state_dict=weights, optim_state_dict=state)
+    assert train(fresh, resumed, range(3, 6)) == expected
+    assert torch.equal(values(fresh), values(model))

@@ -1,0 +1,560 @@
+"""The torch optimizer behaves as torch, its schedulers and its users expect."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch_common import (
+    NAMES,
+    batch,
+    loss_of,
+    make,
+    random_theta,
+    shared,
+    small_model,
+    train,
+    values,
+)
+
+import lopax.torch as lt
+from lopax._core.errors import ConfigError, LopaxError, StructureMismatch, UnknownName
+from lopax.torch import fused_cpu
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+def test_the_loss_can_be_given_in_three_ways(name):
+    results = []
+    for way in ("argument", "closure", "observe"):
+        model = small_model()
+        optimizer = make(name, model.parameters())
+        for step in range(4):
+            loss = loss_of(model, step)
+            optimizer.zero_grad()
+            if way == "closure":
+
+                def closure(model=model, step=step, optimizer=optimizer):
+                    optimizer.zero_grad()
+                    loss = loss_of(model, step)
+                    loss.backward()
+                    return loss
+
+                returned = optimizer.step(closure)
+                torch.testing.assert_close(returned, loss)
+                continue
+            loss.backward()
+            if way == "observe":
+                optimizer.observe(loss)
+                assert optimizer.step() is None
+            else:
+                assert optimizer.step(loss=loss) is loss
+        results.append(values(model))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], values(small_model()))
+
+
+def test_without_the_loss_one_error_names_all_ways(name):
+    model = small_model()
+    optimizer = make(name, model.parameters())
+    loss_of(model, 0).backward()
+    with pytest.raises(lt.LossNotGiven) as caught:
+        optimizer.step()
+    for way in ("step(loss=loss)", "observe(loss)", "step(closure)"):
+        assert way in str(caught.value)
+    with pytest.raises(ConfigError, match="not both"):
+        optimizer.step(lambda: 1.0, loss=1.0)
+    with pytest.raises(lt.LossNotGiven):  # a closure that forgets to return it
+        optimizer.step(lambda: None)
+    with pytest.raises(ConfigError, match=r"shape \(16,\)"):
+        optimizer.step(loss=torch.ones(16))
+    assert torch.equal(values(model), values(small_model()))
+
+
+def test_losses_of_accumulated_micro_batches():
+    history = {}
+    for kind in ("mean", "sum", "whole", "last"):
+        model = small_model()
+        optimizer = make("celo", model.parameters(), num_steps=10)
+        for step in range(5):
+            parts = torch.tensor([2.0, 8.0]) / (1 + step)
+            loss_of(model, step).backward()
+            for part in parts:
+                if kind == "mean":
+                    optimizer.observe(part)
+                if kind == "sum":
+                    optimizer.observe(part / 2, reduce="sum")
+            given = {"whole": parts.mean(), "last": parts[-1]}.get(kind)
+            optimizer.step(loss=given)
+            optimizer.zero_grad()
+        state = optimizer.state[model[0].weight]
+        history[kind] = state["shared_loss_means"]
+    assert torch.equal(history["mean"], history["whole"])
+    assert torch.equal(history["sum"], history["whole"])
+    assert not torch.equal(history["last"], history["whole"])
+    with pytest.raises(ConfigError, match="'mean', 'sum'"):
+        optimizer.observe(1.0, reduce="max")
+
+
+def test_lr_multiplies_the_update_and_schedulers_drive_it(name):
+    start = values(small_model())
+    moved = {}
+    for lr in (1.0, 0.25, torch.tensor(0.25)):
+        model = small_model()
+        optimizer = make(name, model.parameters(), lr=lr)
+        train(model, optimizer, range(1))
+        moved[str(lr)] = values(model) - start
+    torch.testing.assert_close(
+        moved["0.25"], 0.25 * moved["1.0"], rtol=1e-3, atol=1e-7
+    )
+    torch.testing.assert_close(moved["0.25"], moved["tensor(0.2500)"])
+    model = small_model()
+    optimizer = make(name, model.parameters())
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5**t)
+    seen = []
+    for step in range(3):
+        train(model, optimizer, range(step, step + 1))
+        scheduler.step()
+        seen.append(optimizer.param_groups[0]["lr"])
+    assert seen == [0.5, 0.25, 0.125]
+
+
+def test_weight_decay_follows_the_rules_own_scale(name):
+    model, plain = small_model(), small_model()
+    decayed = make(name, model.parameters(), weight_decay=0.5, lr=2.0)
+    other = make(name, plain.parameters(), lr=2.0)
+    start = values(model)
+    train(model, decayed, range(1))
+    train(plain, other, range(1))
+    rate = 2.0 * 0.5 * decayed.info().step_scale
+    torch.testing.assert_close(
+        values(model) - values(plain), -rate * start, rtol=1e-2, atol=1e-7
+    )
+
+
+def test_parameter_groups_have_their_own_settings(name):
+    model = small_model()
+    first, last = model[0], model[2]
+    optimizer = make(
+        name,
+        [
+            {"params": first.parameters()},
+            {"params": last.parameters(), "lr": 0.0, "weight_decay": 0.1},
+        ],
+    )
+    before = [p.detach().clone() for p in last.parameters()]
+    train(model, optimizer, range(2))
+    assert all(torch.equal(a, b) for a, b in zip(before, last.parameters(), strict=True))
+    assert not torch.equal(first.weight, small_model()[0].weight)
+
+
+def test_frozen_missing_and_late_parameters(name):
+    model = small_model()
+    model[0].bias.requires_grad_(False)
+    optimizer = make(name, model[0].parameters())
+    train(model, optimizer, range(3))
+    assert model[0].bias not in optimizer.state
+    assert torch.equal(model[0].bias, small_model()[0].bias)
+    optimizer.add_param_group({"params": model[2].parameters(), "lr": 0.5})
+    late = model[2].weight.detach().clone()
+    train(model, optimizer, range(3, 6))
+    assert not torch.equal(late, model[2].weight)
+    assert int(optimizer.info().iteration) == 6
+    # A parameter without a gradient in this step keeps value and state.
+    kept = copy.deepcopy(optimizer.state[late_param := model[2].weight])
+    value = late_param.detach().clone()
+    loss = loss_of(model, 6)
+    optimizer.zero_grad()
+    loss.backward()
+    late_param.grad = None
+    optimizer.step(loss=loss)
+    assert torch.equal(value, late_param)
+    own = [k for k in kept if not k.startswith("shared_")]
+    assert own
+    assert all(torch.equal(kept[k], optimizer.state[late_param][k]) for k in own)
+    # No gradients at all: nothing happens, as with any torch optimizer.
+    optimizer.zero_grad()
+    optimizer.step(loss=loss)
+    assert int(optimizer.info().iteration) == 7
+
+
+def test_a_late_parameter_is_bias_corrected_by_its_own_age():
+    old, young = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = make("celo_adam", [old])
+    for _ in range(20):
+        old.grad = torch.ones(3)
+        optimizer.step(loss=1.0)
+    optimizer.add_param_group({"params": [young]})
+    old.grad, young.grad = torch.ones(3), torch.ones(3)
+    optimizer.step(loss=1.0)
+    step = 1.0 - young.detach()
+    torch.testing.assert_close(step, optimizer.info().step_scale.expand(3))
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient", "infinite", "both"])
+@pytest.mark.parametrize("backend", ["plain", "auto"])
+def test_a_step_that_is_not_finite_changes_nothing(name, poison, backend):
+    model = small_model()
+    optimizer = make(name, model.parameters(), backend=backend, weight_decay=0.1)
+    train(model, optimizer, range(3))
+    before, state = values(model), copy.deepcopy(optimizer.state_dict()["state"])
+    loss = loss_of(model, 3)
+    optimizer.zero_grad()
+    loss.backward()
+    if poison in ("gradient", "both"):
+        model[2].weight.grad[0, 0] = float("nan")
+    if poison == "infinite":
+        model[2].weight.grad[0, 0] = float("-inf")
+    bad = poison in ("loss", "both")
+    optimizer.step(loss=loss * float("nan") if bad else loss)
+    assert torch.equal(before, values(model))
+    info = optimizer.info()
+    assert (int(info.iteration), int(info.skipped)) == (4, 1)
+    counters = ("shared_iteration", "shared_skipped")
+    for index, entries in optimizer.state_dict()["state"].items():
+        for key, value in entries.items():
+            if key not in counters:
+                assert torch.equal(value, state[index][key]), key
+    train(model, optimizer, range(4, 6))
+    assert torch.isfinite(values(model)).all()
+    assert not torch.equal(before, values(model))
+
+
+def test_state_dict_has_torch_s_two_entries_and_loads_twice(name):
+    model = small_model()
+    optimizer = make(name, model.parameters())
+    train(model, optimizer, range(3))
+    saved = optimizer.state_dict()
+    assert set(saved) == {"state", "param_groups"}
+    frozen, weights = copy.deepcopy(saved), copy.deepcopy(model.state_dict())
+    train(model, optimizer, range(3, 6))
+    expected = values(model)
+    for _ in range(2):
+        again = small_model(seed=1)
+        again.load_state_dict(weights)
+        # Another theta, to be told from the loaded state, would change the run.
+        resumed = make(name, again.parameters(), num_steps=50)
+        resumed.load_state_dict(copy.deepcopy(frozen))
+        resumed.load_state_dict(frozen)
+        train(again, resumed, range(3, 6))
+        assert torch.equal(values(again), expected)
+        assert int(resumed.info().iteration) == 6
+    shared = [s["shared_iteration"] for s in resumed.state.values()]
+    assert len({t.data_ptr() for t in shared}) == 1
+    assert int(frozen["state"][0]["shared_iteration"]) == 3
+
+
+def test_state_dict_survives_torch_save(name, tmp_path):
+    model = small_model()
+    optimizer = make(name, model.parameters())
+    train(model, optimizer, range(2))
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    other = make(name, small_model().parameters())
+    other.load_state_dict(saved)
+    assert int(other.state_dict()["state"][0]["shared_iteration"]) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_state_stays_float32_whatever_the_parameters(name, dtype):
+    model = small_model().to(dtype)
+    reference = small_model()
+    optimizer = make(name, model.parameters())
+    other = make(name, reference.parameters())
+    for step in range(4):
+        loss = loss_of(reference, step)
+        other.zero_grad()
+        loss.backward()
+        for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+            p.grad = q.grad.to(dtype)
+        optimizer.step(loss=loss)
+        other.step(loss=loss)
+        if step == 1:
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    floats = {
+        v.dtype
+        for s in optimizer.state.values()
+        for v in s.values()
+        if v.is_floating_point()
+    }
+    assert floats == {torch.float32}
+    tolerance = {torch.float64: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    error = (values(model) - values(reference)).norm() / values(reference).norm()
+    assert error < tolerance
+
+
+def test_loads_a_state_saved_with_other_parameter_dtypes(name):
+    model = small_model()
+    optimizer = make(name, model.parameters())
+    train(model, optimizer, range(3))
+    half = make(name, small_model().bfloat16().parameters())
+    half.load_state_dict(optimizer.state_dict())
+    for a, b in zip(half.state.values(), optimizer.state.values(), strict=True):
+        assert all(torch.equal(a[k], b[k]) for k in b)
+
+
+def test_a_state_that_does_not_fit_is_refused(name):
+    model = small_model()
+    optimizer = make(name, model.parameters())
+    train(model, optimizer, range(1))
+    other_name = NAMES[1 - NAMES.index(name)]
+    other = make(other_name, small_model().parameters())
+    with pytest.raises(StructureMismatch, match="expected"):
+        other.load_state_dict(optimizer.state_dict())
+    wide = torch.nn.Sequential(
+        torch.nn.Linear(5, 9), torch.nn.Tanh(), torch.nn.Linear(9, 3)
+    )
+    with pytest.raises(StructureMismatch, match="parameter 0"):
+        make(name, wide.parameters()).load_state_dict(optimizer.state_dict())
+    with pytest.raises(ValueError, match="size of optimizer's group"):
+        make(name, [torch.nn.Parameter(torch.ones(1))]).load_state_dict(
+            optimizer.state_dict()
+        )
+
+
+def test_copies_are_independent_and_complete(name):
+    model = small_model()
+    optimizer = make(name, model.parameters())
+    train(model, optimizer, range(2))
+    twin, twin_optimizer = copy.deepcopy((model, optimizer))
+    a = train(model, optimizer, range(2, 5))
+    b = train(twin, twin_optimizer, range(2, 5))
+    assert a == b
+    assert torch.equal(values(model), values(twin))
+
+
+def test_step_hooks_and_state_dict_hooks_run(name):
+    model = small_model()
+    optimizer = make(name, model.parameters())
+    seen = []
+    optimizer.register_step_pre_hook(lambda *a: seen.append(("pre", a[2]["loss"])))
+    optimizer.register_step_post_hook(lambda *a: seen.append(("post", a[2]["loss"])))
+    optimizer.register_state_dict_post_hook(lambda *a: seen.append("save"))
+
+    def dtypes(loaded):
+        kinds = {v["second"].dtype for v in loaded.state.values()}
+        seen.append(("load", kinds))
+
+    optimizer.register_load_state_dict_post_hook(dtypes)
+    model.bfloat16()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step(loss=0.5)
+    optimizer.load_state_dict(optimizer.state_dict())
+    # A user's hook sees the restored state, not torch's cast of it.
+    assert seen == [("pre", 0.5), ("post", 0.5), "save", ("load", {torch.float32})]
+
+
+@pytest.mark.parametrize("backend", ["plain", "auto"])
+def test_memory_formats_and_strides_do_not_matter(name, backend):
+    torch.manual_seed(0)
+    weight, grads = torch.randn(6, 4, 3, 3), torch.randn(3, 6, 4, 3, 3)
+    matrix, matrix_grads = torch.randn(6, 9), torch.randn(3, 6, 9)
+    results = []
+    for strided in (False, True):
+        if strided:
+            a = torch.nn.Parameter(weight.to(memory_format=torch.channels_last))
+            b = torch.nn.Parameter(matrix.T.contiguous().T)
+            assert not a.is_contiguous()
+            assert not b.is_contiguous()
+        else:
+            a, b = torch.nn.Parameter(weight.clone()), torch.nn.Parameter(matrix.clone())
+        optimizer = make(name, [a, b], backend=backend, weight_decay=0.1)
+        for g, h in zip(grads, matrix_grads, strict=True):
+            a.grad = g.to(memory_format=torch.channels_last) if strided else g.clone()
+            b.grad = h.clone()
+            optimizer.step(loss=1.0)
+        results.append((a.detach(), b.detach()))
+    for x, y in zip(*results, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-7)
+
+
+def test_grad_scaler(name):
+    model, reference = small_model(), small_model()
+    optimizer = make(name, model.parameters())
+    other = make(name, reference.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=100)
+    for step in range(4):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x, y = batch(step)
+            loss = torch.nn.functional.mse_loss(model(x).float(), y)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        if step == 2:  # the scaler skips the step, and no state is touched
+            model[0].weight.grad[0, 0] = float("inf")
+        scaler.step(optimizer, loss=loss)
+        scaler.update()
+        if step != 2:
+            train(reference, other, range(step, step + 1))
+    info = optimizer.info()
+    assert (int(info.iteration), int(info.skipped)) == (3, 0)
+    assert (values(model) - values(reference)).norm() < 0.02 * values(reference).norm()
+
+
+def test_autocast_does_not_reach_the_rule(name):
+    runs = []
+    for enabled in (False, True):
+        model = small_model()
+        optimizer = make(name, model.parameters())
+        for step in range(3):
+            loss = loss_of(model, step)
+            optimizer.zero_grad()
+            loss.backward()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                optimizer.step(loss=loss)
+        runs.append(values(model))
+    assert torch.equal(*runs)
+
+
+def test_the_step_never_waits_for_the_device(name, monkeypatch):
+    """Plain steps read no tensor back: `.item()`, `bool()` and `float()` raise."""
+    model = small_model()
+    optimizer = make(name, model.parameters(), backend="plain")
+    train(model, optimizer, range(1))
+    loss = loss_of(model, 1)
+    optimizer.zero_grad()
+    loss.backward()
+
+    def refuse(self, *args):
+        raise AssertionError("the step reads a tensor back to the host")
+
+    for method in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy"):
+        monkeypatch.setattr(torch.Tensor, method, refuse)
+    optimizer.step(loss=loss)
+
+
+def test_bad_settings_are_refused(name, monkeypatch):
+    params = [torch.nn.Parameter(torch.ones(2))]
+    theta = random_theta(name)
+    with pytest.raises(lt.HorizonNotGiven, match="num_steps=2_000"):
+        lt.optimizer(name, params, theta=theta)
+    for bad in (0, -1, 2.5):
+        with pytest.raises(ConfigError, match="num_steps"):
+            lt.optimizer(name, params, num_steps=bad, theta=theta)
+    for settings in (
+        {"lr": -1.0},
+        {"weight_decay": -0.1},
+        {"layout": "jax"},
+        {"backend": "triton"},
+    ):
+        with pytest.raises(ConfigError, match=next(iter(settings))):
+            make(name, params, **settings)
+    with pytest.raises(UnknownName, match="lstm"):
+        make(name, params, lstmm=3)
+    with pytest.raises(UnknownName, match="celo"):
+        lt.optimizer("cello", params, num_steps=3)
+    with pytest.raises(ConfigError, match="not both"):
+        make(name, params, weights="x")
+    theta.pop("scheduler/lstm/w")
+    with pytest.raises(StructureMismatch, match="scheduler/lstm/w"):
+        make(name, params, theta=theta)
+    with pytest.raises(ConfigError, match="before the first step"):
+        make(name, params).info()
+    fused_cpu.library.cache_clear()
+    monkeypatch.setenv("CC", "/nonexistent/compiler")
+    monkeypatch.setenv("PATH", "")
+    optimizer = make(name, params, backend="fused")
+    params[0].grad = torch.ones(2)
+    with pytest.raises(lt.BackendUnavailable, match="plain"):
+        optimizer.step(loss=1.0)
+    make(name, params, backend="auto").step(loss=1.0)
+    fused_cpu.library.cache_clear()
+
+
+def test_gradients_and_parameters_it_cannot_treat_are_refused(name):
+    embedding = torch.nn.Embedding(5, 3, sparse=True)
+    optimizer = make(name, embedding.parameters())
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(lt.UnsupportedParameter, match="sparse=False"):
+        optimizer.step(loss=1.0)
+    spectrum = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    spectrum.grad = torch.ones_like(spectrum)
+    with pytest.raises(lt.UnsupportedParameter, match="view_as_real"):
+        make(name, [spectrum]).step(loss=1.0)
+    flat = torch.nn.Parameter(torch.ones(3))
+    flat.grad = torch.ones(3)
+    flat._fsdp_flattened = True
+    with pytest.raises(lt.UnsupportedParameter, match="fully_shard"):
+        make(name, [flat]).step(loss=1.0)
+    assert issubclass(lt.UnsupportedParameter, LopaxError)
+
+
+def test_nested_theta_and_published_files_give_the_same(name):
+    published = shared("weights", name, "theta.state")
+    model, other = small_model(), small_model()
+    from lopax.pretrained import read_weights
+
+    arrays = read_weights(published).arrays
+    a = lt.optimizer(name, model.parameters(), num_steps=20, weights=published)
+    rule = lt.RULES[name].rule_class.create(arrays, {})
+    nested: dict = {}
+    for path, value in rule.theta.items():
+        if "/" in path and path != "scheduler/centres":
+            *folders, leaf = path.split("/")
+            node = nested
+            for folder in folders:
+                node = node.setdefault(folder, {})
+            node[leaf] = value
+    b = lt.optimizer(name, other.parameters(), num_steps=20, theta=nested)
+    assert train(model, a, range(5)) == train(other, b, range(5))
+
+
+def test_works_without_jax(name):
+    program = f"""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("jax", "jaxlib", "optax", "flax", "jaxtyping"):
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Blocked())
+sys.path[:0] = {sys.path!r}
+import torch, lopax.torch
+from torch_common import make, small_model, train
+model = small_model()
+optimizer = make({name!r}, model.parameters())
+losses = train(model, optimizer, range(30))
+assert all(l == l for l in losses)
+assert "jax" not in sys.modules and "optax" not in sys.modules
+print("fine", lopax.torch.RULES.names())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("fine")
+
+
+def test_moving_the_model_moves_the_state(name):
+    """Stands in for a second device: the state was left in another place."""
+    model = small_model()
+    optimizer = make(name, model.parameters())
+    train(model, optimizer, range(2))
+    weight = model[0].weight
+    state = optimizer.state[weight]
+    from lopax.torch.state import follow
+
+    elsewhere = {k: v.to("meta") for k, v in state.items()}
+    follow(elsewhere, weight.to("meta"))
+    assert {v.device.type for v in elsewhere.values()} == {"meta"}
+    follow(state, weight)
+    assert {v.device for v in state.values()} == {weight.device}
+
+
+def test_trains_a_regression(name):
+    """With published weights the loss falls by far."""
+    published = shared("weights", name, "theta.state")
+    model = small_model()
+    optimizer = lt.optimizer(
+        name, model.parameters(), num_steps=300, weights=published
+    )
+    losses = train(model, optimizer, range(300))
+    assert np.mean(losses[-20:]) < 0.3 * np.mean(losses[:5])

@@ -1,0 +1,190 @@
+"""What the processes of `test_torch_distributed.py` run. Each asserts for itself."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch_common import loss_of, make, small_model, values
+
+
+def start(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    # Gloo would resolve the host's own name, which a sandbox may not know.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+    )
+
+
+def same_on_all_ranks(x: torch.Tensor) -> bool:
+    others = [torch.empty_like(x) for _ in range(2)]
+    dist.all_gather(others, x.contiguous())
+    return torch.equal(*others)
+
+
+def replicas(rank: int, folder: str) -> None:
+    """DDP: local losses differ, replicas stay bitwise equal; without the all-reduce
+    of the loss they do not."""
+    start(rank, folder)
+    for name in ("celo", "celo_adam"):
+        for group, stay in ((None, True), (False, False)):
+            model = small_model()
+            wrapped = torch.nn.parallel.DistributedDataParallel(model)
+            optimizer = make(name, model.parameters(), process_group=group)
+            equal = True
+            for step in range(6):
+                loss = loss_of(wrapped, step, seed=rank) * (1 + 3 * rank * (step % 2))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step(loss=loss)
+                equal &= same_on_all_ranks(values(model))
+            assert equal == stay, (name, group)
+            assert not torch.equal(values(model), values(small_model()))
+        # A loss that is not finite on one process is skipped on all.
+        optimizer = make(name, model.parameters(), process_group=None)
+        model.load_state_dict(small_model().state_dict())
+        loss = loss_of(model, 0)
+        loss.backward()
+        optimizer.step(loss=loss * (float("nan") if rank else 1.0))
+        assert torch.equal(values(model), values(small_model()))
+        assert int(optimizer.info().skipped) == 1
+    dist.destroy_process_group()
+
+
+class Shapes(torch.nn.Module):
+    """Parameters whose sharded axis is the larger factored one, the smaller one, none
+    of them, of uneven size, and of size one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = torch.nn.Linear(5, 9)
+        self.last = torch.nn.Linear(9, 3)
+        self.square = torch.nn.Linear(9, 9)
+        self.stack = torch.nn.Parameter(torch.randn(3, 9, 5) * 0.1)
+        self.conv = torch.nn.Conv1d(1, 1, 3, padding=1)
+        self.gain = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.conv(x[:, None])[:, 0]
+        h = torch.tanh(self.first(x)) + torch.einsum("bi,koi->bo", x, self.stack)
+        return self.last(torch.tanh(self.square(h))) * self.gain
+
+
+def whole(model: torch.nn.Module) -> torch.Tensor:
+    from torch.distributed.tensor import DTensor
+
+    parts = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return torch.cat([p.detach().flatten() for p in parts])
+
+
+def one_step(model, optimizer, step: int) -> None:
+    loss = loss_of(model, step)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step(loss=loss)
+
+
+def shards(rank: int, folder: str) -> None:
+    """FSDP2 gives the unsharded run; a bad shard skips the step everywhere; the state
+    goes through torch.distributed.checkpoint."""
+    start(rank, folder)
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    for name in ("celo", "celo_adam"):
+        reference, model = Shapes(), Shapes()
+        fully_shard(model, mesh=mesh)
+        optimizer = make(name, model.parameters(), weight_decay=0.1)
+        other = make(
+            name,
+            reference.parameters(),
+            weight_decay=0.1,
+            backend="plain",
+            process_group=False,
+        )
+        for step in range(5):
+            one_step(model, optimizer, step)
+            one_step(reference, other, step)
+        begin, end = whole(Shapes()), whole(reference)
+        error = (whole(model) - end).norm() / (end - begin).norm()
+        assert error < 1e-4, (name, error)
+        state = optimizer.state[model.first.weight]
+        assert isinstance(state["second"], DTensor)
+        assert state["second"].to_local().shape[0] in (4, 5)
+
+        before = whole(model)
+        model.zero_grad()
+        loss = loss_of(model, 5)
+        loss.backward()
+        if rank == 1:
+            model.square.weight.grad.to_local()[0, 0] = float("nan")
+        optimizer.step(loss=loss)
+        assert torch.equal(before, whole(model))
+        assert int(optimizer.info().skipped) == 1
+
+        checkpoint(name, model, optimizer, Path(folder, name), mesh)
+    refusals(mesh)
+    dist.destroy_process_group()
+
+
+def checkpoint(name, model, optimizer, path: Path, mesh) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    weights, state = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=path)
+    for step in range(6, 9):
+        one_step(model, optimizer, step)
+    expected = whole(model)
+
+    fresh = Shapes()
+    fully_shard(fresh, mesh=mesh)
+    with torch.no_grad():
+        for p in fresh.parameters():
+            p.mul_(0.5)
+    resumed = make(name, fresh.parameters(), weight_decay=0.1)
+    weights, state = get_state_dict(fresh, resumed)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=path)
+    set_state_dict(
+        fresh, resumed, model_state_dict=weights, optim_state_dict=state
+    )
+    for step in range(6, 9):
+        one_step(fresh, resumed, step)
+    assert torch.equal(whole(fresh), expected), name
+    assert int(resumed.info().iteration) == 9
+
+
+def refusals(mesh) -> None:
+    from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor import DTensor
+
+    from lopax.torch import UnsupportedParameter
+
+    plain = torch.ones(4, 4)
+    partial = DTensor.from_local(plain, mesh, [Partial()])
+    grid = torch.distributed.device_mesh.init_device_mesh("cpu", (2, 1))
+    twice = distribute_tensor(plain, grid, [Shard(0), Shard(1)])
+    for bad, message in ((partial, "Shard and Replicate"), (twice, "2 mesh dim")):
+        param = torch.nn.Parameter(bad)
+        param.grad = copy.copy(bad)
+        try:
+            make("celo", [param]).step(loss=1.0)
+        except UnsupportedParameter as error:
+            assert message in str(error)
+        else:
+            raise AssertionError(f"{bad.placements} was accepted")
+    # HSDP's kind, replicated over one dimension and sharded over another, works.
+    param = torch.nn.Parameter(distribute_tensor(plain, grid, [Shard(0), Replicate()]))
+    param.grad = distribute_tensor(plain, grid, [Shard(0), Replicate()])
+    make("celo", [param]).step(loss=1.0)
+    assert not torch.equal(param.full_tensor(), plain)
