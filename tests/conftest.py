@@ -1,10 +1,20 @@
-"""Eight virtual CPU devices for the whole session, so that sharded code is tested
-everywhere. Must be set before JAX starts its backend."""
+"""Settings of the whole session. Environment variables must be set before JAX starts
+its backend; worker and child processes inherit them."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 
+# Eight virtual CPU devices, so that sharded code is tested everywhere.
 _FLAG = "--xla_force_host_platform_device_count=8"
 if _FLAG.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
+
+# Tests compile much and compute little: fewer optimisations, and programs that several
+# tests, workers or child processes need are compiled once.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lopax-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"

@@ -53,11 +53,13 @@ def step(rule: dict, state: dict, grad: np.ndarray, param: np.ndarray, scale: fl
         rows = np.broadcast_to(np.expand_dims(row, d0), full)
         cols = np.broadcast_to(np.expand_dims(col, d1), full)
         factor = np.expand_dims(rf, d0) * np.expand_dims(rsqrt(col), d1)
+        m_factor = factor
     else:
         diag = DECAYS * state["diag"] + (1 - DECAYS) * q[..., None]
         new["diag"] = diag
         rows = cols = diag
         factor = rsqrt(diag + 1e-9)
+        m_factor = 1.0 / np.sqrt(diag)
     r = 1.0 / np.sqrt(v + 1e-6)
     features = np.concatenate(
         [
@@ -74,7 +76,7 @@ def step(rule: dict, state: dict, grad: np.ndarray, param: np.ndarray, scale: fl
             cols,
             1.0 / np.sqrt(rows + 1e-8),
             1.0 / np.sqrt(cols + 1e-8),
-            m * factor,
+            m * m_factor,
         ],
         axis=-1,
     )

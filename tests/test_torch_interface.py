@@ -112,9 +112,7 @@ def test_lr_multiplies_the_update_and_schedulers_drive_it(name):
         optimizer = make(name, model.parameters(), lr=lr)
         train(model, optimizer, range(1))
         moved[str(lr)] = values(model) - start
-    torch.testing.assert_close(
-        moved["0.25"], 0.25 * moved["1.0"], rtol=1e-3, atol=1e-7
-    )
+    torch.testing.assert_close(moved["0.25"], 0.25 * moved["1.0"], rtol=1e-3, atol=1e-7)
     torch.testing.assert_close(moved["0.25"], moved["tensor(0.2500)"])
     model = small_model()
     optimizer = make(name, model.parameters())
@@ -152,7 +150,9 @@ def test_parameter_groups_have_their_own_settings(name):
     )
     before = [p.detach().clone() for p in last.parameters()]
     train(model, optimizer, range(2))
-    assert all(torch.equal(a, b) for a, b in zip(before, last.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, last.parameters(), strict=True)
+    )
     assert not torch.equal(first.weight, small_model()[0].weight)
 
 
@@ -367,7 +367,10 @@ def test_memory_formats_and_strides_do_not_matter(name, backend):
             assert not a.is_contiguous()
             assert not b.is_contiguous()
         else:
-            a, b = torch.nn.Parameter(weight.clone()), torch.nn.Parameter(matrix.clone())
+            a, b = (
+                torch.nn.Parameter(weight.clone()),
+                torch.nn.Parameter(matrix.clone()),
+            )
         optimizer = make(name, [a, b], backend=backend, weight_decay=0.1)
         for g, h in zip(grads, matrix_grads, strict=True):
             a.grad = g.to(memory_format=torch.channels_last) if strided else g.clone()
@@ -553,8 +556,6 @@ def test_trains_a_regression(name):
     """With published weights the loss falls by far."""
     published = shared("weights", name, "theta.state")
     model = small_model()
-    optimizer = lt.optimizer(
-        name, model.parameters(), num_steps=300, weights=published
-    )
+    optimizer = lt.optimizer(name, model.parameters(), num_steps=300, weights=published)
     losses = train(model, optimizer, range(300))
     assert np.mean(losses[-20:]) < 0.3 * np.mean(losses[:5])

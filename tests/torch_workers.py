@@ -81,7 +81,9 @@ class Shapes(torch.nn.Module):
 def whole(model: torch.nn.Module) -> torch.Tensor:
     from torch.distributed.tensor import DTensor
 
-    parts = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
+    parts = [
+        p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()
+    ]
     return torch.cat([p.detach().flatten() for p in parts])
 
 
@@ -155,9 +157,7 @@ def checkpoint(name, model, optimizer, path: Path, mesh) -> None:
     resumed = make(name, fresh.parameters(), weight_decay=0.1)
     weights, state = get_state_dict(fresh, resumed)
     dcp.load({"model": weights, "optimizer": state}, checkpoint_id=path)
-    set_state_dict(
-        fresh, resumed, model_state_dict=weights, optim_state_dict=state
-    )
+    set_state_dict(fresh, resumed, model_state_dict=weights, optim_state_dict=state)
     for step in range(6, 9):
         one_step(fresh, resumed, step)
     assert torch.equal(whole(fresh), expected), name
@@ -165,8 +165,13 @@ def checkpoint(name, model, optimizer, path: Path, mesh) -> None:
 
 
 def refusals(mesh) -> None:
-    from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import (
+        DTensor,
+        Partial,
+        Replicate,
+        Shard,
+        distribute_tensor,
+    )
 
     from lopax.torch import UnsupportedParameter
 

@@ -26,7 +26,7 @@ from lopax._core.optimizer import Leaf, TensorRule
 from lopax._core.types import Count, Flag, Key, Scalar, Theta
 from lopax.blocks import accumulators, element_features, scheduler
 from lopax.blocks.accumulators import Factored
-from lopax.blocks.element_features import CELO_GROUPS, ElementView
+from lopax.blocks.element_features import VELO_GROUPS, ElementView
 from lopax.blocks.normalize import rms_scale, tensor_rms
 from lopax.blocks.scheduler import SchedulerState
 from lopax.kernels import celo as kernel
@@ -103,7 +103,7 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
     def init_theta(self, key: Key) -> Theta:
         c = self.config
         k_rule, k_scheduler = jax.random.split(key)
-        inputs = element_features.count(CELO_GROUPS)
+        inputs = element_features.count(VELO_GROUPS)
         rule = mlp.init(k_rule, (inputs, c.hidden, c.hidden, 2))
         schedule = scheduler.init_theta(k_scheduler, c.lstm)
         if c.start == "adam":
@@ -161,7 +161,7 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
         )
         views = accumulators.factored_views(state.factored, grad.shape)
         channels = element_features.compute(
-            CELO_GROUPS, ElementView(grad, param, state.momenta, state.second, views)
+            VELO_GROUPS, ElementView(grad, param, state.momenta, state.second, views)
         )
         direction, magnitude = mlp.apply(
             theta["rule"], channels, [rms_scale(x) for x in channels]
@@ -242,7 +242,7 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
         }
         if bank["w1"].shape[0] != 1:
             return arrays  # a bank of MLPs: another architecture; shapes are reported
-        w0 = [bank[f"w0__{i}"][0] for i in range(len(CELO_GROUPS))]
+        w0 = [bank[f"w0__{i}"][0] for i in range(len(VELO_GROUPS))]
         found = {
             "rule/w0": jnp.concatenate(w0, axis=0),
             "rule/b0": bank["b0"][0],

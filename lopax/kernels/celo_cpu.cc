@@ -222,15 +222,18 @@ struct Tensor {
 struct Factors {
   std::vector<float> storage;
   float *p_scale[kDecays], *q_scale[kDecays], *p_hidden[kHidden], *q_hidden[kHidden];
+  float *m_scale[kDecays];  // P-side scale of the momenta: p_scale, but for vectors
   float* scratch;
-  Factors(int64_t p, int64_t q)
-      : storage((kDecays + kHidden) * (p + q) + std::max(p, q)) {
+  Factors(int64_t p, int64_t q, bool vector)
+      : storage((kDecays + kHidden) * (p + q) + std::max(p, q) +
+                (vector ? kDecays * p : 0)) {
     float* at = storage.data();
     for (int k = 0; k < kDecays; ++k) p_scale[k] = at, at += p;
     for (int k = 0; k < kDecays; ++k) q_scale[k] = at, at += q;
     for (int j = 0; j < kHidden; ++j) p_hidden[j] = at, at += p;
     for (int j = 0; j < kHidden; ++j) q_hidden[j] = at, at += q;
-    scratch = at;
+    scratch = at, at += std::max(p, q);
+    for (int k = 0; k < kDecays; ++k) m_scale[k] = vector ? at + k * p : p_scale[k];
   }
 };
 
@@ -309,6 +312,7 @@ void update_factors(const Shape& s, const Settings& set, const Rule& rule,
     if (set.vector) {
       for (int64_t i = 0; i < np; ++i) {
         f.p_scale[k][i] = safe_rsqrt(t.p_out[k * np + i] + 1e-9f);
+        f.m_scale[k][i] = 1.0f / std::sqrt(t.p_out[k * np + i]);
         f.q_scale[k][i] = 1.0f;
       }
       continue;
@@ -372,19 +376,20 @@ inline void channels(const Shape& s, const Factors& f, const Run& run, int64_t a
   }
 #pragma GCC unroll 3
   for (int k = 0; k < kDecays; ++k) {
-    Lanes scale, p;
+    Lanes scale, p, pm;
     load(f.q_scale[k] + run.q + at, count, scale);
     if (s.c > 1) {
       load(f.p_scale[k] + run.p + at, count, p);
+      load(f.m_scale[k] + run.p + at, count, pm);
     } else {
-      EACH_VECTOR p.v[u] = splat(f.p_scale[k][run.p]);
+      EACH_VECTOR p.v[u] = pm.v[u] = splat(f.p_scale[k][run.p]);
     }
     EACH_VECTOR {
-      const Vec m = e.momenta[k].v[u], factored = scale.v[u] * p.v[u];
+      const Vec m = e.momenta[k].v[u];
       out[3 + k].v[u] = m;
       out[7 + k].v[u] = m * scaling.v[u];
-      out[11 + k].v[u] = e.grad.v[u] * factored;
-      out[15 + k].v[u] = m * factored;
+      out[11 + k].v[u] = e.grad.v[u] * (scale.v[u] * p.v[u]);
+      out[15 + k].v[u] = m * (scale.v[u] * pm.v[u]);
     }
   }
 }
@@ -514,7 +519,7 @@ void step_tensor(const Shape& s, const Settings& set, const Rule& rule, float co
       may_split && n >= kParallelElements ? std::min<int64_t>(kMaxChunks, runs) : 1;
   const auto begin = [&](int64_t i) { return runs * i / chunks; };
 
-  Factors f(np, nq);
+  Factors f(np, nq, set.vector);
   std::vector<float> sums(chunks * (np + nq), 0.0f);
   if (set.vector) {
     for (int64_t i = 0; i < n; ++i) {

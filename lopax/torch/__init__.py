@@ -1,13 +1,13 @@
 """Learned optimizers for PyTorch: the same weights and numbers as in JAX, without JAX.
 
-    import lopax.torch
+import lopax.torch
 
-    optimizer = lopax.torch.Celo(model.parameters(), num_steps=2_000)
-    for batch in batches:
-        loss = loss_fn(model, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step(loss=loss)
+optimizer = lopax.torch.Celo(model.parameters(), num_steps=2_000)
+for batch in batches:
+    loss = loss_fn(model, batch)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step(loss=loss)
 """
 
 from __future__ import annotations

@@ -82,7 +82,9 @@ class CeloAdamRule(Rule):
 
     def step(self, batch: TensorBatch, scale: Tensor, alive: Tensor) -> Steps:
         c, grads = self.config, batch.grads
-        momentum, second, step = (batch.state[k] for k in ("momentum", "second", "step"))
+        momentum, second, step = (
+            batch.state[k] for k in ("momentum", "second", "step")
+        )
         momentum.lerp_(grads, (1.0 - c.b1) * alive)
         second.lerp_(grads * grads, (1.0 - c.b2) * alive)
         step += alive

@@ -28,6 +28,12 @@ from lopax.torch.errors import BackendUnavailable
 from lopax.torch.geometry import Blocks
 from lopax.torch.plain import Entry
 from lopax.torch.rule import Rule
+from lopax.torch.working_copies import (
+    Operand,
+    add_updates,
+    operands,
+    outside_graphs,
+)
 
 SOURCE, *HEADERS = (
     Path(__file__).with_name(name)
@@ -163,9 +169,9 @@ class FusedCPU:
         self._key: Any = None
         self._table = np.zeros(0, _TENSOR)
         self._scratch = torch.empty(0)
-        self._kept: list[Any] = []
+        self._operands: list[Operand] = []
 
-    @torch.compiler.disable
+    @outside_graphs
     def begin(self, rule: Rule, entries: Sequence[Entry]) -> Tensor:
         del rule
         key = tuple((e.shape, e.axes) for e in entries)
@@ -175,7 +181,7 @@ class FusedCPU:
         bad = self._kernels.celo_begin(*self._tensors(), torch.get_num_threads())
         return torch.tensor(bool(bad))
 
-    @torch.compiler.disable
+    @outside_graphs
     def finish(
         self, rule: Rule, entries: Sequence[Entry], scale: Tensor, alive: Tensor
     ) -> None:
@@ -187,10 +193,8 @@ class FusedCPU:
                 scale.item(),
                 torch.get_num_threads(),
             )
-            for entry, work in zip(entries, self._kept, strict=True):
-                if work is not None:
-                    entry.param.add_(work[0].view(entry.param.shape))
-        self._kept = []
+            add_updates(entries, self._operands)
+        self._operands = []
 
     def _tensors(self) -> tuple[int, int]:
         return self._table.ctypes.data, len(self._table)
@@ -221,19 +225,12 @@ class FusedCPU:
         self._table, self._key = table, tuple(key)
 
     def _point(self, entries: Sequence[Entry]) -> None:
-        """The step's pointers. What is not contiguous float32 is stepped in a copy,
-        from which the update is then added."""
-        table, self._kept = self._table, []
-        params, grads, only = [], [], []
-        for e in entries:
-            direct = e.param.dtype == torch.float32 and e.param.is_contiguous()
-            grad = e.grad.float().contiguous()
-            param = e.param if direct else e.param.float().contiguous()
-            self._kept.append(None if direct else (param, grad))
-            params.append(param.data_ptr())
-            grads.append(grad.data_ptr())
-            only.append(not direct)
-        table["param"], table["grad"], table["update_only"] = params, grads, only
+        """The step's pointers and settings."""
+        table = self._table
+        self._operands = operands(entries, (torch.float32,))
+        table["param"] = [o.param.data_ptr() for o in self._operands]
+        table["grad"] = [o.grad.data_ptr() for o in self._operands]
+        table["update_only"] = [not o.direct for o in self._operands]
         for name, alternative in (
             ("momenta", "momenta"),
             ("second", "second"),

@@ -34,13 +34,11 @@ class ObservedLosses:
         return total / count if total is not None and count > 1 else total
 
 
-def as_scalar(loss: Any, optional: bool = False) -> Any:
+def as_scalar(loss: Any) -> Any:
     """A detached float32 scalar tensor, or a Python float as it is.
 
-    None passes if `optional`. Raises `ConfigError` if it is not a single number.
+    Raises `ConfigError` if it is not a single number.
     """
-    if loss is None and optional:
-        return None
     if isinstance(loss, Tensor):
         loss = loss.detach()
         if is_dtensor(loss):

@@ -21,6 +21,10 @@ from lopax.torch.rule import Rule, known_settings
 from lopax.torch.state import SHARED
 
 
+# For bookkeeping, of which nothing belongs in a compiled graph.
+_outside_graphs: Any = torch.compiler.disable
+
+
 class Info(NamedTuple):
     """What the optimizer is doing, as tensors on its device (reading one waits)."""
 
@@ -74,13 +78,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         cls = self.rule_class
         if num_steps is None and cls.needs_horizon:
             raise HorizonNotGiven(cls.name)
-        if num_steps is not None and (int(num_steps) != num_steps or num_steps < 1):
-            raise ConfigError(f"num_steps = {num_steps!r}: must be an integer >= 1")
+        self._num_steps = 0 if num_steps is None else _checked_steps(num_steps)
         backends.check(backend)
         loaded = thetas.load(cls.name, theta, weights)
         settings = known_settings(cls.config_class, loaded.config) | config
         self._rule = cls.create(loaded.arrays, settings)
-        self._num_steps = int(num_steps or 0)
         self._wish = backend
         self._process_group = process_group
         self._observed = ObservedLosses()
@@ -103,6 +105,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 + ", ".join(map(repr, LAYOUTS))
             )
         super().add_param_group(param_group)
+
+    def set_num_steps(self, num_steps: int) -> None:
+        """Corrects the length of the run, for programs that learn it late.
+
+        Raises `ConfigError` after the first step: the loss history's memory was laid
+        out for the old length.
+        """
+        if self._shared:
+            raise ConfigError("set_num_steps() must come before the first step()")
+        self._num_steps = _checked_steps(num_steps)
 
     def observe(self, loss: Any, *, reduce: str = "mean") -> None:
         """Records the loss the next `step()` will use, for loops that call it bare.
@@ -132,11 +144,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         observed = self._observed.take()
         entries = self._entries()
         if entries:
-            value = as_scalar(observed if loss is None else loss, optional=True)
-            if value is None and self._rule.needs_loss:
+            given = observed if loss is None else loss
+            if given is None and self._rule.needs_loss:
                 self._without_loss()
             else:
-                self._update(entries, value)
+                self._update(entries, 0.0 if given is None else as_scalar(given))
         return loss
 
     def info(self) -> Info:
@@ -157,7 +169,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if any(float(group["lr"]) != 0.0 for group in self.param_groups):
             raise LossNotGiven(self._rule.name)
 
-    @torch.compiler.disable  # bookkeeping, of which nothing belongs in a graph
+    @_outside_graphs
     def _entries(self) -> list[Entry]:
         """The parameters with a gradient, and their states (made if missing)."""
         entries = []
@@ -208,7 +220,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
         flags = [backend.begin(rule, part) for rule, backend, part in jobs]
         bad = torch.stack([flag.to(home) for flag in flags]).any()
-        loss = torch.as_tensor(0.0 if value is None else value, dtype=torch.float32)
+        loss = torch.as_tensor(value, dtype=torch.float32)
         loss, bad = agree(loss.to(home), bad, self._process_group)
         if self._process_group is not None:  # which need not hold all shards
             bad = sharding.any_shard(bad, [e.sharding for e in entries])
@@ -294,6 +306,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
 _KEPT = ("_rule", "_num_steps", "_wish", "_process_group", "_shared", "_scale")
 """What a copied or pickled optimizer takes along; backends are found anew."""
+
+
+def _checked_steps(num_steps: Any) -> int:
+    if int(num_steps) != num_steps or num_steps < 1:
+        raise ConfigError(f"num_steps = {num_steps!r}: must be an integer >= 1")
+    return int(num_steps)
 
 
 def _check(param: Tensor, grad: Tensor) -> None:

@@ -16,6 +16,9 @@ from torch import Tensor
 from lopax.torch.rule import Rule, TensorBatch, complete
 from lopax.torch.sharding import Sharding, complete_together
 
+_foreach_norm: Any = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+_foreach_copy: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+
 # Stacking copies the state in and out, which pays only where launches dominate.
 STACK_TENSOR, STACK_TOTAL = 1 << 16, 1 << 18
 
@@ -45,7 +48,7 @@ class PlainBackend:
         grads = [e.grad for e in entries if e.grad.numel()]
         if not grads:
             return torch.zeros((), dtype=torch.bool, device=entries[0].param.device)
-        largest = torch._foreach_norm(grads, float("inf"))
+        largest = _foreach_norm(grads, float("inf"))
         return ~torch.stack([n.float() for n in largest]).isfinite().all()
 
     def finish(
@@ -113,12 +116,10 @@ def _commit(
     first = group[0]
     if len(group) > 1:
         for name, stacked in batch.state.items():
-            torch._foreach_copy_([e.state[name] for e in group], stacked.unbind(0))
+            _foreach_copy([e.state[name] for e in group], stacked.unbind(0))
     if first.weight_decay:
         update.addcmul_(batch.params, rate, value=-first.weight_decay)
-    if isinstance(first.lr, Tensor):
-        update *= first.lr
-    elif first.lr != 1.0:
+    if isinstance(first.lr, Tensor) or first.lr != 1.0:
         update *= first.lr
     shape = first.param.shape
     for e, u in zip(group, update.unbind(0), strict=True):

@@ -1,0 +1,70 @@
+"""What the benchmarks share: paired timing, the table, the JSON lines, the exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """One line of a benchmark."""
+
+    benchmark: str
+    case: str
+    metric: str
+    value: float
+    reference: float | None = None
+    ratio: float | None = None
+    target: float | None = None
+    ok: bool = True
+
+
+def seconds(fn: Callable[[], Any]) -> float:
+    """Wall-clock time of one call, outputs awaited."""
+    started = time.perf_counter()
+    jax.block_until_ready(fn())
+    return time.perf_counter() - started
+
+
+def paired(
+    fn: Callable[[], Any], reference: Callable[[], Any], rounds: int
+) -> tuple[float, float, float]:
+    """Median times of both, and the median of the per-round ratios.
+
+    The two are called in turn, so that a change of the machine's speed hits both.
+    """
+    fn(), reference()
+    pairs = [(seconds(fn), seconds(reference)) for _ in range(rounds)]
+    return (
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+        statistics.median(a / b for a, b in pairs),
+    )
+
+
+def finish(results: Sequence[Result]) -> int:
+    """Prints the table and the JSON lines; 1 if a target is missed."""
+    columns = ("case", "metric", "value", "reference", "ratio", "target", "ok")
+    rows = [columns] + [
+        tuple(_text(getattr(r, c)) for c in columns) for r in results
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+    for row in rows:
+        print("  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip())
+    print()
+    for r in results:
+        print(json.dumps(dataclasses.asdict(r)))
+    return 0 if all(r.ok for r in results) else 1
+
+
+def _text(x: Any) -> str:
+    if x is None:
+        return ""
+    return f"{x:.4g}" if isinstance(x, float) else str(x)

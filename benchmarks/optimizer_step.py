@@ -1,0 +1,166 @@
+"""What a learned step costs against optax.adamw, in one process, in turn.
+
+    python benchmarks/optimizer_step.py [--quick] [--rules celo celo_adam ...]
+
+The step is jitted, takes gradients, state and parameters, donates the state and
+returns updates; forward and backward passes are not part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from harness import Result, finish, paired
+
+import lopax
+from lopax._core.tree import count_elements
+
+TARGET_RATIO = 4.0
+TARGET_BYTES = 24.0
+TARGET_COMPILE = 20.0
+
+
+def matrix() -> dict[str, tuple[int, ...]]:
+    return {"w": (1024, 1024)}
+
+
+def gpt2() -> dict[str, tuple[int, ...]]:
+    """GPT-2-shaped, about ten million parameters: 6 blocks of width 320."""
+    d, shapes = 320, {"wte": (8192, 320), "wpe": (256, 320), "ln_f": (320,)}
+    for i in range(6):
+        shapes |= {
+            f"h{i}/attn": (d, 3 * d),
+            f"h{i}/attn_b": (3 * d,),
+            f"h{i}/proj": (d, d),
+            f"h{i}/proj_b": (d,),
+            f"h{i}/fc": (d, 4 * d),
+            f"h{i}/fc_b": (4 * d,),
+            f"h{i}/out": (4 * d, d),
+            f"h{i}/out_b": (d,),
+            f"h{i}/ln1": (d,),
+            f"h{i}/ln2": (d,),
+        }
+    return shapes
+
+
+def resnet() -> dict[str, tuple[int, ...]]:
+    """ResNet-50-like list of small tensors: 161 of them, most of them vectors."""
+    shapes: dict[str, tuple[int, ...]] = {"stem": (7, 7, 3, 16), "stem_n": (16,)}
+    width = 16
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        inner = 16 * 2**stage
+        for b in range(blocks):
+            name = f"s{stage}b{b}"
+            shapes |= {
+                f"{name}/c1": (1, 1, width, inner),
+                f"{name}/n1": (inner,),
+                f"{name}/g1": (inner,),
+                f"{name}/c2": (3, 3, inner, inner),
+                f"{name}/n2": (inner,),
+                f"{name}/g2": (inner,),
+                f"{name}/c3": (1, 1, inner, 4 * inner),
+                f"{name}/n3": (4 * inner,),
+                f"{name}/g3": (4 * inner,),
+            }
+            width = 4 * inner
+    return shapes | {"head": (width, 100), "head_b": (100,)}
+
+
+CASES = {"matrix_1024": matrix, "gpt2_10m": gpt2, "resnet": resnet}
+
+
+def arrays(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {
+        k: jnp.asarray(0.02 * rng.standard_normal(s), jnp.float32)
+        for k, s in shapes.items()
+    }
+
+
+class Stepper:
+    """A compiled optimizer step with its own state."""
+
+    def __init__(self, opt: Any, params: Any, grads: Any):
+        opt = optax.with_extra_args_support(opt)
+
+        def step(grads: Any, state: Any, params: Any) -> Any:
+            return opt.update(grads, state, params, value=jnp.float32(1.0))
+
+        self.state = opt.init(params)
+        lowered = jax.jit(step, donate_argnums=1).lower(grads, self.state, params)
+        started = time.perf_counter()
+        self.compiled = lowered.compile()
+        self.compile_seconds = time.perf_counter() - started
+        self.args = (grads, params)
+
+    def __call__(self) -> Any:
+        updates, self.state = self.compiled(self.args[0], self.state, self.args[1])
+        return updates
+
+    @property
+    def temporary_bytes(self) -> int:
+        return self.compiled.memory_analysis().temp_size_in_bytes
+
+
+def learned(name: str) -> Any:
+    rule = lopax.architecture(name)
+    theta = jax.jit(rule.init_theta)(jax.random.key(0))
+    return rule.transformation(theta, 1000)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="under 50 seconds")
+    parser.add_argument("--rules", nargs="+", default=["celo", "celo_adam"])
+    args = parser.parse_args()
+    rounds = 7 if args.quick else 40
+    results = []
+    for case, shapes in CASES.items():
+        params, grads = arrays(shapes(), 0), arrays(shapes(), 1)
+        size = count_elements(params)
+        adamw = Stepper(optax.adamw(1e-3), params, grads)
+        for name in args.rules:
+            step = Stepper(learned(name), params, grads)
+            value, reference, ratio = paired(step, adamw, rounds)
+            label = f"{name}/{case}"
+            goal = TARGET_RATIO if name == "celo" else None
+            results += [
+                Result(
+                    benchmark="optimizer_step",
+                    case=label,
+                    metric="ms",
+                    value=1e3 * value,
+                    reference=1e3 * reference,
+                    ratio=ratio,
+                    target=goal,
+                    ok=goal is None or ratio <= goal,
+                ),
+                Result(
+                    benchmark="optimizer_step",
+                    case=label,
+                    metric="temporary bytes/parameter",
+                    value=step.temporary_bytes / size,
+                    target=TARGET_BYTES,
+                    ok=step.temporary_bytes / size <= TARGET_BYTES,
+                ),
+                Result(
+                    benchmark="optimizer_step",
+                    case=label,
+                    metric="compile s",
+                    value=step.compile_seconds,
+                    target=TARGET_COMPILE,
+                    ok=step.compile_seconds <= TARGET_COMPILE,
+                ),
+            ]
+    return finish(results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""How Triton programs find their tensor: tables of geometry and of pointers.
+
+All tensors of a step share a launch. A program reads its place from a work list, the
+tensor's geometry (`FIELDS`) and addresses from tables; so the number of launches does
+not depend on the number of tensors.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Columns of the geometry table; `fused_cuda.py` fills them by these names.
+FIELDS = (
+    "n",
+    "inner_u",  # B Y C: a sum over X has stride inner_u
+    "length_x",
+    "inner_w",  # C: a sum over Y has stride inner_w
+    "length_y",
+    "nu",
+    "nw",
+    "vector",
+    "row_over_x",
+    "chunks_u",
+    "chunks_w",
+    "groups_q",  # the row moment is [P, Q, R], Q the second largest axis
+    "groups_r",
+    "sum_u",  # offsets into the scratch memory, in floats
+    "sum_w",
+    "scale_u",
+    "scale_w",
+    "hidden_u",
+    "hidden_w",
+    "folded",
+    "squares",
+    "items",
+)
+COLUMNS = tl.constexpr(len(FIELDS))
+POINTERS = tl.constexpr(6)  # param, grad, momenta, second, row, col
+
+
+@triton.jit
+def field(geometry, tensor, index: tl.constexpr):
+    return tl.load(geometry + tensor * COLUMNS + index)
+
+
+@triton.jit
+def pointer(pointers, tensor, index: tl.constexpr, dtype: tl.constexpr):
+    address = tl.load(pointers + tensor * POINTERS + index)
+    return address.to(tl.pointer_type(dtype))
+
+
+@triton.jit
+def clip(x, limit):
+    return tl.minimum(tl.maximum(x, -limit), limit)
+
+
+@triton.jit
+def gradient(pointer, offsets, mask):
+    """Clipped to +-1000, and whether it is not finite."""
+    g = tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)
+    bad = (g != g) | (tl.abs(g) == float("inf"))
+    return clip(g, 1000.0), bad
