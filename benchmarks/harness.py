@@ -1,4 +1,4 @@
-"""What the benchmarks share: paired timing, the table, the JSON lines, the exit code."""
+"""What the benchmarks share: paired timing, a table, JSON lines, the exit code."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ def paired(
 def finish(results: Sequence[Result]) -> int:
     """Prints the table and the JSON lines; 1 if a target is missed."""
     columns = ("case", "metric", "value", "reference", "ratio", "target", "ok")
-    rows = [columns] + [
-        tuple(_text(getattr(r, c)) for c in columns) for r in results
-    ]
+    rows = [columns] + [tuple(_text(getattr(r, c)) for c in columns) for r in results]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     for row in rows:
         print("  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip())

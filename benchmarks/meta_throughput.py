@@ -83,9 +83,7 @@ def standard(
         settings["backend"] = backend
     chunk = 8 // ARGS.devices if ARGS.devices > 1 else 8
     config = dataclasses.replace(EstimatorConfig(chunk=chunk), **estimator)
-    return RunConfig(
-        architecture=architecture, settings=settings, estimator=config
-    )
+    return RunConfig(architecture=architecture, settings=settings, estimator=config)
 
 
 def line(case: str, metric: str, value: float, **more: Any) -> Result:

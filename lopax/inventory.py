@@ -43,7 +43,9 @@ def _facts(name: str, has_weights: bool) -> OptimizerFacts:
 
     def state_bytes(side: int) -> int:
         params = {"w": jax.ShapeDtypeStruct((side, side), jnp.float32)}
-        return count_bytes(jax.eval_shape(lambda t, p: rule.init(t, p, 1), theta, params))
+        return count_bytes(
+            jax.eval_shape(lambda t, p: rule.init(t, p, 1), theta, params)
+        )
 
     # What grows with the tensor, without what is kept once per run.
     small, large = state_bytes(16), state_bytes(512)

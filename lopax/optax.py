@@ -114,7 +114,9 @@ def from_rule(
         updates, rule_state, info = rule.update(
             theta, updates, state.rule, params, **extra
         )
-        factor = lr_multiplier(state.count) if callable(lr_multiplier) else lr_multiplier
+        factor = (
+            lr_multiplier(state.count) if callable(lr_multiplier) else lr_multiplier
+        )
         updates = _finish(updates, params, info, factor, weight_decay, mask)
         return updates, OptimizerState(rule_state, state.count + 1)
 

@@ -1,4 +1,4 @@
-"""Golden files: the project's own, and those of the shared folder where there is one."""
+"""Golden files: the project's own, and those of the shared folder."""
 
 from __future__ import annotations
 

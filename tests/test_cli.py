@@ -115,20 +115,21 @@ def test_train_report_and_refusal_to_overwrite(tmp_path, capsys):
 @pytest.mark.slow
 def test_ctrl_c_saves_and_exits_with_130(tmp_path):
     out = tmp_path / "run"
+    argv = ["train", str(recipe(tmp_path, 1_000_000)), "--out", str(out)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "lopax", "train", str(recipe(tmp_path, 1_000_000))]
-        + ["--out", str(out)],
+        [sys.executable, "-m", "lopax", *argv],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ.copy(),
     )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("rule "):
-            break
-    process.send_signal(signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait(timeout=120) == 130, rest
+    with process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("rule "):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(timeout=120) == 130, rest
     assert f"lopax train --resume {out}" in rest
     assert (out / "checkpoint.safetensors").exists()
 
@@ -159,10 +160,9 @@ def test_compare_on_a_users_file(tmp_path, capsys):
         "def loss(params): return jnp.sum((params['w'] - 1.0) ** 2)\n"
     )
     out = tmp_path / "out"
-    code = main(
-        ["compare", str(problem), "--optimizers", "sgd@0.1", "adam", "--num-steps"]
-        + ["40", "--seeds", "2", "--out", str(out)]
-    )
+    argv = ["compare", str(problem), "--optimizers", "sgd@0.1", "adam"]
+    argv += ["--num-steps", "40", "--seeds", "2", "--out", str(out)]
+    code = main(argv)
     assert code == 0
     shown = capsys.readouterr().out
     assert "sgd" in shown

@@ -169,7 +169,9 @@ def test_pes_equals_es_when_one_window_covers_the_unroll():
     }
     pes, _, _ = run(PES(**parts))
     es, _, _ = run(TruncatedES(**parts))
-    full, _, _ = run(FullES(unroller=unroller(5), settings=parts["settings"], sigma=0.1))
+    full, _, _ = run(
+        FullES(unroller=unroller(5), settings=parts["settings"], sigma=0.1)
+    )
     np.testing.assert_allclose(pes["rate"], es["rate"], rtol=1e-5)
     np.testing.assert_allclose(pes["rate"], full["rate"], rtol=1e-4)
 
@@ -187,9 +189,7 @@ def test_back_propagation_is_exact():
     np.testing.assert_allclose(windows["rate"][0], slope[:3].mean(), rtol=1e-3)
     # The second window starts where the first ended and does not see through it.
     x3 = 1.0 - np.exp(-1.0)
-    np.testing.assert_allclose(
-        windows["rate"][1], x3**6 * slope[:3].mean(), rtol=1e-3
-    )
+    np.testing.assert_allclose(windows["rate"][1], x3**6 * slope[:3].mean(), rtol=1e-3)
 
 
 # What every estimator must do.
@@ -201,7 +201,9 @@ def tiny(name: str, **settings):
         "settings": ParticleSettings(**{"num_particles": 8, **settings}),
     }
     names = {f.name for f in dataclasses.fields(ESTIMATORS[name])}
-    return ESTIMATORS[name](**parts, **({"truncation": 4} if "truncation" in names else {}))
+    return ESTIMATORS[name](
+        **parts, **({"truncation": 4} if "truncation" in names else {})
+    )
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

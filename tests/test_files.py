@@ -37,9 +37,7 @@ def test_theta_round_trip_with_settings(tmp_path, theta):
     assert (header["architecture"], header["config"]["lstm"]) == ("celo_adam", 3)
     assert header["licence"] == "MIT"
     # The saved settings come with the weights: lstm=3 is not said again.
-    opt = lopax.optimizer(
-        "celo_adam", weights=tmp_path / "w.safetensors", num_steps=10
-    )
+    opt = lopax.optimizer("celo_adam", weights=tmp_path / "w.safetensors", num_steps=10)
     params = {"w": jnp.ones((2, 2))}
     opt.update(params, opt.init(params), params, value=1.0)
 

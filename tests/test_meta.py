@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -13,12 +14,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lopax._core.config import from_dict, to_dict
 from lopax._core.errors import (
     ConfigError,
     FileFormatError,
+    MissingExtra,
     ResumeMismatch,
     UnknownName,
 )
@@ -28,11 +31,13 @@ from lopax.meta import (
     OuterConfig,
     PhaseConfig,
     PhaseTrainer,
+    Progress,
     RunConfig,
     TasksConfig,
     build_family,
     load_recipe,
     read_log,
+    tracking,
     train,
 )
 from lopax.meta.loop import initial_theta
@@ -103,19 +108,18 @@ def test_published_freezing_decays_frozen_leaves(family):
 def test_stopping_and_resuming_changes_nothing(family, tmp_path):
     run = small()
     whole = train(run, family, tmp_path / "whole")
-    calls = iter(range(100))
     # Stops after the second and after the fifth compiled call: once in each phase.
     for stop_at in (1, 3):
-        seen = next(calls)
+        calls = itertools.count()
 
-        def should_stop(stop_at=stop_at, counter=iter(range(100))) -> bool:
-            return next(counter) >= stop_at
+        def should_stop(stop_at=stop_at, calls=calls) -> bool:
+            return next(calls) >= stop_at
 
         outcome = train(
             run,
             family,
             tmp_path / "parts",
-            resume=seen > 0,
+            resume=stop_at > 1,
             should_stop=should_stop,
         )
         assert not outcome.finished
@@ -161,14 +165,13 @@ def test_a_process_killed_at_any_moment_resumes_bit_for_bit(family, tmp_path):
     whole = train(run, family, tmp_path / "whole")
     folder = tmp_path / "killed"
     for kill_after, mode in (("4", "start"), ("8", "resume")):
-        process = start_program(run, folder, mode)
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.strip() == kill_after:
-                break
-        time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with start_program(run, folder, mode) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.strip() == kill_after:
+                    break
+            time.sleep(0.05)
+            process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
     # A half-written line, as a crash in the middle of a write leaves it.
     with (folder / "metrics.jsonl").open("a") as file:
@@ -232,6 +235,40 @@ def test_meta_training_lowers_the_meta_loss(family):
     loss = np.asarray(info.estimate.loss)
     assert loss[-10:].mean() < loss[:5].mean() - 0.05
     assert float(state.theta["scheduler"]["head"]["b"][0]) > 0.3
+
+
+def test_the_outer_optimizer_may_be_any_optax_transformation(family):
+    """Sign descent moves every trainable entry by exactly the rate, and sees the
+    meta-loss as `value`."""
+    seen = []
+
+    def update(updates, state, params=None, *, value, **extra):
+        del params, extra
+        seen.append(value)
+        return jax.tree.map(lambda g: -1e-3 * jnp.sign(g), updates), state
+
+    sign = optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), update)
+    run = small()
+    trainer = PhaseTrainer(run, run.phases[0], family, outer_optimizer=sign)
+    theta = initial_theta(run)
+    state, _ = trainer.advance(trainer.init(theta, jax.random.key(0)), 1)
+    moved = jnp.abs(state.theta["rule"]["w1"] - theta["rule"]["w1"])
+    np.testing.assert_allclose(moved, 1e-3, rtol=1e-3)
+    assert len(seen) == 1
+
+
+def test_trackers_are_told_and_missing_packages_are_named(tmp_path, monkeypatch):
+    run = small()
+    told = []
+    both = tracking.combine([told.append, told.append])
+    progress = Progress("rule", 2, 12, 0.5, {"loss": 1.0})
+    both(progress)
+    assert told == [progress, progress]
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'lopax\[tracking\]'"):
+        tracking.tracker("tensorboard", run, tmp_path)
+    with pytest.raises(UnknownName, match="did you mean 'wandb'"):
+        tracking.tracker("wandbb", run, tmp_path)
 
 
 def test_recipes_in_the_repository_are_valid():

@@ -160,9 +160,7 @@ class TestBattery:
         for grads, value in ((broken, 1.0), (params, jnp.nan), (params, jnp.inf)):
             updates, after = opt.update(grads, state, params, value=value)
             assert not any(np.any(u) for u in jax.tree.leaves(updates))
-            same = jax.tree.map(
-                np.array_equal, after.rule.tensors, state.rule.tensors
-            )
+            same = jax.tree.map(np.array_equal, after.rule.tensors, state.rule.tensors)
             assert jax.tree.all(same)
             assert jax.tree.all(
                 jax.tree.map(np.array_equal, after.rule.shared, state.rule.shared)
@@ -284,8 +282,6 @@ def test_bundled_weights_train_without_tuning(name):
         updates, state = opt.update(grads, state, params, value=loss)
         return (optax.apply_updates(params, updates), state), loss
 
-    run = jax.jit(
-        lambda p: jax.lax.scan(body, (p, opt.init(p)), None, length=200)[1]
-    )
+    run = jax.jit(lambda p: jax.lax.scan(body, (p, opt.init(p)), None, length=200)[1])
     losses = run(params)
     assert float(losses[-1]) < 0.1 * float(losses[0])

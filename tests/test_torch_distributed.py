@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -16,18 +18,18 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize("work", ["replicas", "shards"])
 def test_two_processes(work, tmp_path):
-    torch.multiprocessing.spawn(
-        getattr(torch_workers, work), args=(str(tmp_path),), nprocs=2
-    )
+    multiprocessing: Any = torch.multiprocessing
+    multiprocessing.spawn(getattr(torch_workers, work), args=(str(tmp_path),), nprocs=2)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("name", NAMES)
 def test_distributed_checkpoint_in_one_process(name, tmp_path):
     """A fresh optimizer is brought up by the bare step the checkpoint code makes."""
-    import torch.distributed.checkpoint as dcp
+    import torch.distributed.checkpoint
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+    dcp: Any = torch.distributed.checkpoint
     model = small_model()
     optimizer = make(name, model.parameters())
     train(model, optimizer, range(3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch_common import NAMES, batch, loss_of, make, random_theta, small_model, values
@@ -24,7 +26,7 @@ class ModelWithLoss(torch.nn.Module):
         return {"loss": torch.nn.functional.mse_loss(self.net(x), labels)}
 
 
-def data(steps: int) -> list[dict]:
+def data(steps: int) -> Any:
     rows = []
     for step in range(steps):
         x, y = batch(step)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from shared_files import shared
 from torch_common import (
     NAMES,
     batch,
     loss_of,
     make,
     random_theta,
-    shared,
     small_model,
     train,
     values,
@@ -226,6 +227,20 @@ def test_a_step_that_is_not_finite_changes_nothing(name, poison, backend):
     train(model, optimizer, range(4, 6))
     assert torch.isfinite(values(model)).all()
     assert not torch.equal(before, values(model))
+
+
+@pytest.mark.parametrize("backend", ["plain", "auto"])
+def test_a_run_may_begin_with_a_step_that_is_not_finite(name, backend):
+    model, clean = small_model(), small_model()
+    optimizer = make(name, model.parameters(), backend=backend)
+    other = make(name, clean.parameters(), backend=backend)
+    loss_of(model, 0).backward()
+    optimizer.step(loss=float("nan"))
+    assert torch.equal(values(model), values(clean))
+    first = train(model, optimizer, range(1))
+    assert first == train(clean, other, range(1))
+    # Only the fraction of the run that is done differs.
+    torch.testing.assert_close(values(model), values(clean), rtol=1e-3, atol=1e-5)
 
 
 def test_state_dict_has_torch_s_two_entries_and_loads_twice(name):
@@ -442,7 +457,7 @@ def test_bad_settings_are_refused(name, monkeypatch):
         lt.optimizer(name, params, theta=theta)
     for bad in (0, -1, 2.5):
         with pytest.raises(ConfigError, match="num_steps"):
-            lt.optimizer(name, params, num_steps=bad, theta=theta)
+            make(name, params, num_steps=bad)
     for settings in (
         {"lr": -1.0},
         {"weight_decay": -0.1},
@@ -483,7 +498,7 @@ def test_gradients_and_parameters_it_cannot_treat_are_refused(name):
     spectrum.grad = torch.ones_like(spectrum)
     with pytest.raises(lt.UnsupportedParameter, match="view_as_real"):
         make(name, [spectrum]).step(loss=1.0)
-    flat = torch.nn.Parameter(torch.ones(3))
+    flat: Any = torch.nn.Parameter(torch.ones(3))
     flat.grad = torch.ones(3)
     flat._fsdp_flattened = True
     with pytest.raises(lt.UnsupportedParameter, match="fully_shard"):
@@ -514,6 +529,7 @@ def test_nested_theta_and_published_files_give_the_same(name):
 def test_works_without_jax(name):
     program = f"""
 import sys
+from typing import Any
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("jax", "jaxlib", "optax", "flax", "jaxtyping"):

@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from torch_common import NAMES, golden, make, needs_compiler, random_theta, shared
+from shared_files import golden, shared
+from torch_common import NAMES, make, needs_compiler, random_theta
 
 import lopax.torch as lt
 from lopax.torch.celo import CeloConfig
@@ -149,6 +150,11 @@ def test_fused_cpu_is_bitwise_the_same_for_any_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+# Time constants of the loss history reach from 10 to the horizon. Close together, or
+# with a constant loss, their differences are rounding errors.
+HORIZON = 500
+
+
 def jax_run(name, theta, start, all_grads, losses):
     jax = pytest.importorskip("jax")
     from lopax.architectures import architecture
@@ -156,7 +162,7 @@ def jax_run(name, theta, start, all_grads, losses):
     rule = architecture(name)
     theta = rule.theta_from_arrays(theta)
     params = [jax.numpy.asarray(p) for p in start]
-    state = rule.init(theta, params, len(losses))
+    state = rule.init(theta, params, HORIZON)
     update = jax.jit(rule.update)
     for grads, loss in zip(all_grads, losses, strict=True):
         updates, state, _ = update(theta, grads, state, params, value=loss)
@@ -175,11 +181,11 @@ def test_jax_and_torch_agree_on_random_trees(name, backend):
     theta = random_theta(name, seed=3)
     all_grads = list(random_grads(shapes, 12, seed=4))
     all_grads[5][3][0] = np.inf
-    losses = np.linspace(2.0, 0.5, 12).astype(np.float32)
+    losses = (2.0 - 0.1 * np.arange(12) + 0.3 * np.sin(3.0 * np.arange(12))).astype("f")
     losses[8] = np.nan
     expected, state = jax_run(name, theta, start, all_grads, losses)
     params = [torch.nn.Parameter(torch.tensor(to_torch_layout(p))) for p in start]
-    optimizer = make(name, params, num_steps=12, theta=theta, backend=backend)
+    optimizer = make(name, params, num_steps=HORIZON, theta=theta, backend=backend)
     for grads, loss in zip(all_grads, losses, strict=True):
         for p, g in zip(params, grads, strict=True):
             p.grad = torch.tensor(to_torch_layout(g))
@@ -187,7 +193,8 @@ def test_jax_and_torch_agree_on_random_trees(name, backend):
     for p, e, s in zip(params, expected, start, strict=True):
         e, s = to_torch_layout(e), to_torch_layout(s)
         difference = np.linalg.norm(p.detach().numpy() - e)
-        assert difference <= 1e-4 * np.linalg.norm(e - s) + 1e-7, s.shape
+        rounding = 1e-7 * np.linalg.norm(e) * 12
+        assert difference <= 1e-4 * np.linalg.norm(e - s) + rounding, s.shape
     info = optimizer.info()
     assert int(info.skipped) == int(state.skipped) == 2
     assert int(info.iteration) == int(state.iteration) == 12

@@ -1,9 +1,7 @@
-"""What the PyTorch tests share: random meta-parameters, golden files, small models."""
+"""What the PyTorch tests share: random meta-parameters and small models."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,22 +13,6 @@ from lopax.torch import fused_cpu
 from lopax.torch.errors import BackendUnavailable
 
 NAMES = ("celo", "celo_adam")
-
-
-def shared(*parts: str) -> Path:
-    """A file of the shared folder; skips the test where that folder is absent."""
-    root = os.environ.get("LOPAX_SHARED") or Path(__file__).parents[2] / "shared"
-    path = Path(root, *parts)
-    if not path.exists():
-        pytest.skip(f"{Path(*parts)} is not in the shared folder (set LOPAX_SHARED)")
-    return path
-
-
-def golden(name: str) -> dict[str, np.ndarray]:
-    """A golden file, from the tests' own folder or the shared one."""
-    own = Path(__file__).parent / "golden" / f"{name}.npz"
-    with np.load(own if own.exists() else shared("golden", f"{name}.npz")) as file:
-        return dict(file)
 
 
 def random_theta(name: str, seed: int = 0, **config: Any) -> dict[str, np.ndarray]:
@@ -45,7 +27,7 @@ def random_theta(name: str, seed: int = 0, **config: Any) -> dict[str, np.ndarra
     return arrays
 
 
-def make(name: str, params: Any, num_steps: int = 50, **options: Any):
+def make(name: str, params: Any, num_steps: Any = 50, **options: Any):
     """An optimizer with random meta-parameters."""
     options.setdefault("theta", random_theta(name))
     return lt.optimizer(name, params, num_steps=num_steps, **options)
@@ -59,7 +41,7 @@ def needs_compiler() -> None:
         pytest.skip(str(error))
 
 
-def small_model(seed: int = 0) -> torch.nn.Sequential:
+def small_model(seed: int = 0) -> Any:
     torch.manual_seed(seed)
     return torch.nn.Sequential(
         torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)

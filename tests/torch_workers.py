@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -127,8 +128,9 @@ def shards(rank: int, folder: str) -> None:
         model.zero_grad()
         loss = loss_of(model, 5)
         loss.backward()
+        broken: Any = model.square.weight.grad
         if rank == 1:
-            model.square.weight.grad.to_local()[0, 0] = float("nan")
+            broken.to_local()[0, 0] = float("nan")
         optimizer.step(loss=loss)
         assert torch.equal(before, whole(model))
         assert int(optimizer.info().skipped) == 1
@@ -139,10 +141,11 @@ def shards(rank: int, folder: str) -> None:
 
 
 def checkpoint(name, model, optimizer, path: Path, mesh) -> None:
-    import torch.distributed.checkpoint as dcp
+    import torch.distributed.checkpoint
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
     from torch.distributed.fsdp import fully_shard
 
+    dcp: Any = torch.distributed.checkpoint
     weights, state = get_state_dict(model, optimizer)
     dcp.save({"model": weights, "optimizer": state}, checkpoint_id=path)
     for step in range(6, 9):
@@ -189,7 +192,9 @@ def refusals(mesh) -> None:
         else:
             raise AssertionError(f"{bad.placements} was accepted")
     # HSDP's kind, replicated over one dimension and sharded over another, works.
-    param = torch.nn.Parameter(distribute_tensor(plain, grid, [Shard(0), Replicate()]))
+    param: Any = torch.nn.Parameter(
+        distribute_tensor(plain, grid, [Shard(0), Replicate()])
+    )
     param.grad = distribute_tensor(plain, grid, [Shard(0), Replicate()])
     make("celo", [param]).step(loss=1.0)
     assert not torch.equal(param.full_tensor(), plain)

@@ -19,9 +19,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Leaves keyed by their path names, in tree order."""
-    return {
-        path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def map_named(fn: Callable[[str, Any], Any], tree: Any) -> Any:

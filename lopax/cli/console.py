@@ -83,9 +83,7 @@ class TrainingDisplay:
             f"{self._speed:,.0f} inner steps/s"
         )
         if self._live:
-            self._bar.update(
-                self._task, completed=p.step, phase=p.phase, metrics=text
-            )
+            self._bar.update(self._task, completed=p.step, phase=p.phase, metrics=text)
         elif time.monotonic() - self._last > self._every or p.step == p.total:
             self._last = time.monotonic()
             made = max(p.step - self._first, 1)

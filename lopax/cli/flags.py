@@ -30,7 +30,9 @@ def parse_known(
     )
 
 
-def override(config: Any, argv: Sequence[str], command: str, skip: Sequence[str]) -> Any:
+def override(
+    config: Any, argv: Sequence[str], command: str, skip: Sequence[str]
+) -> Any:
     """`config` with the fields named on the command line replaced.
 
     Every field of the (nested) dataclass has a flag of its own but those in `skip`,
@@ -49,4 +51,3 @@ def override(config: Any, argv: Sequence[str], command: str, skip: Sequence[str]
     return dataclasses.replace(
         config, **{name: getattr(chosen, name) for name, *_ in fields}
     )
-

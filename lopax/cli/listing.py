@@ -66,7 +66,9 @@ def _tasks(pattern: str) -> Rows:
 def _suites(pattern: str) -> Rows:
     from lopax.tasks.suites import SUITES, list_suites
 
-    rows = [[n, str(len(SUITES[n].tasks)), SUITES[n].about] for n in list_suites(pattern)]
+    rows = [
+        [n, str(len(SUITES[n].tasks)), SUITES[n].about] for n in list_suites(pattern)
+    ]
     return ["name", "tasks", "about"], rows
 
 

@@ -39,6 +39,8 @@ class TrainFlags:
     """The folder of a new run; default runs/NAME-HASH."""
     devices: int | None = None
     """Spread particles over this many devices (on a CPU: virtual ones)."""
+    track: tuple[str, ...] = ()
+    """Also log to these: tensorboard, wandb."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,7 +61,13 @@ def main(argv: Sequence[str]) -> int:
         if rest:
             run = flags.override(run, rest, "train", ("settings", "phases"))
         folder = own.out or Path("runs") / f"{run.name}-{config_hash(run, 8)}"
-    return execute(run, folder, resume=own.resume is not None, devices=own.devices)
+    return execute(
+        run,
+        folder,
+        resume=own.resume is not None,
+        devices=own.devices,
+        track=own.track,
+    )
 
 
 def _split(argv: Sequence[str]) -> tuple[TrainFlags, list[str]]:
@@ -94,6 +102,7 @@ def execute(
     *,
     resume: bool = False,
     devices: int | None = None,
+    track: Sequence[str] = (),
 ) -> int:
     """Trains in the foreground with progress; returns the exit code."""
     import jax
@@ -101,6 +110,7 @@ def execute(
     from lopax import meta
     from lopax.cli.console import TrainingDisplay
     from lopax.estimators.particles import AXIS
+    from lopax.meta import tracking
 
     family = meta.build_family(run.tasks)
     mesh = None
@@ -110,6 +120,7 @@ def execute(
                 f"--devices {devices}: there are only {len(jax.devices())}"
             )
         mesh = jax.make_mesh((devices,), (AXIS,), devices=jax.devices()[:devices])
+    trackers = [tracking.tracker(name, run, folder) for name in track]
     print(f"run folder: {folder}", file=sys.stderr)
     with stop_on_signal() as should_stop, TrainingDisplay(run.total_steps) as display:
         outcome = meta.train(
@@ -119,7 +130,7 @@ def execute(
             mesh=mesh,
             resume=resume,
             evaluate=evaluator(run),
-            listener=display,
+            listener=tracking.combine([display, *trackers]),
             should_stop=should_stop,
         )
     if not outcome.finished:

@@ -44,9 +44,7 @@ def _chunk_gradient(
 
     def objective(leaves: list[Any]) -> tuple[Any, tuple[Particle, Window]]:
         merged = perturb.merge_leaves(theta, mask, leaves)
-        thetas = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (num, 1, *x.shape)), merged
-        )
+        thetas = jax.tree.map(lambda x: jnp.broadcast_to(x, (num, 1, *x.shape)), merged)
         after, window = unroller.window(thetas, particles, strata, keys, length)
         valid = jnp.maximum(jnp.sum(~window.done, axis=0), 1)
         return jnp.sum(jnp.sum(window.losses[..., 0], 0) / valid), (after, window)

@@ -92,7 +92,9 @@ class FullES(Estimator):
 
         def chunk(state: tuple[()], strata: Array, keys: Key) -> Any:
             noise_keys, unroll_keys = perturb.split_keys(keys)
-            noise = jax.vmap(lambda k: perturb.sample(k, leaves, self.sigma))(noise_keys)
+            noise = jax.vmap(lambda k: perturb.sample(k, leaves, self.sigma))(
+                noise_keys
+            )
             pairs = perturb.antithetic(leaves, noise)
             thetas = perturb.spread(theta, mask, pairs, len(strata))
             losses, steps, diverged = self._unroll(thetas, strata, unroll_keys)

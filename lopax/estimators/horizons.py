@@ -30,7 +30,9 @@ class Horizon:
         check_range(self, "low", low=1)
         check_range(self, "high", low=1)
         if self.low > self.high:
-            raise ConfigError(f"Horizon.low = {self.low}: must be <= high = {self.high}")
+            raise ConfigError(
+                f"Horizon.low = {self.low}: must be <= high = {self.high}"
+            )
 
     def sample(self, key: Key) -> Count:
         """[] int32."""

@@ -2,8 +2,9 @@
 
 A particle is one inner problem trained by C copies of theta (two for evolution
 strategies: theta + noise and theta - noise; one for back-propagation) that share task,
-batches and initial parameters. Time is scanned on the outside and particles are vmapped on the inside, so that the rare reset of a finished
-problem is a real branch and not a select in every step.
+batches and initial parameters. Time is scanned on the outside and particles are
+vmapped on the inside, so that the rare reset of a finished problem is a real branch
+and not a select in every step.
 """
 
 from __future__ import annotations
@@ -126,7 +127,11 @@ class Unroller:
                     self.optimizer, theta, task, state, key, self.first_order
                 )
             )(thetas, particle.inner)
-            return particle._replace(inner=inner, step=particle.step + 1), losses, finite
+            return (
+                particle._replace(inner=inner, step=particle.step + 1),
+                losses,
+                finite,
+            )
 
         def body(particles: Particle, keys: Key) -> Any:
             done = particles.step >= particles.horizon

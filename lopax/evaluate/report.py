@@ -94,7 +94,7 @@ def template(name: str, escape: bool) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.gettemplate(name)
+    return environment.get_template(name)
 
 
 def _figures(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -93,7 +94,7 @@ def curve_figure(
             axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
             values = smooth(values[None], decay)[0]
         axes.plot(steps, values, color=colour, linewidth=1.6, label=name)
-    for a, b in zip(lines[:-1], lines[1:], strict=True):
+    for a, b in itertools.pairwise(lines):
         if a["phase"] != b["phase"]:
             axes.axvline(a["step"], color=plots.FADED, linewidth=0.8, linestyle=":")
     if log:

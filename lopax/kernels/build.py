@@ -102,7 +102,14 @@ def load(name: str, symbol: str, target: str) -> bool:
 
 
 def _compile(cxx: str, source: Path, target: Path) -> None:
-    command = [cxx, *FLAGS, f"-I{jax.ffi.include_dir()}", str(source), "-o", str(target)]
+    command = [
+        cxx,
+        *FLAGS,
+        f"-I{jax.ffi.include_dir()}",
+        str(source),
+        "-o",
+        str(target),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if done.returncode:
         first = done.stderr.strip().splitlines()[:1]

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+import optax
 
 from lopax._core.config import config_hash, to_dict
 from lopax._core.errors import FileFormatError, ResumeMismatch
@@ -81,6 +82,7 @@ def train(
     folder: str | os.PathLike[str],
     *,
     mesh: Any = None,
+    outer_optimizer: optax.GradientTransformation | None = None,
     resume: bool = False,
     evaluate: Evaluate | None = None,
     listener: Callable[[Progress], None] | None = None,
@@ -90,6 +92,7 @@ def train(
 
     **Arguments:**
 
+    - `outer_optimizer`: any optax transformation, in place of `run.outer`'s.
     - `resume`: continue from the folder's checkpoint. Without it the folder must not
         hold a run.
     - `evaluate`: called every `run.eval_every` outer steps and at each phase's end.
@@ -114,7 +117,7 @@ def train(
         if index < tally.phase:
             theta = load_theta(folder / f"phase-{phase.name}.safetensors")
             continue
-        trainer = PhaseTrainer(run, phase, family, mesh)
+        trainer = PhaseTrainer(run, phase, family, mesh, outer_optimizer)
         state = trainer.init(theta, jax.random.fold_in(jax.random.key(run.seed), index))
         if tally.step or (resume and (folder / CHECKPOINT).exists()):
             state = _restore(folder, state, tally)

@@ -21,7 +21,7 @@ def schedule(config: OuterConfig, total: int) -> optax.Schedule:
     return optax.join_schedules([ramp, main], [config.warmup])
 
 
-def build(config: OuterConfig, total: int) -> optax.GradientTransformationExtraArgs:
+def build(config: OuterConfig, total: int) -> optax.GradientTransformation:
     """The optax transformation of a phase of `total` outer steps."""
     rate = schedule(config, total)
     if config.optimizer == "adamw":
@@ -38,4 +38,4 @@ def build(config: OuterConfig, total: int) -> optax.GradientTransformationExtraA
         rule = optax.sgd(rate, momentum=config.b1)
     if config.clip_norm is not None:
         rule = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
-    return optax.with_extra_args_support(rule)
+    return rule

@@ -93,6 +93,8 @@ class PhaseTrainer:
     - `run`, `phase`: the configuration.
     - `family`: the tasks; its arrays become arguments of the compiled program.
     - `mesh`: devices to spread particles over (axis "particles"), or None.
+    - `outer_optimizer`: any optax transformation instead of the configured one. It is
+        given the trainable leaves, and the meta-loss as `value`.
     """
 
     def __init__(
@@ -101,11 +103,14 @@ class PhaseTrainer:
         phase: PhaseConfig,
         family: TaskFamily,
         mesh: Mesh | None = None,
+        outer_optimizer: optax.GradientTransformation | None = None,
     ):
         self.run, self.phase, self.mesh = run, phase, mesh
         self.optimizer = architecture(run.architecture, **run.settings_of(phase))
         self.outer_config = run.outer_of(phase)
-        self.outer = outer.build(self.outer_config, phase.outer_steps)
+        if outer_optimizer is None:
+            outer_optimizer = outer.build(self.outer_config, phase.outer_steps)
+        self.outer = optax.with_extra_args_support(outer_optimizer)
         self._estimator_config = run.estimator_of(phase)
         self._arrays, self._rebuild = split_arrays(family)
         self._init = jax.jit(self._init_fn)
@@ -182,9 +187,7 @@ class PhaseTrainer:
                 key=key,
                 step=state.step + 1,
             )
-            report = StepInfo(
-                info, optax.global_norm(grad), optax.global_norm(updates)
-            )
+            report = StepInfo(info, optax.global_norm(grad), optax.global_norm(updates))
             return next_state, report
 
         return jax.lax.scan(body, state, None, length=count)

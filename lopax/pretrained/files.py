@@ -96,8 +96,8 @@ def read_arrays(path: str | os.PathLike[str]) -> WeightsFile:
             arrays = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise FileFormatError(
-            f"{path} is not a readable safetensors file ({error}); it may be truncated. "
-            "Fetch or write it again."
+            f"{path} is not a readable safetensors file ({error}); it may be "
+            "truncated. Fetch or write it again."
         ) from None
     if "lopax" not in metadata:
         raise FileFormatError(

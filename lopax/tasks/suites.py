@@ -120,6 +120,26 @@ SUITES.add(
 )
 
 SUITES.add(
+    "embedded",
+    Suite(
+        name="embedded",
+        about="embedded data only, minutes: other networks, losses and data than the "
+        "meta-training tasks",
+        tasks=(
+            registered("digits_mlp_tanh", 600),
+            registered("digits_mlp_deep", 600),
+            registered("digits_mlp_layernorm", 600),
+            registered("digits_conv", 600, lanes=4),
+            registered("digits_autoencoder", 600),
+            registered("breast_cancer_mlp_deep", 600),
+            registered("wine_mlp_deep", 600),
+            registered("sklearn_descr_gru_lm", 600, lanes=4),
+        ),
+        eval_every=200,
+    ),
+)
+
+SUITES.add(
     "lite",
     Suite(
         name="lite",

@@ -70,6 +70,7 @@ class Factors(NamedTuple):
     col: Tensor
     row_scale: Tensor
     col_scale: Tensor
+    vector_scale: Tensor | None = None  # vectors: of the momenta, instead of the two
 
 
 class CeloRule(Rule):
@@ -195,7 +196,10 @@ class CeloRule(Rule):
             full = batch.state["full"]
             _blend(full, square + 1e-30, weights)
             ones = torch.ones_like(full[:, :, :1])
-            return Factors(full, full, _safe_rsqrt(full + 1e-9), ones)
+            # The published rule has no epsilon here. A moment is 1e-33 or more once
+            # it was updated; the bound is for skipped first steps, where it is zero.
+            exact = torch.rsqrt(full.clamp_min(1e-36))
+            return Factors(full, full, _safe_rsqrt(full + 1e-9), ones, exact)
         d1, d0 = batch.axes
         row, col = batch.state["row"], batch.state["col"]
         row_sum, col_sum = yield [
@@ -268,7 +272,8 @@ def _channels(batch: TensorBatch, factors: Factors, cut: _Cut) -> Iterator[Tenso
     factor = cut(factors.row_scale, 2) * cut(factors.col_scale, 2)
     yield g * factor
     yield g * rsqrt
-    yield m * factor
+    exact = factors.vector_scale
+    yield m * (factor if exact is None else cut(exact, 2))
 
 
 def _square_sums(blocks: Any) -> Tensor:

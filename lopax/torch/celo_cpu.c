@@ -136,8 +136,12 @@ static void vector_channels(const Rule *r, float *moments, const float *sum, int
 
 static void scales(const Tensor *t, const Parts *p) {
   if (t->vector) {
-    for (int64_t i = 0; i < 3 * p->nw; i++)
+    /* A vector's momenta are divided by the root moment without an epsilon, its
+       gradient with one; scale_u is what turns the second factor into the first. */
+    for (int64_t i = 0; i < 3 * p->nw; i++) {
       p->scale_w[i] = safe_rsqrt(t->row[i] + 1e-9f);
+      p->scale_u[i] = rsqrt(t->row[i]) / p->scale_w[i];
+    }
     return;
   }
   /* The row moment as [P, Q, R], Q the axis d1. */
@@ -180,13 +184,14 @@ static void factor(Job *job, Tensor *t, int64_t item) {
 /* The 18 channels of element i, in order; USE(channel, value) for each. */
 #define EACH_CHANNEL(USE)                                                      \
   float g = clip(grad[i], LIMIT), q = rsqrt(s[i] + 1e-6f);                     \
-  float f0 = v.scale_u[0][i] * v.scale_w[0][i];                                \
-  float f1 = v.scale_u[1][i] * v.scale_w[1][i];                                \
-  float f2 = v.scale_u[2][i] * v.scale_w[2][i];                                \
+  float w0_ = v.scale_w[0][i], w1_ = v.scale_w[1][i], w2_ = v.scale_w[2][i];   \
+  float f0 = v.scale_u[0][i] * w0_, g0 = g * v.grad_u[0][i] * w0_;             \
+  float f1 = v.scale_u[1][i] * w1_, g1 = g * v.grad_u[1][i] * w1_;             \
+  float f2 = v.scale_u[2][i] * w2_, g2 = g * v.grad_u[2][i] * w2_;             \
   USE(0, g) USE(1, clip(g, 0.1f)) USE(2, param[i])                             \
   USE(3, m0[i]) USE(4, m1[i]) USE(5, m2[i]) USE(6, s[i])                       \
   USE(7, m0[i] * q) USE(8, m1[i] * q) USE(9, m2[i] * q) USE(10, q)             \
-  USE(11, g * f0) USE(12, g * f1) USE(13, g * f2) USE(14, g * q)               \
+  USE(11, g0) USE(12, g1) USE(13, g2) USE(14, g * q)                           \
   USE(15, m0[i] * f0) USE(16, m1[i] * f1) USE(17, m2[i] * f2)
 
 /* For each block of a band: pointers to its elements, and its `View`. */

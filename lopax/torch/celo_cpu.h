@@ -51,7 +51,7 @@ static Parts parts_of(const Tensor *t) {
 #define TAKE(field, count) p.field = at; at += (count)
   TAKE(sum_u, p.nu);
   TAKE(sum_w, p.nw);
-  TAKE(scale_u, 3 * p.nu);
+  TAKE(scale_u, 3 * (t->vector ? p.nw : p.nu)); /* vectors: see `scales` */
   TAKE(scale_w, 3 * p.nw);
   TAKE(hidden_u, HIDDEN * p.nu);
   TAKE(hidden_w, HIDDEN * p.nw);

@@ -5,6 +5,7 @@
 #define COPY (3 * BLOCK) /* a period of up to BLOCK, begun anywhere, and its last turn */
 typedef struct {
   const float *scale_u[3], *scale_w[3], *hidden_u[HIDDEN], *hidden_w[HIDDEN];
+  const float *grad_u[3]; /* scale_u, as the gradient sees it */
   float copies[2 * (3 + HIDDEN)][COPY];
   int64_t slice; /* whose W entries are in `copies`; -1 for none */
 } View;
@@ -43,14 +44,20 @@ static void view_short(const float *u, const float *w, const Tensor *t, int64_t 
   }
 }
 
+/* Fills `copy` with the `c` values again and again. */
 static void repeat(float *copy, const float *values, int64_t c) {
   if (c == 1) {
     float value = values[0];
     for (int i = 0; i < BLOCK; i++) copy[i] = value;
     return;
   }
-  for (int64_t i = 0; i < BLOCK + c - 1; i += c)
-    for (int64_t r = 0; r < c; r++) copy[i + r] = values[r];
+  int64_t filled = c, needed = BLOCK + c - 1;
+  memcpy(copy, values, sizeof(float) * (size_t)c);
+  while (filled < needed) { /* whole turns, twice as many each time */
+    int64_t more = filled < COPY - filled ? filled : (COPY - filled) / c * c;
+    memcpy(copy + filled, copy, sizeof(float) * (size_t)more);
+    filled += more;
+  }
 }
 
 static void look(View *v, const Tensor *t, const Parts *p, int64_t e, int64_t length,
@@ -64,7 +71,7 @@ static void look(View *v, const Tensor *t, const Parts *p, int64_t e, int64_t le
     const float *from_w = k < 3 ? p->scale_w + k * p->nw : p->hidden_w + (k - 3) * p->nw;
     float *copy_u = v->copies[2 * k], *copy_w = v->copies[2 * k + 1];
     if (t->vector) {
-      *u = k < 3 ? ONES : ZEROS;
+      *u = k < 3 ? p->scale_u + k * p->nw + e : ZEROS;
       *w = from_w + e;
     } else if (t->c >= BLOCK) {
       *u = from_u + group * t->y * t->c + at;
@@ -78,6 +85,7 @@ static void look(View *v, const Tensor *t, const Parts *p, int64_t e, int64_t le
       *u = copy_u;
       *w = copy_w;
     }
+    if (k < 3) v->grad_u[k] = t->vector ? ONES : *u;
   }
   v->slice = slice;
 }

@@ -22,8 +22,9 @@ B2 = tl.constexpr(W2 + 8)
 
 
 @triton.jit
-def _factor_at(geometry, tensor, scratch, e, mask):
-    """Where elements `e` find their U and W entries, and the three factors there."""
+def _factor_at(geometry, pointers, tensor, scratch, e, mask):
+    """Where elements `e` find their U and W entries; the factors of the gradient and
+    of the momenta, which differ for vectors."""
     inner_u, length_x = field(geometry, tensor, 1), field(geometry, tensor, 2)
     inner_w, length_y = field(geometry, tensor, 3), field(geometry, tensor, 4)
     nu, nw = field(geometry, tensor, 5), field(geometry, tensor, 6)
@@ -38,7 +39,14 @@ def _factor_at(geometry, tensor, scratch, e, mask):
     f1 *= tl.load(at_w + nw, mask=mask, other=0.0)
     f2 = tl.load(at_u + 2 * nu, mask=known_u, other=1.0)
     f2 *= tl.load(at_w + 2 * nw, mask=mask, other=0.0)
-    return u, w, known_u, f0, f1, f2
+    g0, g1, g2 = f0, f1, f2
+    if field(geometry, tensor, 7) != 0:
+        n = field(geometry, tensor, 0)
+        full = pointer(pointers, tensor, 4, tl.float32) + e
+        f0 = tl.rsqrt(tl.load(full, mask=mask, other=1.0))
+        f1 = tl.rsqrt(tl.load(full + n, mask=mask, other=1.0))
+        f2 = tl.rsqrt(tl.load(full + 2 * n, mask=mask, other=1.0))
+    return u, w, known_u, g0, g1, g2, f0, f1, f2
 
 
 @triton.jit
@@ -86,7 +94,9 @@ def update(
             tl.store(momenta + n + e, m1, mask=ok)
             tl.store(momenta + 2 * n + e, m2, mask=ok)
             tl.store(second + e, s, mask=ok)
-            _, _, _, f0, f1, f2 = _factor_at(geometry, tensor, scratch, e, ok)
+            _, _, _, g0, g1, g2, f0, f1, f2 = _factor_at(
+                geometry, pointers, tensor, scratch, e, ok
+            )
             q = tl.where(ok, tl.rsqrt(s + 1e-6), 0.0)
             c = clip(g, 0.1)
             a0 += g * g
@@ -100,9 +110,9 @@ def update(
             a8 += (m1 * q) * (m1 * q)
             a9 += (m2 * q) * (m2 * q)
             a10 += q * q
-            a11 += (g * f0) * (g * f0)
-            a12 += (g * f1) * (g * f1)
-            a13 += (g * f2) * (g * f2)
+            a11 += (g * g0) * (g * g0)
+            a12 += (g * g1) * (g * g1)
+            a13 += (g * g2) * (g * g2)
             a14 += (g * q) * (g * q)
             a15 += (m0 * f0) * (m0 * f0)
             a16 += (m1 * f1) * (m1 * f1)
@@ -216,7 +226,9 @@ def apply(
             m1 = tl.load(momenta + n + e, mask=ok, other=0.0)
             m2 = tl.load(momenta + 2 * n + e, mask=ok, other=0.0)
             s = tl.load(second + e, mask=ok, other=0.0)
-            u, w, ok_u, f0, f1, f2 = _factor_at(geometry, tensor, scratch, e, ok)
+            u, w, ok_u, g0, g1, g2, f0, f1, f2 = _factor_at(
+                geometry, pointers, tensor, scratch, e, ok
+            )
             h0 = tl.load(hidden_w + w, mask=ok, other=0.0)
             h1 = tl.load(hidden_w + nw + w, mask=ok, other=0.0)
             h2 = tl.load(hidden_w + 2 * nw + w, mask=ok, other=0.0)
@@ -237,9 +249,9 @@ def apply(
             h0, h1, h2, h3 = _feed(h0, h1, h2, h3, weights, 8, m1 * q)
             h0, h1, h2, h3 = _feed(h0, h1, h2, h3, weights, 9, m2 * q)
             h0, h1, h2, h3 = _feed(h0, h1, h2, h3, weights, 10, q)
-            h0, h1, h2, h3 = _feed(h0, h1, h2, h3, weights, 11, g * f0)
-            h0, h1, h2, h3 = _feed(h0, h1, h2, h3, weights, 12, g * f1)
-            h0, h1, h2, h3 = _feed(h0, h1, h2, h3, weights, 13, g * f2)
+            h0, h1, h2, h3 = _feed(h0, h1, h2, h3, weights, 11, g * g0)
+            h0, h1, h2, h3 = _feed(h0, h1, h2, h3, weights, 12, g * g1)
+            h0, h1, h2, h3 = _feed(h0, h1, h2, h3, weights, 13, g * g2)
             h0, h1, h2, h3 = _feed(h0, h1, h2, h3, weights, 14, g * q)
             h0, h1, h2, h3 = _feed(h0, h1, h2, h3, weights, 15, m0 * f0)
             h0, h1, h2, h3 = _feed(h0, h1, h2, h3, weights, 16, m1 * f1)

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -73,13 +74,13 @@ def library(hidden: int) -> Any:
 
     Raises `BackendUnavailable` where there is no C compiler, or it fails.
     """
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or sys.platform == "win32":
+    found = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if found is None or sys.platform == "win32":
         raise BackendUnavailable(
             "the fused CPU kernels need a C compiler (cc) and POSIX threads, and none "
             "was found; install one or use backend='plain'"
         )
-    command = [compiler, *_options(), f"-DHIDDEN={hidden}"]
+    command = [*shlex.split(found), *_options(), f"-DHIDDEN={hidden}"]
     key = hashlib.sha256(b"".join(p.read_bytes() for p in (SOURCE, *HEADERS)))
     key.update(" ".join([*command, platform.machine()]).encode())
     path = _cache() / f"celo_cpu_{key.hexdigest()[:16]}.so"

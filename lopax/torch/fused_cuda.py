@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -64,6 +65,10 @@ class FusedCUDA:
     @outside_graphs
     def begin(self, rule: Rule, entries: Sequence[Entry]) -> Tensor:
         del rule
+        with self._on_device():
+            return self._begin(entries)
+
+    def _begin(self, entries: Sequence[Entry]) -> Tensor:
         flaw = torch.zeros((), dtype=torch.int32, device=self._device)
         groups: dict[Any, tuple[list[Entry], list[Operand]]] = {}
         for e, o in zip(entries, operands(entries, NATIVE), strict=True):
@@ -91,13 +96,20 @@ class FusedCUDA:
     ) -> None:
         del rule, entries
         for tables, members, found in self._step:
-            self._advance(tables, members, scale, alive)
+            with self._on_device():
+                self._advance(tables, members, scale, alive)
             if not all(o.direct for o in found):
                 for o in found:
                     if not o.direct:  # a skipped step wrote nothing: no update
                         o.param.copy_(torch.where(alive > 0, o.param, 0.0))
                 add_updates(members, found)
         self._step = []
+
+    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
+        """Triton launches on the current device, wherever the tensors are."""
+        if self._device.type == "cuda":
+            return torch.cuda.device(self._device)
+        return contextlib.nullcontext()
 
     def _examine(self, tables: Tables, flaw: Tensor) -> None:
         raise NotImplementedError

@@ -20,7 +20,6 @@ from lopax.torch.plain import Entry, PlainBackend
 from lopax.torch.rule import Rule, known_settings
 from lopax.torch.state import SHARED
 
-
 # For bookkeeping, of which nothing belongs in a compiled graph.
 _outside_graphs: Any = torch.compiler.disable
 

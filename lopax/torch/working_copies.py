@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lopax.torch.plain import Entry
 
-
 outside_graphs: Any = torch.compiler.disable
 """For code that hands addresses to kernels, which no compiler can trace."""
 

@@ -1,0 +1,218 @@
+"""What a learned step costs in PyTorch against AdamW, in one process, in turn.
+
+    python benchmarks/torch_step.py [--quick] [--threads 1]
+
+Only the optimizer's step is timed: gradients are given. On the CPU the reference is
+`torch.optim.AdamW(foreach=True)`; where there is a CUDA device, `fused=True` on a
+ViT-B/16 and a GPT-2 of 124 million parameters. The row "materialised" is the
+straightforward way to write such a rule in torch, one tensor at a time with an array
+of 30 features per element: what the batching and the kernels are there to avoid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from harness import Result, finish
+
+import lopax.torch as lt
+
+CPU_TARGET, CUDA_TARGET, CUDA_BYTES = 5.0, 3.0, 8.0
+Shapes = list[tuple[int, ...]]
+
+
+def gpt2(width: int, layers: int, vocabulary: int, context: int) -> Shapes:
+    d = width
+    block = [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,)]
+    block += [(d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)]
+    return [(vocabulary, d), (context, d), *block * layers, (d,), (d,)]
+
+
+def resnet18() -> Shapes:
+    shapes: Shapes = [(64, 3, 7, 7), (64,), (64,)]
+    width = 64
+    for inner in (64, 128, 256, 512):
+        for first in (width, inner):
+            shapes += [(inner, first, 3, 3), (inner,), (inner,)]
+            shapes += [(inner, inner, 3, 3), (inner,), (inner,)]
+            if first != inner:
+                shapes += [(inner, first, 1, 1), (inner,), (inner,)]
+        width = inner
+    return [*shapes, (1000, 512), (1000,)]
+
+
+def vit_b16() -> Shapes:
+    d = 768
+    head = [(1000, d), (1000,)]
+    embedding = [(1, 1, d), (1, 197, d), (d, 3, 16, 16), (d,)]
+    return embedding + gpt2(d, 12, 1, 1)[2:] + head
+
+
+def materialised_step(optimizer: Any) -> Callable[[], None]:
+    """Celo's step with all 30 features of every element in one array; the moments are
+    not even updated, so the real thing costs more."""
+    rule = optimizer._rule
+    theta = [rule.theta[f"rule/{k}"] for k in ("w0", "b0", "w1", "b1", "w2", "b2")]
+
+    @torch.no_grad()
+    def step() -> None:
+        for p, state in optimizer.state.items():
+            m, v, g = state["momenta"], state["second"], p.grad
+            if "full" in state:
+                row = col = state["full"]
+            else:
+                d1, d0 = _two_largest(p.shape)
+                row = state["row"].unsqueeze(1 + d0).expand_as(m)
+                col = state["col"].unsqueeze(1 + d1).expand_as(m)
+            q = torch.rsqrt(v + 1e-6)
+            f = torch.rsqrt(row.clamp_min(1e-9)) * torch.rsqrt(col.clamp_min(1e-9))
+            parts = [g[None], g.clamp(-0.1, 0.1)[None], p[None], m, v[None], m * q]
+            parts += [q[None], g * f, (g * q)[None], row, col]
+            parts += [torch.rsqrt(row + 1e-8), torch.rsqrt(col + 1e-8), m * f]
+            x = torch.cat([part.reshape(len(part), -1) for part in parts]).T
+            x = x * torch.rsqrt(1e-5 + x.square().mean(0))
+            x = torch.relu(x @ theta[0] + theta[1])
+            x = torch.relu(x @ theta[2] + theta[3])
+            out = x @ theta[4] + theta[5]
+            size = 1e-3 * torch.sqrt(p.square().mean() + 1e-9)
+            p -= (size * out[:, 0] * torch.exp(1e-3 * out[:, 1])).view(p.shape)
+
+    return step
+
+
+def _two_largest(shape: tuple[int, ...]) -> tuple[int, int]:
+    from lopax.torch.geometry import factored_axes
+
+    return factored_axes(tuple(shape), "out_in") or (0, 0)
+
+
+def random_theta(name: str) -> dict[str, np.ndarray]:
+    """Meta-parameters of the right shapes; their values do not change the cost."""
+    rule = lt.RULES[name].rule_class
+    rng = np.random.default_rng(0)
+    shapes = rule.theta_shapes(rule.config_class())
+    return {k: 0.1 * rng.standard_normal(s) for k, s in shapes.items()}
+
+
+def make_params(shapes: Shapes, device: str) -> list[torch.nn.Parameter]:
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(0.02 * torch.randn(s, device=device)) for s in shapes]
+    for p in params:
+        p.grad = 0.01 * torch.randn_like(p)
+    return params
+
+
+def seconds(step: Callable[[], Any], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def steps_for(
+    params: list[torch.nn.Parameter], device: str, slow: bool
+) -> dict[str, Callable[[], Any]]:
+    """The steps to time, the reference first."""
+    kind = {"fused": True} if device == "cuda" else {"foreach": True}
+    loss = torch.ones((), device=device)
+
+    def learned(name: str, backend: str) -> Any:
+        theta = random_theta(name)
+        return lt.optimizer(
+            name, params, num_steps=1000, theta=theta, backend=backend, lr=1e-3
+        )
+
+    adamw = torch.optim.AdamW(params, lr=1e-6, **kind)  # type: ignore[arg-type]
+    steps: dict[str, Callable[[], Any]] = {"adamw": adamw.step}
+    for name in lt.RULES:
+        optimizer = learned(name, "auto")
+        steps[name] = lambda o=optimizer: o.step(loss=loss)
+    if slow:
+        plain = learned("celo", "plain")
+        steps["celo plain"] = lambda: plain.step(loss=loss)
+        plain.step(loss=loss)
+        steps["celo materialised"] = materialised_step(plain)
+    return steps
+
+
+def measure(
+    case: str, params: list[torch.nn.Parameter], device: str, rounds: int, slow: bool
+) -> list[Result]:
+    steps = steps_for(params, device, slow)
+    for step in steps.values():
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            times[name].append(seconds(step, device))
+    results, size = [], sum(p.numel() for p in params)
+    goal = CUDA_TARGET if device == "cuda" else CPU_TARGET
+    for name in list(steps)[1:]:
+        pairs = zip(times[name], times["adamw"], strict=True)
+        ratio = statistics.median(a / b for a, b in pairs)
+        target = goal if name in lt.RULES else None
+        results.append(
+            Result(
+                benchmark="torch_step",
+                case=f"{name}/{case}",
+                metric="ms",
+                value=1e3 * statistics.median(times[name]),
+                reference=1e3 * statistics.median(times["adamw"]),
+                ratio=ratio,
+                target=target,
+                ok=target is None or ratio <= target,
+            )
+        )
+        if device == "cuda" and target is not None:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            steps[name]()
+            extra = (torch.cuda.max_memory_allocated() - before) / size
+            results.append(
+                Result(
+                    benchmark="torch_step",
+                    case=f"{name}/{case}",
+                    metric="extra bytes/parameter",
+                    value=extra,
+                    target=CUDA_BYTES,
+                    ok=extra <= CUDA_BYTES,
+                )
+            )
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="under 50 seconds")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rounds, results = (5 if args.quick else 30), []
+    cases = {"gpt2_10m": gpt2(256, 8, 14_000, 256), "resnet18": resnet18()}
+    for case, shapes in cases.items():
+        params = make_params(shapes, "cpu")
+        results += measure(case, params, "cpu", rounds, slow=False)
+        # The slow rows have few rounds of their own: they take seconds a step.
+        slow = measure(case, params, "cpu", 1 if args.quick else 5, slow=True)
+        results += slow[len(lt.RULES) :]
+    if torch.cuda.is_available():
+        large = {"vit_b16": vit_b16(), "gpt2_124m": gpt2(768, 12, 50_257, 1024)}
+        for case, shapes in large.items():
+            params = make_params(shapes, "cuda")
+            results += measure(case, params, "cuda", rounds, slow=False)
+    return finish(results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
