@@ -47,6 +47,7 @@ def load_optimizer(
             f"the weights are for architecture {saved!r}, not {name!r}: "
             f"use lopax.optimizer({saved!r}, weights=...)"
         )
+    name = str(name)
     settings = {**file.header.get("config", {}), **config}
     optimizer = architecture(name, **settings)
     return optimizer, optimizer.theta_from_arrays(file.arrays)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -195,15 +196,14 @@ def test_back_propagation_is_exact():
 # What every estimator must do.
 
 
-def tiny(name: str, **settings):
+def tiny(name: str, **settings) -> Any:
+    make: Any = ESTIMATORS[name]
     parts = {
         "unroller": unroller(6),
         "settings": ParticleSettings(**{"num_particles": 8, **settings}),
     }
-    names = {f.name for f in dataclasses.fields(ESTIMATORS[name])}
-    return ESTIMATORS[name](
-        **parts, **({"truncation": 4} if "truncation" in names else {})
-    )
+    names = {f.name for f in dataclasses.fields(make)}
+    return make(**parts, **({"truncation": 4} if "truncation" in names else {}))
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

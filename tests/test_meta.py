@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,8 +109,8 @@ def test_published_freezing_decays_frozen_leaves(family):
 def test_stopping_and_resuming_changes_nothing(family, tmp_path):
     run = small()
     whole = train(run, family, tmp_path / "whole")
-    # Stops after the second and after the fifth compiled call: once in each phase.
-    for stop_at in (1, 3):
+    # Stops once in each phase.
+    for stop_at in (1, 2):
         calls = itertools.count()
 
         def should_stop(stop_at=stop_at, calls=calls) -> bool:
@@ -215,26 +216,35 @@ def test_evaluation_and_listener_are_called(family, tmp_path):
 
 
 def test_meta_training_lowers_the_meta_loss(family):
-    """The learned gain of a hopelessly small step is found within a minute."""
-    run = small(
-        estimator=EstimatorConfig(
-            particles=8, truncation=10, horizon_low=20, horizon_high=20, chunk=None
-        ),
-        outer=OuterConfig(learning_rate=3e-2, weight_decay=0.0),
-        phases=(
-            PhaseConfig(
-                name="scheduler", outer_steps=40, trainable=("scheduler/head/*",)
-            ),
-        ),
+    """A scheduler that starts at a tenth of a sensible step learns a longer one; theta
+    before and after are compared on the same tasks, batches and noise."""
+    settings = {"lstm": 3, "start": "adam", "step_mult": 1e-2}
+    estimator = EstimatorConfig(
+        particles=8, truncation=20, horizon_low=40, horizon_high=40, chunk=None
     )
-    theta = initial_theta(run)
-    theta["scheduler"]["head"]["b"] = jnp.zeros((1,))
-    trainer = PhaseTrainer(run, run.phases[0], family)
-    state = trainer.init(theta, jax.random.key(0))
-    state, info = trainer.advance(state, 40)
-    loss = np.asarray(info.estimate.loss)
-    assert loss[-10:].mean() < loss[:5].mean() - 0.05
-    assert float(state.theta["scheduler"]["head"]["b"][0]) > 0.3
+    phase = PhaseConfig(
+        name="scheduler", outer_steps=20, trainable=("scheduler/head/*",)
+    )
+
+    def trainer(rate: float) -> PhaseTrainer:
+        run = small(
+            settings=settings,
+            estimator=estimator,
+            outer=OuterConfig(learning_rate=rate, weight_decay=0.0),
+            phases=(phase,),
+        )
+        return PhaseTrainer(run, phase, family)
+
+    before = initial_theta(trainer(0.1).run)
+    before["scheduler"]["head"]["b"] = jnp.zeros((1,))
+    learner, judge = trainer(0.1), trainer(1e-12)
+    after = learner.advance(learner.init(before, jax.random.key(0)), 20)[0].theta
+    losses = [
+        np.asarray(judge.advance(judge.init(t, jax.random.key(1)), 20)[1].estimate.loss)
+        for t in (before, after)
+    ]
+    assert float(after["scheduler"]["head"]["b"][0]) > 0.5
+    assert losses[1].mean() < losses[0].mean() - 0.1
 
 
 def test_the_outer_optimizer_may_be_any_optax_transformation(family):
@@ -242,12 +252,16 @@ def test_the_outer_optimizer_may_be_any_optax_transformation(family):
     meta-loss as `value`."""
     seen = []
 
-    def update(updates, state, params=None, *, value, **extra):
+    def update(updates, state, params=None, *, value, **extra) -> Any:
         del params, extra
         seen.append(value)
         return jax.tree.map(lambda g: -1e-3 * jnp.sign(g), updates), state
 
-    sign = optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), update)
+    def init(params) -> Any:
+        del params
+        return optax.EmptyState()
+
+    sign: Any = optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
     run = small()
     trainer = PhaseTrainer(run, run.phases[0], family, outer_optimizer=sign)
     theta = initial_theta(run)

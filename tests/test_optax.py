@@ -3,6 +3,8 @@ optimizers, sharding, guards, diagnostics. Every architecture, by random theta."
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,7 @@ def theta_of(name: str):
     return lopax.architecture(name, **RULES[name]).init_theta(jax.random.key(0))
 
 
-def make(name: str, num_steps: int = 50, **options):
+def make(name: str, num_steps: int = 50, **options) -> Any:
     rule = lopax.architecture(name, **RULES[name])
     return from_rule(rule, theta_of(name), num_steps=num_steps, **options)
 
@@ -68,7 +70,9 @@ def fit(opt, params, steps: int = 50, with_value: bool = True):
 @pytest.mark.parametrize("name", RULES)
 class TestBattery:
     def test_lowers_a_quadratic_inside_chain_jit_and_scan(self, name):
-        opt = optax.chain(optax.clip_by_global_norm(1.0), make(name, lr_multiplier=3.0))
+        opt: Any = optax.chain(
+            optax.clip_by_global_norm(1.0), make(name, lr_multiplier=3.0)
+        )
         _, _, losses = fit(opt, params_tree())
         assert losses[-1] < 0.9 * losses[0]
 
@@ -89,7 +93,8 @@ class TestBattery:
         )
         shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), s) for s in (state, after)]
         assert shapes[0] == shapes[1]
-        assert optax.apply_updates(params, updates)["gain"].dtype == dtype
+        applied: Any = optax.apply_updates(params, updates)
+        assert applied["gain"].dtype == dtype
 
     def test_inject_hyperparams(self, name):
         rule, theta = lopax.architecture(name, **RULES[name]), theta_of(name)
@@ -99,7 +104,7 @@ class TestBattery:
             return from_rule(rule, theta, num_steps=10, lr_multiplier=lr_multiplier)
 
         params, plain = params_tree(), make(name, 10, lr_multiplier=0.5)
-        opt = build(lr_multiplier=0.5)
+        opt: Any = build(lr_multiplier=0.5)
         a, state = opt.update(params, opt.init(params), params, value=1.0)
         b, _ = plain.update(params, plain.init(params), params, value=1.0)
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
@@ -134,7 +139,7 @@ class TestBattery:
 
     def test_multi_steps(self, name):
         params = params_tree()
-        every_two = optax.MultiSteps(make(name), every_k_schedule=2)
+        every_two: Any = optax.MultiSteps(make(name), every_k_schedule=2)
         state = every_two.init(params)
         first, state = every_two.update(params, state, params, value=1.0)
         second, state = every_two.update(params, state, params, value=1.0)
@@ -144,7 +149,7 @@ class TestBattery:
     def test_masked_and_multi_transform(self, name):
         params = params_tree()
         labels = {"dense": {"w": "learned", "b": "adam"}, "gain": "adam"}
-        opt = optax.multi_transform(
+        opt: Any = optax.multi_transform(
             {"learned": make(name), "adam": optax.adam(1e-3)}, labels
         )
         updates, _ = opt.update(params, opt.init(params), params, value=1.0)
@@ -198,7 +203,7 @@ class TestBattery:
             assert updates[k].sharding.is_equivalent_to(
                 sharded[k].sharding, params[k].ndim
             )
-        text = run.lower(sharded, after).compile().as_text()
+        text = str(run.lower(sharded, after).compile().as_text())
         for line in text.splitlines():
             if "all-gather(" in line or "all-gather-start(" in line:
                 assert "[16,24]" not in line.split("=")[1][:40], line
@@ -247,8 +252,10 @@ def test_weights_and_theta_in_memory_are_the_same_optimizer(tmp_path):
     theta, params = theta_of("celo_adam"), params_tree()
     rule = lopax.architecture("celo_adam", **RULES["celo_adam"])
     lopax.save_theta(tmp_path / "w.safetensors", theta, rule)
-    a = lopax.optimizer("celo_adam", num_steps=9, weights=tmp_path / "w.safetensors")
-    b = lopax.optimizer("celo_adam", num_steps=9, theta=theta, lstm=4)
+    a: Any = lopax.optimizer(
+        "celo_adam", num_steps=9, weights=tmp_path / "w.safetensors"
+    )
+    b: Any = lopax.optimizer("celo_adam", num_steps=9, theta=theta, lstm=4)
     x, _ = a.update(params, a.init(params), params, value=1.0)
     y, _ = b.update(params, b.init(params), params, value=1.0)
     assert jax.tree.all(jax.tree.map(np.array_equal, x, y))
@@ -259,7 +266,7 @@ def test_bundled_weights_train_without_tuning(name):
     """What a practitioner does: three lines, and the loss goes down to near zero."""
     from sklearn.datasets import load_breast_cancer
 
-    data = load_breast_cancer()
+    data: Any = load_breast_cancer()
     x = (data.data - data.data.mean(0)) / data.data.std(0)
     x, y = jnp.asarray(x, jnp.float32), jnp.asarray(data.target, jnp.float32)
 
@@ -274,7 +281,7 @@ def test_bundled_weights_train_without_tuning(name):
         "b1": jnp.zeros(16),
         "w2": jax.random.normal(k2, (16,)) / 4,
     }
-    opt = lopax.optimizer(name, num_steps=200)
+    opt: Any = lopax.optimizer(name, num_steps=200)
 
     def body(carry, _):
         params, state = carry

@@ -50,8 +50,9 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(tree):
         if id(node) in skipped:
             continue
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lopax"):
-            parts = node.module.split(".")
+        module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+        if isinstance(node, ast.ImportFrom) and module.startswith("lopax"):
+            parts = module.split(".")
             found |= {parts[1]} if parts[1:] else {a.name for a in node.names}
         elif isinstance(node, ast.Import):
             for alias in node.names:

@@ -197,8 +197,8 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
             return delta, new.momenta, new.second, *new.factored
 
         settings = kernel.KernelSettings(
-            momentum_decays=(*c.momentum_decays,),
-            factored_decays=(*c.factored_decays,),
+            momentum_decays=c.momentum_decays,
+            factored_decays=c.factored_decays,
             second_decay=c.second_decay,
             exp_mult=c.exp_mult,
             grad_clip=bound,

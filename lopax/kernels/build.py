@@ -19,7 +19,6 @@ import warnings
 from pathlib import Path
 
 import jax
-import jaxlib
 
 from lopax.pretrained.files import atomic_write
 
@@ -80,7 +79,7 @@ def load(name: str, symbol: str, target: str) -> bool:
     if cxx is None:
         return False
     text = source.read_text()
-    parts = (text, *FLAGS, cxx, _processor(), jaxlib.__version__)
+    parts = (text, *FLAGS, cxx, _processor(), jax.__version__)
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     library = cache_dir() / "kernels" / f"{name}-{digest}.so"
     try:

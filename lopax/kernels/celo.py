@@ -25,8 +25,8 @@ _TARGET = "lopax_celo_step"
 class KernelSettings(NamedTuple):
     """The static part of the rule."""
 
-    momentum_decays: tuple[float, float, float]
-    factored_decays: tuple[float, float, float]
+    momentum_decays: tuple[float, ...]  # three
+    factored_decays: tuple[float, ...]  # three
     second_decay: float
     exp_mult: float
     grad_clip: float

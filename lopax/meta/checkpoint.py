@@ -20,7 +20,7 @@ from lopax.pretrained.files import read_arrays, write_arrays
 
 
 def _is_key(x: Any) -> bool:
-    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def to_arrays(tree: Any) -> dict[str, np.ndarray]:

@@ -79,6 +79,9 @@ class OuterConfig:
     schedule: str = "constant"
     final_fraction: float = 0.0
     """Where a cosine schedule ends, as a fraction of the learning rate."""
+    decay_steps: int | None = None
+    """Outer steps over which a cosine schedule falls; default: the phase's length. A
+    longer one stops the phase early on its way down."""
     warmup: int = 0
     """Outer steps of linear warm-up."""
     clip_norm: float | None = None
@@ -97,6 +100,8 @@ class OuterConfig:
         check_range(self, "final_fraction", low=0.0, high=1.0)
         check_range(self, "warmup", low=0)
         check_range(self, "average", low=0.0, below=1.0)
+        if self.decay_steps is not None:
+            check_range(self, "decay_steps", low=1)
         if self.clip_norm is not None:
             check_range(self, "clip_norm", above=0.0)
 

@@ -10,7 +10,7 @@ from lopax.meta.config import OuterConfig
 def schedule(config: OuterConfig, total: int) -> optax.Schedule:
     """Learning rate by outer step of a phase of `total` steps."""
     peak = config.learning_rate
-    decay_steps = max(total - config.warmup, 1)
+    decay_steps = max((config.decay_steps or total) - config.warmup, 1)
     if config.schedule == "cosine":
         main = optax.cosine_decay_schedule(peak, decay_steps, config.final_fraction)
     else:

@@ -174,7 +174,7 @@ class PhaseTrainer:
             updates, outer_state = self.outer.update(
                 self._followed(grad), state.outer, followed, value=info.loss
             )
-            moved = optax.apply_updates(followed, updates)
+            moved: Any = optax.apply_updates(followed, updates)
             if self.run.published_freezing:
                 theta = jax.tree.unflatten(jax.tree.structure(state.theta), moved)
             else:
@@ -199,4 +199,5 @@ class PhaseTrainer:
         # Short memory at first, so that the start is forgotten quickly.
         t = state.step.astype(jnp.float32)
         d = jnp.minimum(decay, (1.0 + t) / (10.0 + t))
-        return jax.tree.map(lambda a, x: d * a + (1.0 - d) * x, state.average, theta)
+        # In this form a leaf that does not move stays the same to the bit.
+        return jax.tree.map(lambda a, x: a + (1.0 - d) * (x - a), state.average, theta)

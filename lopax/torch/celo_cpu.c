@@ -27,9 +27,49 @@ int64_t scratch_floats(const Tensor *t) {
 
 /* ---- first pass: is the gradient finite, and its factored sums ---- */
 
+/* Adds the squares of `g` [count] to `u` and to `w`; 1 if one is not finite. */
+static inline int32_t add_squares(const float *g, int64_t count, float *u, float *w) {
+  int32_t bad = 0;
+#pragma omp simd reduction(| : bad)
+  for (int64_t i = 0; i < count; i++) {
+    float v = g[i];
+    bad |= not_finite(v);
+    v = clip(v, LIMIT);
+    u[i] += v * v;
+    w[i] += v * v;
+  }
+  return bad;
+}
+
+/* A slice [Y, C]: its squares are added to `u` [Y, C], their sums over Y stored in
+   `w` [C]. Sums are kept for `width` neighbours, a multiple of C, so that the loops are
+   long enough for vector instructions. */
+static int32_t sum_slice(const Tensor *t, const float *g, float *u, float *w) {
+  float sums[BLOCK];
+  int64_t length = t->y * t->c, width = BLOCK / 4 / t->c * t->c;
+  int32_t bad = 0;
+  if (t->c == 1) width = BLOCK / 8;
+  if (width < t->c) { /* C is long itself */
+    memset(w, 0, sizeof(float) * (size_t)t->c);
+    for (int64_t i = 0; i < length; i += t->c) bad |= add_squares(g + i, t->c, u + i, w);
+    return bad;
+  }
+  memset(sums, 0, sizeof sums);
+  for (int64_t i = 0; i < length; i += width) {
+    int64_t count = length - i < width ? length - i : width;
+    bad |= add_squares(g + i, count, u + i, sums);
+  }
+  for (int64_t c = 0; c < t->c; c++) {
+    double total = 0.0;
+    for (int64_t i = c; i < width; i += t->c) total += sums[i];
+    w[c] = (float)total;
+  }
+  return bad;
+}
+
 static void sum_band(Job *job, Tensor *t, int64_t item) {
   Parts p = parts_of(t);
-  int64_t a, x0, x1, run_length = t->y * t->c;
+  int64_t a, x0, x1, length = t->y * t->c;
   band_range(t, item, &a, &x0, &x1);
   int32_t bad = 0;
   if (t->vector) {
@@ -40,44 +80,13 @@ static void sum_band(Job *job, Tensor *t, int64_t item) {
       p.sum_w[i] = g * g;
     }
   } else {
-    float *partial = p.partial_u + item * t->b * run_length;
-    memset(partial, 0, sizeof(float) * (size_t)(t->b * run_length));
+    float *partial = p.partial_u + item * t->b * length;
+    memset(partial, 0, sizeof(float) * (size_t)(t->b * length));
     for (int64_t x = x0; x < x1; x++)
       for (int64_t b = 0; b < t->b; b++) {
         int64_t slice = (a * t->x + x) * t->b + b;
-        const float *g = t->grad + slice * run_length;
-        float *u = partial + b * run_length, *w = p.sum_w + slice * t->c;
-        if (t->c == 1) {
-          double total = 0.0;
-          for (int64_t start = 0; start < run_length; start += BLOCK) {
-            int64_t end = start + BLOCK < run_length ? start + BLOCK : run_length;
-            float sum = 0.0f;
-#pragma omp simd reduction(+ : sum) reduction(| : bad)
-            for (int64_t i = start; i < end; i++) {
-              float v = g[i];
-              bad |= not_finite(v);
-              v = clip(v, LIMIT);
-              u[i] += v * v;
-              sum += v * v;
-            }
-            total += sum;
-          }
-          w[0] = (float)total;
-        } else {
-          for (int64_t c = 0; c < t->c; c++) w[c] = 0.0f;
-          for (int64_t y = 0; y < t->y; y++) {
-            const float *gy = g + y * t->c;
-            float *uy = u + y * t->c;
-#pragma omp simd reduction(| : bad)
-            for (int64_t c = 0; c < t->c; c++) {
-              float v = gy[c];
-              bad |= not_finite(v);
-              v = clip(v, LIMIT);
-              uy[c] += v * v;
-              w[c] += v * v;
-            }
-          }
-        }
+        bad |= sum_slice(t, t->grad + slice * length, partial + b * length,
+                         p.sum_w + slice * t->c);
       }
   }
   if (bad) atomic_store(&job->bad, 1);
