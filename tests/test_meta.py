@@ -101,6 +101,11 @@ def test_published_freezing_decays_frozen_leaves(family):
     theta = initial_theta(run)
     state = trainer.init(theta, jax.random.key(0))
     state, _ = trainer.advance(state, 2)
+    shapes = [
+        jax.tree.map(lambda x: (x.shape, x.dtype, getattr(x, "weak_type", False)), s)
+        for s in (trainer.init(theta, jax.random.key(0)), state)
+    ]
+    assert shapes[0] == shapes[1], "the second call would compile again"
     frozen, before = state.theta["scheduler"]["lstm"]["w"], theta["scheduler"]["lstm"]
     factor = (1.0 - 1e-2 * 0.1) ** 2  # decoupled decay, learning rate x weight decay
     np.testing.assert_allclose(frozen, factor * before["w"], rtol=1e-5)

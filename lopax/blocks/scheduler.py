@@ -43,7 +43,10 @@ def init_theta(key: Key, size: int) -> Theta:
 
 def neutral(theta: Theta) -> Theta:
     """The same scheduler with a head that multiplies by about one whatever it sees."""
-    head = {"w": 0.1 * theta["head"]["w"], "b": jnp.full((1,), math.log(10.0))}
+    head = {
+        "w": 0.1 * theta["head"]["w"],
+        "b": jnp.full((1,), math.log(10.0), jnp.float32),
+    }
     return {**theta, "head": head}
 
 

@@ -141,8 +141,9 @@ class PhaseTrainer:
 
     def _init_fn(self, arrays: list[Any], theta: Theta, key: Key) -> MetaState:
         key, start = jax.random.split(key)
-        # Copies, so that the donated state never aliases the caller's arrays.
-        theta = jax.tree.map(jnp.array, theta)
+        # Copies, so that the donated state never aliases the caller's arrays; with
+        # strong types, so that the second call of `advance` fits the first's program.
+        theta = jax.tree.map(lambda x: jnp.array(x, x.dtype), theta)
         return MetaState(
             theta=theta,
             average=jax.tree.map(jnp.array, theta),
