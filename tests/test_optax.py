@@ -146,6 +146,21 @@ class TestBattery:
         assert not np.any(first["dense"]["w"])
         assert np.any(second["dense"]["w"])
 
+    def test_the_state_may_be_donated(self, name):
+        """No array of the state is used twice in it, or is one of theta's."""
+        theta, params = theta_of(name), params_tree()
+        opt: Any = from_rule(
+            lopax.architecture(name, **RULES[name]), theta, num_steps=9
+        )
+
+        def step(state, params):
+            return opt.update(params, state, params, value=1.0)
+
+        run, state = jax.jit(step, donate_argnums=0), opt.init(params)
+        for _ in range(2):
+            _, state = run(state, params)
+        assert np.all(np.isfinite(theta["scheduler"]["initial"]["hidden"]))
+
     def test_masked_and_multi_transform(self, name):
         params = params_tree()
         labels = {"dense": {"w": "learned", "b": "adam"}, "gain": "adam"}

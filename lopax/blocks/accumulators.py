@@ -77,15 +77,18 @@ def factored_dims(shape: tuple[int, ...]) -> tuple[int, int] | None:
 def factored_init(shape: tuple[int, ...], num_decays: int) -> Factored:
     """All-zero moments for a tensor of this shape."""
     dims = factored_dims(shape)
-    empty = jnp.zeros((0,), jnp.float32)
 
     def zeros(s: tuple[int, ...]) -> Array:
         return jnp.zeros((num_decays, *s), jnp.float32)
 
+    def empty() -> Array:
+        # One array each: a state that holds an array twice cannot be donated.
+        return jnp.zeros((0,), jnp.float32)
+
     if dims is None:
-        return Factored(empty, empty, zeros(shape))
+        return Factored(empty(), empty(), zeros(shape))
     d1, d0 = dims
-    return Factored(zeros(_without(shape, d0)), zeros(_without(shape, d1)), empty)
+    return Factored(zeros(_without(shape, d0)), zeros(_without(shape, d1)), empty())
 
 
 def factored_update(old: Factored, grad: Array, decays: Sequence[float]) -> Factored:

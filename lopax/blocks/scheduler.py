@@ -53,7 +53,8 @@ def neutral(theta: Theta) -> Theta:
 def init(theta: Theta, num_steps: Count) -> SchedulerState:
     """State before the first step of a run of `num_steps`."""
     initial = theta["initial"]
-    start = LSTMState(jnp.asarray(initial["hidden"]), jnp.asarray(initial["cell"]))
+    # Copies: a caller that donates the state must not give theta's own arrays away.
+    start = LSTMState(jnp.array(initial["hidden"]), jnp.array(initial["cell"]))
     return SchedulerState(loss_history.init(num_steps), start)
 
 

@@ -133,7 +133,6 @@ SUITES.add(
             registered("digits_autoencoder", 600),
             registered("breast_cancer_mlp_deep", 600),
             registered("wine_mlp_deep", 600),
-            registered("sklearn_descr_gru_lm", 600, lanes=4),
         ),
         eval_every=200,
     ),
