@@ -11,6 +11,9 @@ _FLAG = "--xla_force_host_platform_device_count=8"
 if _FLAG.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 
+# One thread per worker: on two cores, more only fight each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Tests compile much and compute little: fewer optimisations, and programs that several
 # tests, workers or child processes need are compiled once.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
