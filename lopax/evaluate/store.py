@@ -12,13 +12,13 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lopax._core.atomic import atomic_write
 from lopax._core.errors import FileFormatError
 
 FORMAT = 1
@@ -97,15 +97,15 @@ class Store:
         }
         text = json.dumps(full, indent=1, sort_keys=True, allow_nan=False)
         self.path.mkdir(parents=True, exist_ok=True)
-        _write_atomically(self._curves_path(key), data)
-        _write_atomically(self._header_path(key), text.encode())
+        _write(self._curves_path(key), data)
+        _write(self._header_path(key), text.encode())
         self._failure_path(key).unlink(missing_ok=True)
 
     def put_failure(self, key: str, header: Mapping[str, Any], message: str) -> None:
         """Notes that a run crashed; `put` with the same key removes the note."""
         self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps({**header, "key": key, "error": message}, indent=1)
-        _write_atomically(self._failure_path(key), text.encode())
+        _write(self._failure_path(key), text.encode())
 
     def failure(self, key: str) -> str | None:
         """Why the run crashed when it was last tried, if it did."""
@@ -163,14 +163,6 @@ class Store:
         return self.path / f"{key}.failed.json"
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def _write(path: Path, data: bytes) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)

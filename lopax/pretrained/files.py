@@ -8,12 +8,10 @@ JAX nor torch is imported, and nothing is ever unpickled.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as _serialize
 
+from lopax._core.atomic import atomic_write
 from lopax._core.errors import FileFormatError
 from lopax.pretrained import flax_msgpack
 
@@ -32,31 +31,6 @@ class WeightsFile(NamedTuple):
 
     header: dict[str, Any]  # architecture, config, recipe, licence, ...
     arrays: dict[str, np.ndarray]  # path name -> array
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block succeeds.
-
-    The file is flushed to disk before the rename, so that after a crash at any moment
-    `path` holds either the old content or the new, never a part. A failed block leaves
-    nothing behind.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"
-    )
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_arrays(
