@@ -13,12 +13,12 @@ import os
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
+from lopax._core.atomic import atomic_write
 from lopax._core.errors import DatasetNotFound, FileFormatError
 from lopax.data.types import ImageDataset, TextDataset
 
@@ -185,21 +185,12 @@ def read_text(
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes an archive so that `path` is never half-written."""
-    _write_atomically(path, lambda file: np.savez_compressed(file, **dict(arrays)))  # type: ignore[arg-type]
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
 
 
 def write_text(path: Path, text: bytes) -> None:
     """Writes gzip'd bytes so that `path` is never half-written."""
     packed = gzip.compress(text, mtime=0)
-    _write_atomically(path, lambda file: file.write(packed))
-
-
-def _write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(packed)
