@@ -38,34 +38,20 @@ def main(argv: Sequence[str]) -> int:
     args = flags.parse(BenchFlags, argv, "bench", ABOUT)
     from lopax import evaluate
     from lopax.cli.judging import GridDisplay, show
-    from lopax.evaluate.compare import without_crashed
 
-    problems = evaluate.suite_problems(
-        args.suite, num_steps=args.num_steps, only_available=args.only_available
-    )
-    specs = evaluate.optimizer_specs(list(args.optimizers))
-    if args.reference not in [s.name for s in specs]:
-        specs += evaluate.optimizer_specs([args.reference])
     with GridDisplay() as display:
-        study, outcome = evaluate.run_study(
-            evaluate.Store(args.out / "results"),
-            specs,
-            problems,
-            list(range(args.seeds)),
-            title=f"Suite {args.suite}",
+        found = evaluate.bench(
+            args.suite,
+            list(args.optimizers),
+            num_steps=args.num_steps,
+            seeds=args.seeds,
+            only_available=args.only_available,
+            reference=args.reference,
+            folder=args.out,
             workers=args.workers,
             lanes=args.lanes,
             listener=display,
+            command="lopax bench " + shlex.join(argv),
         )
-    study, notes = without_crashed(study, args.reference)
-    summary = evaluate.summarise(study, args.reference, allow_missing=True)
-    bounded = [p for p in problems if p.passes_below is not None]
-    paths = evaluate.write_report(
-        args.out,
-        summary,
-        command="lopax bench " + shlex.join(argv),
-        notes=notes,
-        failures=evaluate.failure_map(study) if bounded else None,
-    )
-    show(evaluate.Comparison(summary, outcome, paths))
-    return 1 if outcome.failed else 0
+    show(found)
+    return 1 if found.outcome.failed else 0
