@@ -145,6 +145,7 @@ def test_texts(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [b"", b"not gzip", gzip.compress(b"a text" * 99)[:-9], gzip.compress(b"")],
+    ids=["empty", "not_gzip", "cut_off", "no_text"],
 )
 def test_bad_texts_are_refused(tmp_path, content):
     for split in ("train", "valid", "test"):
