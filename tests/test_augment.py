@@ -12,7 +12,7 @@ from quick_compile import quick_compilation  # noqa: F401
 
 from lopax._core.errors import ConfigError
 from lopax._core.task import SingleTask, Task
-from lopax.tasks import Reparametrised, image_mlp_family
+from lopax.tasks import Reparametrised, supervised_family
 from lopax.tasks.augment import LEVELS, MIXED_RANGES
 
 KEY = jax.random.key(0)
@@ -40,7 +40,7 @@ class Regression(Task):
 
 @pytest.fixture(scope="module")
 def digits():
-    return image_mlp_family(("digits",), batch_size=16)
+    return supervised_family("mlp", ("digits",), batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_mixed_draws_each_level_with_its_weight_and_interval(digits):
 
 
 def test_configurations_run_vmapped_and_keep_the_strata():
-    base = image_mlp_family(("digits", "digits"), batch_size=8)
+    base = supervised_family("mlp", ("digits", "digits"), batch_size=8)
     family = Reparametrised(base, "mixed")
     assert family.num_strata == 2
 

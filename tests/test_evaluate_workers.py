@@ -116,3 +116,12 @@ def test_a_job_whose_workers_always_die_is_given_up_and_counted(tmp_path, monkey
     again = dataclasses.replace(problem)
     holes = collect(store, optimizer_specs(["sgd@0.1"]), [again], [0]).holes
     assert holes[0].reason.startswith("crashed: worker processes died")
+
+
+def test_the_default_number_of_workers_is_that_of_usable_cores(monkeypatch):
+    import jax
+
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid: {0, 2, 3})
+    assert workers.default_workers() == 3
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert workers.default_workers() == 1

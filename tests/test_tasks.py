@@ -48,7 +48,7 @@ def constant_images(name: str, base: int, n: int = 50, classes: int = 10):
 def family():
     """Two made-up data sets of different length."""
     made = (constant_images("a", 10), constant_images("b", 100, n=80))
-    return tasks.image_mlp_family(made, batch_size=32)
+    return tasks.supervised_family("mlp", made, batch_size=32)
 
 
 # Every registered task.
@@ -176,7 +176,7 @@ def test_families_are_arguments_of_compiled_programs(family):
 
     first = start(family, jnp.int32(0))
     made = (constant_images("a", 20), constant_images("b", 100, n=80))
-    other = tasks.image_mlp_family(made, batch_size=32)
+    other = tasks.supervised_family("mlp", made, batch_size=32)
     renamed = jax.tree.unflatten(jax.tree.structure(family), jax.tree.leaves(other))
     assert float(start(renamed, jnp.int32(0))) > float(first)
     assert len(traces) == 1
@@ -186,15 +186,15 @@ def test_families_are_arguments_of_compiled_programs(family):
 def test_family_errors(family):
     few = constant_images("few", 10, classes=5)
     with pytest.raises(ConfigError, match="agree in classes"):
-        tasks.image_mlp_family((few, constant_images("a", 1)))
+        tasks.supervised_family("mlp", (few, constant_images("a", 1)))
     with pytest.raises(ConfigError, match="at least one"):
-        tasks.image_mlp_family(())
+        tasks.supervised_family("mlp", ())
     with pytest.raises(ConfigError, match="batch_size = 0"):
-        tasks.image_mlp_family(("digits",), batch_size=0)
+        tasks.supervised_family("mlp", ("digits",), batch_size=0)
     with pytest.raises(ConfigError, match="activation"):
-        tasks.image_mlp_family(("digits",), activation="rleu")
+        tasks.supervised_family("mlp", ("digits",), activation="rleu")
     with pytest.raises(ConfigError, match="hidden"):
-        tasks.image_mlp_family(("digits",), hidden=(0,))
+        tasks.supervised_family("mlp", ("digits",), hidden=(0,))
     with pytest.raises(ConfigError, match=r"split = 'dev'.*'valid'"):
         family.task({"dataset": 0}).batch(KEY, "dev")
     small, large = prepare("digits", 4), prepare("digits", 8)

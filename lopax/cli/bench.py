@@ -11,27 +11,42 @@ from typing import Annotated
 import tyro
 
 from lopax.cli import flags
+from lopax.cli.place import PlaceFlags
 
 ABOUT = """Run optimizers over a suite and write the report. Finished runs are kept in
 OUT/results and never repeated: interrupt it and run the same command again.
 OPTIMIZERS are names as for `lopax compare`; `published`, `contemporary` and
-`baselines` stand for all of a set."""
+`baselines` stand for all of a set. Baselines are tuned over 15 learning rates; for
+suites whose tuned baselines come with lopax (and if the data here are the same) those
+are used."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchFlags:
-    suite: Annotated[str, tyro.conf.Positional]
-    optimizers: tuple[str, ...] = ("celo", "adam", "adam@0.001")
+class BenchFlags(PlaceFlags):
+    suite: Annotated[str, tyro.conf.Positional, flags.named("SUITE")]
+    """A name from `lopax list suites`."""
+    optimizers: Annotated[tuple[str, ...], flags.named("NAME [NAME ...]")] = (
+        "celo",
+        "adam",
+        "adam@0.001",
+    )
+    """What is compared."""
     seeds: int = 3
+    """How many runs of each."""
     reference: str = "adam"
+    """What scores are relative to."""
     out: Path = Path("bench")
-    num_steps: int | None = None
-    """Instead of each task's own number of updates."""
-    workers: int = 1
+    """Where results and report go."""
+    num_steps: Annotated[int | None, flags.named("INT")] = None
+    """Updates, instead of each task's own number."""
+    gpus_per_job: float = 0.0
+    """For --executor ray; a fraction shares one GPU among several jobs."""
     lanes: int = 16
-    """Trajectories that run side by side in one program."""
+    """Training runs side by side in one program, at most."""
     only_available: bool = False
     """Leave out tasks whose data are not on this machine."""
+    shipped: bool = True
+    """Use the tuned baselines that come with lopax, where they fit."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,12 +61,14 @@ def main(argv: Sequence[str]) -> int:
             num_steps=args.num_steps,
             seeds=args.seeds,
             only_available=args.only_available,
+            shipped=args.shipped,
             reference=args.reference,
             folder=args.out,
-            workers=args.workers,
+            gpus_per_job=args.gpus_per_job,
             lanes=args.lanes,
             listener=display,
             command="lopax bench " + shlex.join(argv),
+            **args.options(),
         )
     show(found)
     return 1 if found.outcome.failed else 0

@@ -12,6 +12,11 @@ import tyro
 F = TypeVar("F")
 
 
+def named(name: str) -> Any:
+    """For `Annotated`: what --help calls the value of a flag or positional."""
+    return tyro.conf.arg(metavar=name)
+
+
 def parse(cls: type[F], argv: Sequence[str], command: str, about: str) -> F:
     """The dataclass `cls` from `argv`; exits with 2 on bad usage, 0 on --help."""
     return tyro.cli(cls, args=list(argv), prog=f"lopax {command}", description=about)

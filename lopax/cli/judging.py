@@ -78,6 +78,9 @@ def show(found: Comparison) -> None:
         [*columns, "diverged", "verdict"],
         rows,
     )
+    if found.shipped is not None and found.shipped.used:
+        count = len({optimizer for optimizer, _ in found.shipped.used})
+        print(f"{count} tuned baselines came with lopax (--no-shipped to tune them)")
     for task, why in found.summary.left_out.items():
         print(f"left out: {task}: {why}")
     if found.report is not None:

@@ -1,8 +1,9 @@
-"""`lopax report RUN`: what happened in a meta-training run, as one HTML page."""
+"""`lopax report RUN`: what happened in a run, as one HTML page."""
 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,19 +13,29 @@ import tyro
 from lopax.cli import flags
 
 ABOUT = """Write the report of a meta-training run (its folder): meta-loss, gradient
-norm and validation curves, configuration and cost. Reports of comparisons are written
-by `lopax bench` and `lopax compare`; run the same command again to renew one."""
+norm and validation curves, configuration and cost; or of a comparison made in PyTorch
+(lopax.torch.comparison). Reports of other comparisons are written by `lopax bench` and
+`lopax compare`; run the same command again to renew one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportFlags:
-    run: Annotated[Path, tyro.conf.Positional]
-    out: Path | None = None
-    """Default: report.html in the run's folder."""
+    run: Annotated[Path, tyro.conf.Positional, flags.named("RUN")]
+    """The folder of a run."""
+    out: Annotated[Path | None, flags.named("PATH")] = None
+    """The page to write (for a comparison, the folder); default: in RUN."""
 
 
 def main(argv: Sequence[str]) -> int:
     args = flags.parse(ReportFlags, argv, "report", ABOUT)
+    from lopax.evaluate import torch_results
+
+    if torch_results.is_torch_comparison(args.run):
+        paths = torch_results.report_torch_comparison(
+            args.run, args.out, command="lopax report " + shlex.join(argv)
+        )
+        print(f"report: {paths.html}")
+        return 0
     from lopax.cli.train import saved_run
     from lopax.evaluate.run_report import write_run_report
 

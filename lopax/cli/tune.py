@@ -1,37 +1,58 @@
-"""`lopax tune BASELINE TASK`: the learning-rate sweep of one baseline."""
+"""`lopax tune BASELINE TASK`: learning-rate sweeps of baselines."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
 from lopax._core.errors import ConfigError
 from lopax.cli import flags
+from lopax.cli.place import PlaceFlags
 
 ABOUT = """Sweep a baseline's learning rate on a task (name or Python file) and print
-the final smoothed training loss for each of the 15 values."""
+the final smoothed training loss for each of the 15 values.
+
+TASK may also be a suite and BASELINE a set (`published`, `contemporary`, `baselines`):
+then all are tuned, resumably, in RESULTS, and ARCHIVE gets the chosen learning rates
+with their curves. That is how the tuned baselines that come with lopax are made:
+lopax tune baselines lite --archive lopax/evaluate/shipped/lite.npz"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TuneFlags:
-    baseline: Annotated[str, tyro.conf.Positional]
-    task: Annotated[str, tyro.conf.Positional]
-    num_steps: int = 1_000
+class TuneFlags(PlaceFlags):
+    baseline: Annotated[str, tyro.conf.Positional, flags.named("BASELINE")]
+    """A name from `lopax list baselines`, or a set."""
+    task: Annotated[str, tyro.conf.Positional, flags.named("TASK")]
+    """A task, a Python file, or a suite."""
+    num_steps: Annotated[int | None, flags.named("INT")] = None
+    """Updates of a run; default 1,000, or each task's own number in a suite."""
     seeds: int = 3
+    """How many runs at each learning rate."""
+    results: Path = Path("tuning")
+    """For a suite: where runs are kept."""
+    archive: Annotated[Path | None, flags.named("FILE")] = None
+    """For a suite: the archive to write; default RESULTS/SUITE.npz."""
 
 
 def main(argv: Sequence[str]) -> int:
     args = flags.parse(TuneFlags, argv, "tune", ABOUT)
+    from lopax.tasks.suites import SUITES
+
+    return _suite(args) if args.task in SUITES else _task(args)
+
+
+def _task(args: TuneFlags) -> int:
     from lopax import evaluate
     from lopax.cli.console import table
 
     spec = evaluate.optimizer_spec(args.baseline)
-    if not spec.tunable:
-        raise ConfigError(f"{args.baseline!r} has no learning rate to tune")
-    config = evaluate.RunConfig(num_steps=args.num_steps, eval_every=args.num_steps)
+    _check_tunable([spec])
+    steps = args.num_steps or 1_000
+    config = evaluate.RunConfig(num_steps=steps, eval_every=steps)
     problem = evaluate.user_problem(args.task, config)
     result = evaluate.run(spec, problem.make(), config, list(range(args.seeds)))
     tuned = evaluate.tune(result.train, result.diverged)
@@ -45,3 +66,44 @@ def main(argv: Sequence[str]) -> int:
     if tuned.at_edge:
         print("the best value is at the edge of the grid")
     return 0
+
+
+def _suite(args: TuneFlags) -> int:
+    from lopax import evaluate
+    from lopax.cli.console import table
+    from lopax.cli.judging import GridDisplay
+
+    specs = evaluate.optimizer_specs([args.baseline])
+    _check_tunable(specs)
+    problems = evaluate.suite_problems(args.task, num_steps=args.num_steps)
+    with GridDisplay() as display:
+        study, outcome = evaluate.run_study(
+            evaluate.Store(args.results),
+            specs,
+            problems,
+            range(args.seeds),
+            listener=display,
+            measure_cost=False,
+            **args.options(),
+        )
+    rows = []
+    for (name, task), cell in study.cells.items():
+        tuned, _ = cell.best()
+        rate = study.spec(name).learning_rates[tuned.index]
+        edge = "at the edge" if tuned.at_edge else ""
+        rows.append([name, task, f"{rate:g}", f"{min(tuned.final):.4g}", edge])
+    columns = ["baseline", "task", "learning rate", "final loss", ""]
+    table(f"tuned on {args.task}", columns, rows)
+    target = args.archive or args.results / f"{args.task}.npz"
+    packed = evaluate.pack(study, target)
+    size = target.stat().st_size / 1e6
+    print(f"{target}: {len(packed)} tuned baselines, {size:.2f} MB")
+    for hole in study.holes:
+        print(f"missing: {hole.optimizer} on {hole.task}: {hole.reason}")
+    return 1 if outcome.failed else 0
+
+
+def _check_tunable(specs: Sequence[Any]) -> None:
+    fixed = [s.name for s in specs if not s.tunable]
+    if fixed:
+        raise ConfigError(f"{fixed[0]!r} has no learning rate to tune")

@@ -46,13 +46,18 @@ def data_dir(override: str | os.PathLike[str] | None = None) -> Path:
     chosen = override or os.environ.get(ENVIRONMENT_VARIABLE)
     if chosen:
         return Path(chosen).expanduser()
+    return cache_dir() / "data"
+
+
+def cache_dir() -> Path:
+    """The user's cache folder for lopax; it need not exist."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     elif sys.platform == "darwin":
         base = "~/Library/Caches"
     else:
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "lopax" / "data"
+    return Path(base).expanduser() / "lopax"
 
 
 def find(

@@ -43,6 +43,7 @@ from lopax.evaluate.scores import (
     speedup,
     steps_to_target,
 )
+from lopax.evaluate.shipped import Installed, archive_of, install, pack
 from lopax.evaluate.significance import PairedTest, paired_test
 from lopax.evaluate.specs import (
     LEARNING_RATES,
@@ -53,6 +54,7 @@ from lopax.evaluate.specs import (
 from lopax.evaluate.store import Merge, Record, Store
 from lopax.evaluate.study import Cell, Hole, Problem, Study, collect
 from lopax.evaluate.summary import Summary, summarise
+from lopax.evaluate.torch_results import read_torch_comparison
 from lopax.evaluate.tuning import Tuned, tune
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "Event",
     "FailureMap",
     "Hole",
+    "Installed",
     "Interval",
     "Job",
     "Merge",
@@ -81,6 +84,7 @@ __all__ = [
     "Study",
     "Summary",
     "Tuned",
+    "archive_of",
     "baseline",
     "bench",
     "bootstrap",
@@ -92,6 +96,7 @@ __all__ = [
     "final_loss",
     "final_loss_score",
     "from_transformation",
+    "install",
     "iqm",
     "learned",
     "mean",
@@ -100,10 +105,12 @@ __all__ = [
     "optimality_gap",
     "optimizer_spec",
     "optimizer_specs",
+    "pack",
     "paired_test",
     "pending",
     "performance_profile",
     "probability_of_improvement",
+    "read_torch_comparison",
     "render_html",
     "render_markdown",
     "run",

@@ -16,6 +16,7 @@ from lopax.evaluate.grid import Listener, Outcome, run_study
 from lopax.evaluate.refs import optimizer_specs, suite_problems, user_problem
 from lopax.evaluate.report import Paths, write_report
 from lopax.evaluate.run import RunConfig
+from lopax.evaluate.shipped import Installed, archive_of, check_first_losses, install
 from lopax.evaluate.specs import OptimizerSpec
 from lopax.evaluate.store import Store
 from lopax.evaluate.study import Problem, Study
@@ -29,6 +30,7 @@ class Comparison(NamedTuple):
     summary: Summary
     outcome: Outcome
     report: Paths | None
+    shipped: Installed | None = None  # tuned baselines that came with the package
 
     def __str__(self) -> str:
         lines = [
@@ -56,6 +58,7 @@ def compare(
     name: str | None = None,
     eval_every: int | None = None,
     workers: int = 1,
+    executor: str = "processes",
     lanes: int = 16,
     measure_cost: bool = True,
     listener: Listener | None = None,
@@ -82,7 +85,8 @@ def compare(
     - `reference`: what scores are relative to; added if it is not among `optimizers`.
     - `folder`: where the report goes; None for no report.
     - `store`: where results go; default `folder`/results.
-    - `workers`: processes for problems given as a file or a name.
+    - `workers`, `executor`: processes (or a Ray cluster) for problems given as a file
+        or a name; see `lopax.evaluate.grid.run_grid`.
     - `listener`: called with an `Event` whenever something happens.
 
     Raises `TaskError` for a problem that breaks its contract, `IncompleteResults` if
@@ -102,6 +106,7 @@ def compare(
         store=store,
         title=title + (" and others" if len(problems) > 3 else ""),
         workers=workers,
+        executor=executor,
         lanes=lanes,
         measure_cost=measure_cost,
         listener=listener,
@@ -119,6 +124,7 @@ def bench(
     num_steps: int | None = None,
     seeds: int | Sequence[int] = 3,
     only_available: bool = False,
+    shipped: bool = True,
     title: str | None = None,
     notes: Sequence[str] = (),
     **options: Any,
@@ -131,6 +137,8 @@ def bench(
     - `num_steps`: instead of each task's own number of updates.
     - `only_available`: leave out tasks whose data are not on this machine, and say so
         in the report; otherwise they count as crashed.
+    - `shipped`: take tuned baselines that come with the package, where they fit this
+        machine's data (see `lopax.evaluate.shipped`), instead of tuning them anew.
     - the others, and `options`: as for `compare`.
 
     Raises `ConfigError` if no task of the suite is available.
@@ -158,6 +166,7 @@ def bench(
         problems,
         optimizers,
         seeds=seeds,
+        archive=archive_of(name) if shipped else None,
         title=title or f"Optimizers on the suite {name}",
         notes=notes,
         **options,
@@ -175,11 +184,12 @@ def judge(
     title: str = "Optimizer comparison",
     notes: Sequence[str] = (),
     command: str = "",
+    archive: Path | None = None,
     **options: Any,
 ) -> Comparison:
     """What `compare` and `bench` share: run what is missing, summarise, report.
 
-    `options` go to `lopax.evaluate.grid.run_grid`.
+    `archive` holds tuned baselines; `options` go to `lopax.evaluate.grid.run_grid`.
     """
     specs = optimizer_specs(list(optimizers))
     if reference not in [s.name for s in specs]:
@@ -193,9 +203,14 @@ def judge(
         store = Path(folder) / "results"
     if not isinstance(store, Store):
         store = Store(store)
+    installed = None
+    if archive is not None:
+        installed = install(archive, store, specs, list(problems), chosen)
+        notes = [*notes, *_provenance(installed)]
     study, outcome = run_study(
         store, specs, list(problems), chosen, title=title, **options
     )
+    check_first_losses(study)
     study, crashed = without_crashed(study, reference)
     summary = summarise(study, reference, allow_missing=True)
     paths = None
@@ -208,7 +223,24 @@ def judge(
             failures=failure_map(study) if graded else None,
             notes=[*notes, *crashed],
         )
-    return Comparison(summary, outcome, paths)
+    return Comparison(summary, outcome, paths, installed)
+
+
+def _provenance(installed: Installed) -> list[str]:
+    """What a report says about baselines that came with the package."""
+    said = []
+    if installed.used:
+        names = sorted({optimizer for optimizer, _ in installed.used})
+        said.append(
+            f"Tuned on another machine and shipped with lopax: {', '.join(names)}. "
+            "Their costs were not measured here."
+        )
+    for reason in dict.fromkeys(installed.refused.values()):
+        pairs = [p for p, why in installed.refused.items() if why == reason]
+        listed = ", ".join(f"{o} on {t}" for o, t in pairs[:5])
+        more = f" and {len(pairs) - 5} more" if len(pairs) > 5 else ""
+        said.append(f"Shipped results not used, because {reason}: {listed}{more}.")
+    return said
 
 
 def without_crashed(study: Study, reference: str) -> tuple[Study, list[str]]:

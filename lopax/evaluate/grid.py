@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from lopax._core.errors import ConfigError
 from lopax._version import __version__
 from lopax.evaluate import cost
 from lopax.evaluate.fingerprint import data_hash
@@ -31,6 +32,8 @@ from lopax.evaluate.study import (
     run_identity,
     run_key,
 )
+
+EXECUTORS = ("processes", "ray")
 
 
 class Job(NamedTuple):
@@ -93,6 +96,8 @@ def run_grid(
     seeds: Sequence[int],
     *,
     workers: int = 1,
+    executor: str = "processes",
+    gpus_per_job: float = 0.0,
     lanes: int = 16,
     measure_cost: bool = True,
     listener: Listener | None = None,
@@ -106,21 +111,34 @@ def run_grid(
 
     - `workers`: processes that run jobs at the same time. Jobs of optimizers or
         problems that only exist in this process (no `reference`) run here, first.
+    - `executor`: "processes", or "ray" for a Ray cluster (`workers` then says
+        nothing: the cluster has as many as it has cores), with `gpus_per_job`.
     - `lanes`: see `lopax.evaluate.run.run`.
     - `measure_cost`: also time single steps (a few seconds a job). With several
         workers the times are those of a busy machine.
     - `listener`: called with an `Event` whenever something happens.
+
+    Raises `ConfigError` for an unknown executor, `MissingExtra` without ray.
     """
+    if executor not in EXECUTORS:
+        raise ConfigError(
+            f"executor = {executor!r}: must be one of {', '.join(EXECUTORS)}"
+        )
+    elsewhere = workers > 1 or executor == "ray"
     jobs = pending(store, optimizers, problems, seeds)
     wanted = len(optimizers) * len(problems) * len(seeds)
     outcome = Outcome(found=wanted - sum(len(job.seeds) for job in jobs))
     options = {"lanes": lanes, "measure_cost": measure_cost}
     book = Book(store, outcome, listener or (lambda event: None), len(jobs))
-    away = [job for job in jobs if workers > 1 and portable(job)]
+    away = [job for job in jobs if elsewhere and portable(job)]
     for job in jobs:
-        if workers <= 1 or not portable(job):
+        if not elsewhere or not portable(job):
             _run_here(book, job, options)
-    if away:
+    if away and executor == "ray":
+        from lopax.evaluate.ray_workers import run_on_ray
+
+        run_on_ray(book, away, options, gpus=gpus_per_job)
+    elif away:
         from lopax.evaluate.workers import run_in_processes
 
         run_in_processes(book, away, workers, options)

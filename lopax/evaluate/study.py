@@ -25,6 +25,11 @@ from lopax._core.task import Task
 from lopax.evaluate.run import RunConfig, RunResult
 from lopax.evaluate.specs import OptimizerSpec, check_unique
 from lopax.evaluate.store import FORMAT, Record, Store
+from lopax.evaluate.tuning import Tuned, tune
+
+SWEEP = "sweep:"
+"""Begins the names of the arrays that only reduced runs have: the curves of one
+learning rate, and what the whole sweep found (`lopax.evaluate.shipped`)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,6 +106,14 @@ class Cell(NamedTuple):
     diverged: NDArray[np.bool_]  # [S, L]
     eval_steps: NDArray[np.int64]  # [E]
     headers: tuple[Mapping[str, Any], ...]  # S of them
+    sweep: Tuned | None = None  # if L = 1 stands for the best rate of a larger sweep
+
+    def best(self) -> tuple[Tuned, int]:
+        """The sweep over learning rates, and where its best rate is on the L axis."""
+        if self.sweep is not None:
+            return self.sweep, 0
+        tuned = tune(self.train, self.diverged)
+        return tuned, tuned.index
 
     @property
     def cost(self) -> Mapping[str, Any] | None:
@@ -181,6 +194,10 @@ def collect(
                 reason = f"crashed: {crash}" if crash else status
                 holes.append(Hole(spec.name, problem.name, int(seed), reason))
             if len(records) == len(seeds):
+                if len({r.arrays["train"].shape for r in records}) > 1:
+                    reason = "reduced runs beside full ones: delete the reduced"
+                    holes.append(Hole(spec.name, problem.name, int(seeds[0]), reason))
+                    continue
                 cells[spec.name, problem.name] = _cell(records)
     for problem in problems:
         _check_same_data(problem.name, cells)
@@ -245,4 +262,17 @@ def _cell(records: Sequence[Any]) -> Cell:
         diverged=stack("diverged"),
         eval_steps=records[0].arrays["eval_steps"],
         headers=tuple(r.header for r in records),
+        sweep=_sweep(records[0].arrays),
+    )
+
+
+def _sweep(arrays: Mapping[str, NDArray[Any]]) -> Tuned | None:
+    if f"{SWEEP}final" not in arrays:
+        return None
+    final, index = arrays[f"{SWEEP}final"], int(arrays[f"{SWEEP}index"])
+    return Tuned(
+        index=index,
+        final=final,
+        at_edge=len(final) > 1 and index in (0, len(final) - 1),
+        all_diverged=bool(np.isinf(final).all()),
     )

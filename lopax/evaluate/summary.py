@@ -21,7 +21,7 @@ from lopax.evaluate import aggregate, scores
 from lopax.evaluate.aggregate import Interval
 from lopax.evaluate.significance import PairedTest, paired_test
 from lopax.evaluate.study import Cell, Study
-from lopax.evaluate.tuning import Tuned, tune
+from lopax.evaluate.tuning import Tuned
 
 Floats = NDArray[np.float64]
 
@@ -151,13 +151,12 @@ def summarise(
 
 def _target(study: Study, cell: Cell, reference: str) -> float:
     """The reference's final smoothed loss, of the mean curve over seeds."""
-    tuned = tune(cell.train, cell.diverged)
+    tuned, _ = cell.best()
     return float(tuned.final[tuned.index])
 
 
 def _entry(cell: Cell, rates: tuple[float, ...], target: float) -> Entry:
-    tuned = tune(cell.train, cell.diverged)
-    best = tuned.index
+    tuned, best = cell.best()
     curves = np.asarray(cell.train[:, best], np.float64)
     diverged = cell.diverged[:, best]
     final = scores.final_loss(curves, diverged)
@@ -168,7 +167,7 @@ def _entry(cell: Cell, rates: tuple[float, ...], target: float) -> Entry:
 
     steps = scores.steps_to_target(curves, target)
     return Entry(
-        rate=rates[best] if rates else None,
+        rate=rates[tuned.index] if rates else None,
         tuned=tuned,
         curves=scores.smooth(curves),
         diverged=diverged,

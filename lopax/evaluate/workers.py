@@ -29,6 +29,18 @@ ATTEMPTS = 3
 """How often a job is tried whose worker process died."""
 
 
+def default_workers() -> int:
+    """One process per usable core; one only if there is an accelerator, which a single
+    process fills (and reserves)."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def pack(job: Job) -> str:
     """A job as JSON text; raises `ConfigError` if only this process can run it."""
     if not portable(job):

@@ -5,9 +5,15 @@ from __future__ import annotations
 from lopax._core.task import SingleTask, Task, TaskFamily, check_task
 from lopax.tasks.augment import Reparametrised, ReparametrisedTask
 from lopax.tasks.conv import ConvNet
+from lopax.tasks.family import (
+    FOUR_DATASETS,
+    NETWORKS,
+    SupervisedFamily,
+    supervised_family,
+)
 from lopax.tasks.functions import FunctionTask, from_functions
 from lopax.tasks.heads import Classification, Head, Reconstruction
-from lopax.tasks.image_mlp import ImageMLPFamily, image_mlp_family
+from lopax.tasks.meta_loss import LogLoss, LogLossTask
 from lopax.tasks.networks import MLP, Network
 from lopax.tasks.quadratic import Quadratic
 from lopax.tasks.sources import ExampleBank, Source, TextBank, bank_of, text_bank
@@ -23,14 +29,17 @@ from lopax.tasks.table import (
 from lopax.tasks.text_networks import RecurrentLM, TransformerLM
 
 __all__ = [
+    "FOUR_DATASETS",
     "MLP",
+    "NETWORKS",
     "TASKS",
     "Classification",
     "ConvNet",
     "ExampleBank",
     "FunctionTask",
     "Head",
-    "ImageMLPFamily",
+    "LogLoss",
+    "LogLossTask",
     "Network",
     "Quadratic",
     "Reconstruction",
@@ -39,6 +48,7 @@ __all__ = [
     "ReparametrisedTask",
     "SingleTask",
     "Source",
+    "SupervisedFamily",
     "SupervisedTask",
     "Task",
     "TaskEntry",
@@ -48,8 +58,8 @@ __all__ = [
     "bank_of",
     "check_task",
     "from_functions",
-    "image_mlp_family",
     "list_tasks",
+    "supervised_family",
     "task",
     "task_available",
     "task_settings",

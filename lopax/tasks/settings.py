@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 from lopax._core.config import check_choice, check_range
 from lopax._core.errors import ConfigError
 from lopax._core.task import Task
 from lopax.data import PreparedDataset, TextDataset, load, prepare, prepare_vectors
 from lopax.tasks.conv import NORMS, ConvNet
-from lopax.tasks.heads import Classification, Reconstruction
+from lopax.tasks.heads import Classification, Head, Reconstruction
 from lopax.tasks.networks import ACTIVATIONS, MLP, Network, check_sizes
 from lopax.tasks.sources import bank_of, text_bank
 from lopax.tasks.supervised import SupervisedTask
@@ -35,6 +38,20 @@ class Settings(abc.ABC):
     def build(self) -> Task:
         """Loads the data and makes the task."""
 
+    def build_over(self, datasets: Sequence[str]) -> SupervisedTask:
+        """One task over several data sets, of which its `dataset` selects one.
+
+        Raises `ConfigError` if these settings cannot share a network among them.
+        """
+        if len(datasets) != 1:
+            raise ConfigError(
+                f"datasets = {tuple(datasets)!r}: {type(self).__name__} takes one data "
+                "set; give each a task group of its own"
+            )
+        built = dataclasses.replace(self, dataset=datasets[0]).build()
+        assert isinstance(built, SupervisedTask)
+        return built
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageSettings(Settings):
@@ -49,12 +66,40 @@ class ImageSettings(Settings):
         super().__post_init__()
         check_range(self, "size", low=1)
 
-    def prepared(self) -> PreparedDataset:
-        return prepare(
-            self.dataset,
-            self.size,
-            self.grey,
-            published_one_percent=self.published_one_percent,
+    flatten: ClassVar[bool] = False
+    """Whether each image is given as a vector."""
+    task_class: ClassVar[type[SupervisedTask]] = SupervisedTask
+
+    @abc.abstractmethod
+    def network(self, data: PreparedDataset) -> Network:
+        """The network for images and classes like these."""
+
+    def head(self, data: PreparedDataset) -> Head:
+        return Classification(num_classes=data.num_classes)
+
+    def build(self) -> SupervisedTask:
+        return self.build_over((self.dataset,))
+
+    def build_over(self, datasets: Sequence[str]) -> SupervisedTask:
+        options = {"published_one_percent": self.published_one_percent}
+        prepared = [prepare(d, self.size, self.grey, **options) for d in datasets]
+        return self.build_on(prepared)
+
+    def build_on(self, prepared: Sequence[PreparedDataset]) -> SupervisedTask:
+        """The task over data sets already prepared.
+
+        Raises `ConfigError` if there is none or if they differ in classes or shape.
+        """
+        classes = [(p.name, p.num_classes) for p in prepared]
+        if len({count for _, count in classes}) != 1:
+            raise ConfigError(
+                f"data sets of one family must agree in classes: {classes}"
+            )
+        return self.task_class(
+            source=bank_of(prepared, flatten=self.flatten, fixed_point=True),
+            network=self.network(prepared[0]),
+            head=self.head(prepared[0]),
+            batch_size=self.batch_size,
         )
 
 
@@ -62,6 +107,7 @@ class ImageSettings(Settings):
 class ImageMLPSettings(ImageSettings):
     """An image classifier of dense layers."""
 
+    flatten: ClassVar[bool] = True
     hidden: tuple[int, ...] = (32,)
     activation: str = "relu"
     layer_norm: bool = False
@@ -71,15 +117,13 @@ class ImageMLPSettings(ImageSettings):
         check_sizes(self, "hidden")
         check_choice(self, "activation", ACTIVATIONS)
 
-    def build(self) -> SupervisedTask:
-        data = self.prepared()
-        network = MLP(
+    def network(self, data: PreparedDataset) -> MLP:
+        return MLP(
             hidden=self.hidden,
             outputs=data.num_classes,
             activation=self.activation,
             layer_norm=self.layer_norm,
         )
-        return _classifier(data, network, self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,9 +143,8 @@ class ConvSettings(ImageSettings):
         check_choice(self, "activation", ACTIVATIONS)
         check_choice(self, "norm", NORMS)
 
-    def build(self) -> SupervisedTask:
-        data = self.prepared()
-        network = ConvNet(
+    def network(self, data: PreparedDataset) -> ConvNet:
+        return ConvNet(
             channels=self.channels,
             strides=self.strides,
             outputs=data.num_classes,
@@ -109,13 +152,13 @@ class ConvSettings(ImageSettings):
             norm=self.norm,
             always_training=self.always_training,
         )
-        return _classifier(data, network, self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderSettings(ImageSettings):
     """Dense layers that reproduce the image; sigmoid output, mean squared error."""
 
+    flatten: ClassVar[bool] = True
     hidden: tuple[int, ...] = (128, 32, 128)
     activation: str = "relu"
 
@@ -124,20 +167,17 @@ class AutoencoderSettings(ImageSettings):
         check_sizes(self, "hidden")
         check_choice(self, "activation", ACTIVATIONS)
 
-    def build(self) -> SupervisedTask:
-        bank = bank_of([self.prepared()], flatten=True, fixed_point=True)
-        network = MLP(
+    def network(self, data: PreparedDataset) -> MLP:
+        return MLP(
             hidden=self.hidden,
-            outputs=bank.input_shape[0],
+            outputs=math.prod(data.train.inputs.shape[1:]),
             activation=self.activation,
             output_activation="sigmoid",
         )
-        return SupervisedTask(
-            source=bank,
-            network=network,
-            head=Reconstruction(),
-            batch_size=self.batch_size,
-        )
+
+    def head(self, data: PreparedDataset) -> Head:
+        del data
+        return Reconstruction()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -231,14 +271,3 @@ class TransformerSettings(TextSettings):
             heads=self.heads,
             layers=self.layers,
         )
-
-
-def _classifier(
-    data: PreparedDataset, network: Network, batch_size: int
-) -> SupervisedTask:
-    return SupervisedTask(
-        source=bank_of([data], flatten=isinstance(network, MLP), fixed_point=True),
-        network=network,
-        head=Classification(num_classes=data.num_classes),
-        batch_size=batch_size,
-    )

@@ -122,8 +122,12 @@ def pick_split(splits: Mapping[str, Any], split: str) -> Any:
 
 
 def take(array: Array, indices: Array) -> Array:
-    """array[indices] without the bounds checks, for indices known to be inside."""
-    return array.at[indices].get(mode="promise_in_bounds")
+    """array[indices] along the first axis, for indices known to be inside.
+
+    `jnp.take`, not indexing: inside `shard_map` an index expression would carry the
+    outer mesh's sharding of `array` along, which JAX refuses.
+    """
+    return jnp.take(array, indices, axis=0, mode="clip")
 
 
 def decode(inputs: Array) -> Array:

@@ -3,6 +3,7 @@
 `lite` uses the architectures of the published evaluation at sizes that suit a CPU; no
 task of it is a meta-training task (those are one MLP of 32 units at 8x8 grey pixels).
 `smoke` needs no downloaded data and seconds. `stress` is a set of pass/fail problems.
+`velodrome` is the published evaluation itself; it wants a GPU.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from lopax._core.registry import Registry
 from lopax._core.task import Task
 from lopax.tasks import stress_problems as stress
 from lopax.tasks.table import TASKS, task, task_available
+from lopax.tasks.velodrome import VELODROME
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,20 @@ SUITES.add(
             registered("war_and_peace_transformer_lm", 1_000, lanes=4),
         ),
         eval_every=100,
+    ),
+)
+
+SUITES.add(
+    "velodrome",
+    Suite(
+        name="velodrome",
+        about="the 17 published evaluation tasks (Moudgil et al., 2025), as published "
+        "but for the texts; wants a GPU",
+        tasks=tuple(
+            registered(name, 2_000, lanes=entry.lanes)
+            for name, entry in VELODROME.items()
+        ),
+        eval_every=10,
     ),
 )
 

@@ -1,7 +1,8 @@
 """The registered tasks: a table of names, settings and data sets.
 
 A name is DATASET_VARIANT (`digits_conv`, `tinyshakespeare_gru_lm`). Every variant
-exists on embedded data sets, which are always there, and on the larger ones.
+exists on embedded data sets, which are always there, and on the larger ones. The
+published evaluation tasks keep their published names (`lopax.tasks.velodrome`).
 Variants marked as held out are never used in meta-training: the meta-training
 architecture is `mlp_32` at 8x8 grey only.
 """
@@ -25,6 +26,7 @@ from lopax.tasks.settings import (
     TransformerSettings,
     VectorMLPSettings,
 )
+from lopax.tasks.velodrome import VELODROME
 
 
 class TaskEntry(NamedTuple):
@@ -156,6 +158,9 @@ for _name, _quadratic in (
     ("quadratic_noisy", Quadratic(dimension=20, condition=100.0, noise=0.1)),
 ):
     TASKS.add(_name, TaskEntry(_quadratic, "quadratic bowl, known answer", True))
+for _name, _published in VELODROME.items():
+    _about = f"{_published.settings.dataset}: {_published.about} (published)"
+    TASKS.add(_name, TaskEntry(_published.settings, _about, True))
 
 
 def task(name: str, **overrides: Any) -> Task:

@@ -1,0 +1,113 @@
+"""Reading what `lopax.torch.comparison` wrote, so that it is judged like the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lopax._core.errors import ConfigError, FileFormatError
+from lopax.evaluate.report import Paths, write_report
+from lopax.evaluate.run import RunConfig
+from lopax.evaluate.specs import OptimizerSpec
+from lopax.evaluate.study import Cell, Problem, Study
+from lopax.evaluate.summary import summarise
+
+FORMAT = 1
+
+
+def is_torch_comparison(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds results of a comparison in PyTorch."""
+    return (Path(folder) / "comparison.json").is_file()
+
+
+def read_torch_comparison(folder: str | os.PathLike[str]) -> Study:
+    """The results in a folder as a study, which can be summarised but not run.
+
+    Raises `FileFormatError` if they are not there, damaged, or of another version.
+    """
+    path = Path(folder) / "comparison.json"
+    try:
+        header = json.loads(path.read_text())
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as archive:
+            arrays = {k: archive[k] for k in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise FileFormatError(
+            f"{path.parent}: no readable results of lopax.torch.comparison.compare "
+            f"({type(error).__name__}: {error}); run it again"
+        ) from None
+    if header.get("format") != FORMAT:
+        raise FileFormatError(
+            f"{path}: format {header.get('format')!r}, this version reads {FORMAT}"
+        )
+    specs = tuple(_spec(o) for o in header["optimizers"])
+    problem = Problem(
+        name=header["name"],
+        make=_only_torch,
+        config=RunConfig(num_steps=header["num_steps"]),
+        note="a PyTorch model" + ("" if header["held_out"] else "; no held-out data"),
+    )
+    cells = {
+        (spec.name, problem.name): _cell(header, i, arrays)
+        for i, spec in enumerate(specs)
+    }
+    return Study(
+        title=f"Optimizers on {header['name']}",
+        optimizers=specs,
+        problems=(problem,),
+        seeds=tuple(header["seeds"]),
+        cells=cells,
+    )
+
+
+def report_torch_comparison(
+    folder: str | os.PathLike[str],
+    target: str | os.PathLike[str] | None = None,
+    command: str = "",
+) -> Paths:
+    """Writes the report of the results in `folder` into `target` (default: beside
+    them). Raises what `read_torch_comparison`, `summarise` and `write_report` raise."""
+    reference = json.loads((Path(folder) / "comparison.json").read_text())["reference"]
+    summary = summarise(read_torch_comparison(folder), reference)
+    return write_report(target or folder, summary, command=command)
+
+
+def _spec(found: dict[str, Any]) -> OptimizerSpec:
+    return OptimizerSpec(
+        name=found["name"],
+        make=_only_torch,
+        learning_rates=tuple(found["rates"]),
+        kind="learned" if found["learned"] else "baseline",
+        settings=found["settings"],
+        note=found["note"],
+    )
+
+
+def _cell(header: dict[str, Any], index: int, arrays: dict[str, Any]) -> Cell:
+    a = {k: arrays[f"{index}/{k}"] for k in ("train", "valid", "nonfinite", "diverged")}
+    cost = header["optimizers"][index]["cost"]
+    price = {
+        **cost,
+        "bytes_per_parameter": cost["state_bytes"] / max(cost["parameters"], 1),
+        "device": header["machine"]["device"],
+    }
+    described = {"cost": price, "machine": header["machine"]}
+    return Cell(
+        train=a["train"],
+        valid=a["valid"],
+        test=np.full_like(a["valid"], np.nan),
+        metrics={},
+        nonfinite=a["nonfinite"],
+        updates=np.isfinite(a["train"]).sum(-1).astype(np.int32),
+        diverged=a["diverged"],
+        eval_steps=np.asarray(header["eval_steps"]),
+        headers=(described,) * len(header["seeds"]),
+    )
+
+
+def _only_torch(*_: Any) -> Any:
+    raise ConfigError("these results were made in PyTorch; they can only be read here")

@@ -1,0 +1,116 @@
+"""The job list on a real Ray cluster of two nodes, of which one is killed mid-run."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from lopax._core.errors import ConfigError, MissingExtra
+from lopax.evaluate.grid import run_grid
+from lopax.evaluate.refs import optimizer_specs, user_problem
+from lopax.evaluate.run import RunConfig
+from lopax.evaluate.store import Store
+from lopax.evaluate.study import collect
+
+CONFIG = RunConfig(num_steps=4, eval_every=2, eval_batches=1, final_batches=1)
+SEEDS = [0, 1]
+
+# In a Ray worker: leaves a mark with the node's name, then is slow enough to be killed.
+PROBLEM = """
+import os, pathlib, sys, time
+import jax, jax.numpy as jnp
+
+if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+    import ray
+    if ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
+        node = ray.get_runtime_context().get_node_id()
+        name = pathlib.Path(__file__).stem
+        mark = pathlib.Path(__file__).parent / "marks" / f"{name}.{node}.{os.getpid()}"
+        mark.touch()
+        time.sleep(4.0 if SLOW else 0.0)
+
+def init(key): return {"x": 1.0 + 0.1 * jax.random.normal(key, (3,))}
+def loss(params): return SCALE * jnp.mean(params["x"] ** 2) + 0.1
+"""
+
+
+def problems(folder):
+    (folder / "marks").mkdir()
+    made = []
+    for i in range(3):
+        path = folder / f"bowl{i}.py"
+        text = PROBLEM.replace("SCALE", str(1.0 + i)).replace("SLOW", str(i < 2))
+        path.write_text(text)
+        made.append(user_problem(path, CONFIG))
+    return made
+
+
+def test_unknown_executors_and_a_missing_ray_are_said(tmp_path, monkeypatch):
+    specs = optimizer_specs(["sgd@0.1"])
+    made = problems(tmp_path)[:1]
+    store = Store(tmp_path / "store")
+    with pytest.raises(ConfigError, match="processes, ray"):
+        run_grid(store, specs, made, [0], executor="slurm")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match=r"lopax\[ray\]"):
+        run_grid(store, specs, made, [0], executor="ray")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # ray's own, of sockets and processes it leaves
+def test_a_cluster_that_loses_a_node_loses_no_result(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    for name in ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_USAGE_STATS_ENABLED"):
+        monkeypatch.setenv(name, "0")
+    made, marks = problems(tmp_path), tmp_path / "marks"
+    specs = optimizer_specs(["sgd@0.1"])
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        doomed = cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False)
+        cluster.wait_for_nodes()
+        killed = []
+
+        def kill():
+            """Once a job has begun on the second node, takes that node away."""
+            for _ in range(600):
+                begun = [m for m in marks.iterdir() if doomed.node_id in m.name]
+                if begun:
+                    cluster.remove_node(doomed, allow_graceful=False)
+                    killed.append(begun[0].name.partition(".")[0])
+                    return
+                time.sleep(0.1)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        store, events = Store(tmp_path / "store"), []
+        options = {"executor": "ray", "measure_cost": False}
+        outcome = run_grid(store, specs, made, SEEDS, listener=events.append, **options)
+        killer.join()
+        assert len(killed) == 1, "no job began on the node that was to be killed"
+        tried = [m.name for m in marks.iterdir() if m.name.startswith(killed[0])]
+        assert len(tried) == 2  # once there, in vain, and once on the other node
+        assert (outcome.done, outcome.failed) == (6, [])
+        assert len(list(store.keys())) == 6
+        assert [e.kind for e in events].count("done") == 3
+        again = run_grid(store, specs, made, SEEDS, **options)
+        assert (again.found, again.done) == (6, 0)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    here = Store(tmp_path / "here")
+    run_grid(here, specs, made, SEEDS, measure_cost=False)
+    there, alone = (collect(s, specs, made, SEEDS) for s in (store, here))
+    assert not there.holes
+    for problem in made:
+        np.testing.assert_allclose(
+            there.cell("sgd@0.1", problem.name).train,
+            alone.cell("sgd@0.1", problem.name).train,
+            rtol=1e-6,
+        )
