@@ -16,14 +16,13 @@ from lopax.cli.main import COMMANDS, main
 
 RECIPE = """
 name = "tiny"
-settings = { lstm = 3, start = "adam" }
+settings = { lstm = 18, start = "adam" }
 log_every = 2
 eval_every = 0
 eval_tasks = []
-[tasks]
+[[tasks]]
 datasets = ["digits"]
-hidden = [4]
-batch_size = 8
+settings = { hidden = [4], batch_size = 8 }
 [estimator]
 particles = 4
 truncation = 4
@@ -161,7 +160,7 @@ def test_compare_on_a_users_file(tmp_path, capsys):
     )
     out = tmp_path / "out"
     argv = ["compare", str(problem), "--optimizers", "sgd@0.1", "adam"]
-    argv += ["--num-steps", "40", "--seeds", "2", "--out", str(out)]
+    argv += ["--num-steps", "40", "--seeds", "2", "--out", str(out), "--workers", "1"]
     code = main(argv)
     assert code == 0
     shown = capsys.readouterr().out

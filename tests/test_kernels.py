@@ -101,16 +101,17 @@ def test_a_large_tensor_is_split_the_same_way_every_time():
 
 @needs_kernel
 def test_derivative_is_the_plain_rules():
+    # One matrix: the derivative of the unrolled plain rule is slow to compile.
+    params = {"m": PARAMS["m"]}
+
     def objective(theta, backend):
         rule = architecture("celo", backend=backend, phase=1, lstm=4)
-        state, params, total = rule.init(theta, PARAMS, 5), PARAMS, 0.0
-        for t in range(2):
-            updates, state, _ = rule.update(
-                theta, grads_at(t), state, params, value=1.0
-            )
-            params = jax.tree.map(jnp.add, params, updates)
-            total += sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
-        return total
+        state = rule.init(theta, params, 5)
+        updates, state, _ = rule.update(
+            theta, {"m": grads_at(0)["m"]}, state, params, value=1.0
+        )
+        moved = jax.tree.map(jnp.add, params, updates)
+        return jnp.sum(jnp.square(moved["m"])) + jnp.sum(state.tensors["m"].second)
 
     theta = architecture("celo", lstm=4).init_theta(jax.random.key(0))
     found = {

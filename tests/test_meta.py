@@ -35,7 +35,7 @@ from lopax.meta import (
     Progress,
     RunConfig,
     TasksConfig,
-    build_family,
+    build_families,
     load_recipe,
     read_log,
     tracking,
@@ -50,8 +50,12 @@ ROOT = Path(__file__).parents[1]
 def small(**changes) -> RunConfig:
     parts: dict = {
         "name": "small",
-        "settings": {"lstm": 3, "start": "adam"},
-        "tasks": TasksConfig(datasets=("digits",), hidden=(4,), batch_size=8),
+        "settings": {"lstm": 18, "start": "adam"},
+        "tasks": (
+            TasksConfig(
+                datasets=("digits",), settings={"hidden": (4,), "batch_size": 8}
+            ),
+        ),
         "estimator": EstimatorConfig(
             particles=4, truncation=5, horizon_low=4, horizon_high=12, chunk=2
         ),
@@ -72,17 +76,17 @@ def small(**changes) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def family():
-    return build_family(small().tasks)
+def families():
+    return build_families(small().tasks)
 
 
 def identical(a, b) -> bool:
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
 
 
-def test_each_phase_moves_its_part_only(family, tmp_path):
+def test_each_phase_moves_its_part_only(families, tmp_path):
     run = small()
-    train(run, family, tmp_path)
+    train(run, families, tmp_path)
     start = named_leaves(initial_theta(run))
     middle = named_leaves(load_theta(tmp_path / "phase-rule.safetensors"))
     end = named_leaves(load_theta(tmp_path / "weights.safetensors"))
@@ -95,9 +99,9 @@ def test_each_phase_moves_its_part_only(family, tmp_path):
     assert [x["phase"] for x in lines] == ["rule"] * 3 + ["scheduler"] * 3
 
 
-def test_published_freezing_decays_frozen_leaves(family):
+def test_published_freezing_decays_frozen_leaves(families):
     run = small(published_freezing=True)
-    trainer = PhaseTrainer(run, run.phases[0], family)
+    trainer = PhaseTrainer(run, run.phases[0], families)
     theta = initial_theta(run)
     state = trainer.init(theta, jax.random.key(0))
     state, _ = trainer.advance(state, 2)
@@ -111,9 +115,9 @@ def test_published_freezing_decays_frozen_leaves(family):
     np.testing.assert_allclose(frozen, factor * before["w"], rtol=1e-5)
 
 
-def test_stopping_and_resuming_changes_nothing(family, tmp_path):
+def test_stopping_and_resuming_changes_nothing(families, tmp_path):
     run = small()
-    whole = train(run, family, tmp_path / "whole")
+    whole = train(run, families, tmp_path / "whole")
     # Stops once in each phase.
     for stop_at in (1, 2):
         calls = itertools.count()
@@ -123,13 +127,13 @@ def test_stopping_and_resuming_changes_nothing(family, tmp_path):
 
         outcome = train(
             run,
-            family,
+            families,
             tmp_path / "parts",
             resume=stop_at > 1,
             should_stop=should_stop,
         )
         assert not outcome.finished
-    parts = train(run, family, tmp_path / "parts", resume=True)
+    parts = train(run, families, tmp_path / "parts", resume=True)
     assert parts.finished
     assert identical(whole.theta, parts.theta)
     first, second = (
@@ -145,12 +149,12 @@ def test_stopping_and_resuming_changes_nothing(family, tmp_path):
 PROGRAM = """
 import json, sys, time
 from lopax._core.config import from_dict
-from lopax.meta import RunConfig, build_family, train
+from lopax.meta import RunConfig, build_families, train
 run = from_dict(RunConfig, json.loads(sys.argv[1]))
 def slow(progress):
     print(progress.step, flush=True)
     time.sleep(0.3)
-train(run, build_family(run.tasks), sys.argv[2], listener=slow,
+train(run, build_families(run.tasks), sys.argv[2], listener=slow,
       resume=sys.argv[3] == "resume")
 """
 
@@ -166,9 +170,9 @@ def start_program(run: RunConfig, folder: Path, mode: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_a_process_killed_at_any_moment_resumes_bit_for_bit(family, tmp_path):
+def test_a_process_killed_at_any_moment_resumes_bit_for_bit(families, tmp_path):
     run = small(checkpoint_minutes=1e-6)
-    whole = train(run, family, tmp_path / "whole")
+    whole = train(run, families, tmp_path / "whole")
     folder = tmp_path / "killed"
     for kill_after, mode in (("4", "start"), ("8", "resume")):
         with start_program(run, folder, mode) as process:
@@ -182,7 +186,7 @@ def test_a_process_killed_at_any_moment_resumes_bit_for_bit(family, tmp_path):
     # A half-written line, as a crash in the middle of a write leaves it.
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 99, "lo')
-    outcome = train(run, family, folder, resume=True)
+    outcome = train(run, families, folder, resume=True)
     assert outcome.finished
     assert identical(whole.theta, outcome.theta)
     assert [x["step"] for x in read_log(folder / "metrics.jsonl")] == list(
@@ -191,25 +195,25 @@ def test_a_process_killed_at_any_moment_resumes_bit_for_bit(family, tmp_path):
     assert not list(folder.glob(".*tmp"))
 
 
-def test_resuming_with_another_configuration_is_refused(family, tmp_path):
+def test_resuming_with_another_configuration_is_refused(families, tmp_path):
     run = small()
-    train(run, family, tmp_path, should_stop=lambda: True)
+    train(run, families, tmp_path, should_stop=lambda: True)
     with pytest.raises(ResumeMismatch, match="another configuration"):
-        train(small(seed=1), family, tmp_path, resume=True)
+        train(small(seed=1), families, tmp_path, resume=True)
     with pytest.raises(ResumeMismatch, match="already holds a run"):
-        train(run, family, tmp_path)
+        train(run, families, tmp_path)
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(FileFormatError, match="truncated"):
-        train(run, family, tmp_path, resume=True)
+        train(run, families, tmp_path, resume=True)
 
 
-def test_evaluation_and_listener_are_called(family, tmp_path):
+def test_evaluation_and_listener_are_called(families, tmp_path):
     seen = []
     run = small(eval_every=4)
     train(
         run,
-        family,
+        families,
         tmp_path,
         evaluate=lambda phase, theta: {"score": float(jnp.sum(theta["rule"]["b0"]))},
         listener=lambda p: seen.append((p.phase, p.step, p.total)),
@@ -220,10 +224,10 @@ def test_evaluation_and_listener_are_called(family, tmp_path):
     assert seen[-1] == ("scheduler", 12, 12)
 
 
-def test_meta_training_lowers_the_meta_loss(family):
+def test_meta_training_lowers_the_meta_loss(families):
     """A scheduler that starts at a tenth of a sensible step learns a longer one; theta
     before and after are compared on the same tasks, batches and noise."""
-    settings = {"lstm": 3, "start": "adam", "step_mult": 1e-2}
+    settings = {"lstm": 18, "start": "adam", "step_mult": 1e-2}
     estimator = EstimatorConfig(
         particles=8, truncation=20, horizon_low=40, horizon_high=40, chunk=None
     )
@@ -238,7 +242,7 @@ def test_meta_training_lowers_the_meta_loss(family):
             outer=OuterConfig(learning_rate=rate, weight_decay=0.0),
             phases=(phase,),
         )
-        return PhaseTrainer(run, phase, family)
+        return PhaseTrainer(run, phase, families)
 
     before = initial_theta(trainer(0.1).run)
     before["scheduler"]["head"]["b"] = jnp.zeros((1,))
@@ -252,7 +256,7 @@ def test_meta_training_lowers_the_meta_loss(family):
     assert losses[1].mean() < losses[0].mean() - 0.1
 
 
-def test_the_outer_optimizer_may_be_any_optax_transformation(family):
+def test_the_outer_optimizer_may_be_any_optax_transformation(families):
     """Sign descent moves every trainable entry by exactly the rate, and sees the
     meta-loss as `value`."""
     seen = []
@@ -268,7 +272,7 @@ def test_the_outer_optimizer_may_be_any_optax_transformation(family):
 
     sign: Any = optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
     run = small()
-    trainer = PhaseTrainer(run, run.phases[0], family, outer_optimizer=sign)
+    trainer = PhaseTrainer(run, run.phases[0], families, outer_optimizer=sign)
     theta = initial_theta(run)
     state, _ = trainer.advance(trainer.init(theta, jax.random.key(0)), 1)
     moved = jnp.abs(state.theta["rule"]["w1"] - theta["rule"]["w1"])
@@ -319,13 +323,13 @@ def test_bad_recipes_say_what_is_wrong(tmp_path):
         load_recipe(tmp_path / "nowhere.toml")
 
 
-def test_unknown_estimator_and_untrainable_pattern(family):
+def test_unknown_estimator_and_untrainable_pattern(families):
     run = small(estimator=EstimatorConfig(name="pse"))
     with pytest.raises(UnknownName, match="did you mean 'pes'"):
-        trainer = PhaseTrainer(run, run.phases[0], family)
+        trainer = PhaseTrainer(run, run.phases[0], families)
         trainer.init(initial_theta(run), jax.random.key(0))
     run = small(phases=(PhaseConfig(outer_steps=2, trainable=("rul/*",)),))
     with pytest.raises(ConfigError, match="matches no meta-parameter"):
-        PhaseTrainer(run, run.phases[0], family).init(
+        PhaseTrainer(run, run.phases[0], families).init(
             initial_theta(run), jax.random.key(0)
         )

@@ -10,11 +10,14 @@ over tensors in the mixing layer is an identity.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
+from lopax._core.errors import ConfigError
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import loss_history, time_features
 from lopax.blocks.loss_history import LossHistory
@@ -22,6 +25,8 @@ from lopax.nets import initializers, linear, lstm
 from lopax.nets.lstm import LSTMState
 
 NUM_INPUTS = time_features.NUM_FRACTION + loss_history.NUM_FEATURES
+
+_OPEN, _SHUT = 4.0, -6.0  # gate biases
 
 
 class SchedulerState(NamedTuple):
@@ -41,13 +46,52 @@ def init_theta(key: Key, size: int) -> Theta:
     }
 
 
-def neutral(theta: Theta) -> Theta:
-    """The same scheduler with a head that multiplies by about one whatever it sees."""
-    head = {
-        "w": 0.1 * theta["head"]["w"],
-        "b": jnp.full((1,), math.log(10.0), jnp.float32),
-    }
-    return {**theta, "head": head}
+def following(theta: Theta, multiplier: Callable[[Array], Array]) -> Theta:
+    """The same scheduler, begun at a schedule that is known to work.
+
+    One unit per input feature is set to carry just that feature, without memory: input
+    and output gates open, forget gate shut. The head is fitted to the wanted curve on
+    the time features by ridge regression, has zeros for the loss features, and hardly
+    listens to the other units, which stay random.
+
+    **Arguments:**
+
+    - `multiplier`: from fractions of the run done [n] to multipliers [n], all > 0.
+
+    Raises `ConfigError` if there are fewer units than input features.
+    """
+    count, size = NUM_INPUTS, theta["head"]["w"].shape[0]
+    if size < count:
+        raise ConfigError(
+            f"lstm = {size}: a scheduler that starts at a schedule needs at least "
+            f"{count} units"
+        )
+    mix, skip, cell = theta["mix"], theta["skip"], theta["lstm"]
+    mix = {"w": mix["w"].at[:, :count].set(0.0), "b": mix["b"].at[:count].set(0.0)}
+    skip = {"w": skip["w"].at[:, :count].set(jnp.eye(count)), "b": skip["b"]}
+    # [inputs + hidden, gate (i g f o), unit]
+    w, b = cell["w"].reshape(2 * size, 4, size), cell["b"].reshape(4, size)
+    w = w.at[:, :, :count].set(0.0).at[:count, 1, :count].set(jnp.eye(count))
+    b = b.at[:, :count].set(jnp.asarray([[_OPEN], [0.0], [_SHUT], [_OPEN]]))
+    cell = {"w": w.reshape(cell["w"].shape), "b": b.reshape(-1)}
+
+    fractions, times = jnp.linspace(0.0, 1.0, 201), time_features.NUM_FRACTION
+    gate = jax.nn.sigmoid(_OPEN)
+    inputs = jax.vmap(time_features.fraction_done)(fractions)
+    hidden = gate * jnp.tanh(gate * jnp.tanh(inputs))
+    basis = jnp.concatenate([hidden, jnp.ones((len(fractions), 1))], axis=1)
+    target = jnp.log(multiplier(fractions)) - math.log(0.1)
+    gram = basis.T @ basis + 1e-3 * jnp.eye(times + 1)
+    fit = jnp.linalg.solve(gram, basis.T @ target)
+    # The time features come first among the inputs.
+    weights = (0.1 * theta["head"]["w"]).at[:count].set(0.0)
+    head = {"w": weights.at[:times, 0].set(fit[:-1]), "b": fit[-1:]}
+    return {**theta, "mix": mix, "skip": skip, "lstm": cell, "head": head}
+
+
+def falling(high: float, low: float) -> Callable[[Array], Array]:
+    """Exponential decay from `high` to `low` over the run, for `following`."""
+    return lambda fraction: high * jnp.power(low / high, fraction)
 
 
 def init(theta: Theta, num_steps: Count) -> SchedulerState:

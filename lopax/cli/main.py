@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from lopax._core.errors import LopaxError, MissingExtra, UnknownName
+from lopax._core.errors import LopaxError, MissingExtra, PeerLost, UnknownName
 from lopax._version import __version__
 
 # command -> (module with `main(argv) -> int`, one line for the overview)
@@ -21,10 +21,11 @@ COMMANDS = {
     "train": ("train", "meta-train a learned optimizer from a recipe, or resume"),
     "bench": ("bench", "run optimizers over a suite of tasks and report"),
     "report": ("report", "write the report of a folder of results or of a run"),
-    "tune": ("tune", "tune a baseline's learning rate on a task"),
+    "tune": ("tune", "tune baselines' learning rates on a task or a suite"),
     "compare": ("compare", "optimizers on your own problem, with a report"),
+    "reproduce": ("reproduce", "re-run a paper's claim at small scale"),
     "list": ("listing", "list optimizers, weights, tasks, suites, datasets, ..."),
-    "convert": ("convert", "convert a weights file to lopax's format"),
+    "convert": ("convert", "convert a weights file, or export an AlgoPerf submission"),
     "data": ("data", "fetch a data set"),
     "doctor": ("doctor", "versions, devices, folders, and a ten-second self-check"),
 }
@@ -71,6 +72,12 @@ def main(argv: Sequence[str]) -> int:
         return _fail(
             MissingExtra(name, extra.get(name, "all"), f"lopax {args[0]}"), debug
         )
+    except PeerLost as error:
+        _fail(error, debug)
+        # JAX's shutdown at exit waits for all processes and aborts if one is gone.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
     except LopaxError as error:
         return _fail(error, debug)
     except KeyboardInterrupt:

@@ -81,7 +81,7 @@ def recipe(outer_steps: int):
     return meta.RunConfig(
         name="quickstart",
         settings={"start": "adam"},
-        tasks=meta.TasksConfig(datasets=("digits",)),
+        tasks=(meta.TasksConfig(datasets=("digits",)),),
         estimator=meta.EstimatorConfig(particles=16, horizon_high=1_000),
         outer=meta.OuterConfig(
             learning_rate=3e-3,

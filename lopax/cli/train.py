@@ -24,9 +24,14 @@ lopax train --resume FOLDER
 
 Values come from the defaults, then the recipe, then the flags; the merged
 configuration is saved with the run. Every field of lopax.meta.RunConfig but the tables
-`settings` and `phases` has a flag: lopax train RECIPE -- --help lists them. Ctrl-C
+`settings`, `tasks` and `phases` has a flag: lopax train RECIPE -- --help lists them. Ctrl-C
 saves and stops; a run killed in any other way resumes from its last checkpoint, bit
-for bit."""
+for bit, on as many devices as there are then.
+
+Several processes, on one machine or many, with a folder they share:
+  srun lopax train recipes/celo.toml --distributed --out FOLDER
+  lopax train recipes/celo.toml --distributed --out FOLDER \\
+    --coordinator HOST:PORT --processes 2 --process-id 0     (and 1 on the other)"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,15 @@ class TrainFlags:
     """The folder of a new run; default runs/NAME-HASH."""
     devices: int | None = None
     """Spread particles over this many devices (on a CPU: virtual ones)."""
+    distributed: bool = False
+    """This is one of several processes that share the particles; the others run the
+    same command. Slurm, Open MPI and TPU pods are read from the environment."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, elsewhere than under those."""
+    processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which one this is; 0 writes the files."""
     track: tuple[str, ...] = ()
     """Also log to these: tensorboard, wandb."""
 
@@ -48,7 +62,17 @@ def main(argv: Sequence[str]) -> int:
     if own.devices is not None:
         _request_cpu_devices(own.devices)
     from lopax import meta  # after the flags: importing JAX fixes the devices
+    from lopax.meta import distributed
 
+    cluster = distributed.Cluster(
+        coordinator=own.coordinator,
+        processes=own.processes,
+        process_id=own.process_id,
+    )
+    if own.distributed:
+        distributed.connect(cluster)
+    elif own.coordinator is not None:
+        raise ConfigError("--coordinator is for --distributed jobs; give both")
     if own.resume is not None:
         if own.recipe is not None or own.out is not None or rest:
             raise ConfigError(
@@ -59,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         run = meta.RunConfig() if own.recipe is None else meta.load_recipe(own.recipe)
         if rest:
-            run = flags.override(run, rest, "train", ("settings", "phases"))
+            run = flags.override(run, rest, "train", ("settings", "tasks", "phases"))
         folder = own.out or Path("runs") / f"{run.name}-{config_hash(run, 8)}"
     return execute(
         run,
@@ -109,28 +133,30 @@ def execute(
 
     from lopax import meta
     from lopax.cli.console import TrainingDisplay
-    from lopax.estimators.particles import AXIS
-    from lopax.meta import tracking
+    from lopax.meta import distributed, tracking
 
-    family = meta.build_family(run.tasks)
+    families = meta.build_families(run.tasks)
     mesh = None
     if devices is not None:
         if len(jax.devices()) < devices:
             raise ConfigError(
                 f"--devices {devices}: there are only {len(jax.devices())}"
             )
-        mesh = jax.make_mesh((devices,), (AXIS,), devices=jax.devices()[:devices])
-    trackers = [tracking.tracker(name, run, folder) for name in track]
+        mesh = distributed.particle_mesh(jax.devices()[:devices])
+    elif jax.process_count() > 1:
+        mesh = distributed.particle_mesh()
+    first = jax.process_index() == 0
+    trackers = [tracking.tracker(name, run, folder) for name in track if first]
     print(f"run folder: {folder}", file=sys.stderr)
     with stop_on_signal() as should_stop, TrainingDisplay(run.total_steps) as display:
         outcome = meta.train(
             run,
-            family,
+            families,
             folder,
             mesh=mesh,
             resume=resume,
             evaluate=evaluator(run),
-            listener=tracking.combine([display, *trackers]),
+            listener=tracking.combine([display, *trackers]) if first else None,
             should_stop=should_stop,
         )
     if not outcome.finished:

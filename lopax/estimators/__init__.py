@@ -7,6 +7,7 @@ from lopax._core.registry import Registry
 from lopax.estimators.backprop import FullGradient, TruncatedBackprop
 from lopax.estimators.es import FullES, TruncatedES
 from lopax.estimators.horizons import Horizon
+from lopax.estimators.mixture import Mixture
 from lopax.estimators.particles import ParticleSettings
 from lopax.estimators.pes import PES
 from lopax.estimators.unroll import Unroller
@@ -26,6 +27,7 @@ __all__ = [
     "FullES",
     "FullGradient",
     "Horizon",
+    "Mixture",
     "ParticleSettings",
     "TruncatedBackprop",
     "TruncatedES",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from lopax._core.config import check_range
 from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.task import Task, TaskFamily
 from lopax._core.types import Count, Flag, Key, Params, Scalar, TaskState, Theta
@@ -43,7 +44,7 @@ class Particle(NamedTuple):
 class Window(NamedTuple):
     """What a truncation window produced, time first."""
 
-    losses: Float[Array, "T N C"]  # normalised loss before each update
+    losses: Float[Array, "T N C"]  # weighted normalised loss before each update
     done: Bool[Array, "T N"]  # the step was spent on a reset
     diverged: Bool[Array, "T N C"]  # the loss was not finite
 
@@ -88,6 +89,12 @@ class Unroller:
     family: TaskFamily
     horizon: Horizon
     first_order: bool = False
+    emphasis: float = 0.0
+    """How much later losses count: a loss at fraction x of its run is weighted by
+    (1 + p) x^p, which is 1 on average. 0: all alike, as published."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "emphasis", low=0.0)
 
     def start(self, thetas: Theta, key: Key, stratum: Any, first: bool) -> Particle:
         """A fresh particle; `thetas` has leaves [C, ...].
@@ -135,6 +142,7 @@ class Unroller:
 
         def body(particles: Particle, keys: Key) -> Any:
             done = particles.step >= particles.horizon
+            weight = self._weight(particles)
             moved, losses, finite = jax.vmap(advance)(thetas, particles, keys)
 
             def reset(moved: Particle) -> Particle:
@@ -149,8 +157,14 @@ class Unroller:
                 return jax.tree.map(pick, fresh, moved)
 
             particles = jax.lax.cond(jnp.any(done), reset, lambda p: p, moved)
-            losses = jnp.where(done[:, None], 0.0, losses)
+            losses = jnp.where(done[:, None], 0.0, losses * weight[:, None])
             return particles, Window(losses, done, ~finite & ~done[:, None])
 
         by_time = jax.vmap(lambda k: jax.random.split(k, length), out_axes=1)(keys)
         return jax.lax.scan(body, particles, by_time)
+
+    def _weight(self, particles: Particle) -> Float[Array, "N"]:
+        if self.emphasis == 0.0:
+            return jnp.ones(particles.step.shape, jnp.float32)
+        done = (particles.step + 1).astype(jnp.float32) / particles.horizon
+        return (1.0 + self.emphasis) * jnp.power(jnp.minimum(done, 1.0), self.emphasis)

@@ -9,7 +9,7 @@ from lopax.meta.config import (
     TasksConfig,
     load_recipe,
 )
-from lopax.meta.families import build_family
+from lopax.meta.families import build_families, build_family
 from lopax.meta.loop import Outcome, Progress, read_log, train
 from lopax.meta.trainer import MetaState, PhaseTrainer, StepInfo, build_estimator
 
@@ -25,6 +25,7 @@ __all__ = [
     "StepInfo",
     "TasksConfig",
     "build_estimator",
+    "build_families",
     "build_family",
     "load_recipe",
     "load_state",

@@ -9,33 +9,39 @@ from typing import Any
 
 from lopax._core.config import check_choice, check_range, from_dict, merge, to_dict
 from lopax._core.errors import ConfigError, FileFormatError
+from lopax.tasks import NETWORKS
 
 AUGMENTATIONS = ("none", "global", "tensor", "parameter", "mixed")
 OUTER_OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("constant", "cosine")
+META_LOSSES = ("loss", "log")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TasksConfig:
-    """The tasks trained on: image classification with a small MLP."""
+    """A group of training tasks: one network on one or more data sets.
+
+    A run may have several groups; each gets an equal part of the particles.
+    """
 
     datasets: tuple[str, ...] = ("mnist", "fashion_mnist", "cifar10", "svhn")
     """Names from `lopax list datasets`; one stratum each."""
-    size: int = 8
-    """Images are resized to size x size."""
-    grey: bool = True
-    hidden: tuple[int, ...] = (32,)
-    activation: str = "relu"
-    batch_size: int = 64
+    network: str = "mlp"
+    """A key of `lopax.tasks.NETWORKS`."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of that network (hidden, batch_size, size...). The defaults of "mlp" are the
+    published meta-training task: 8x8 grey, one layer of 32 ReLU units, batch 64."""
     augment: str = "global"
     """Reparametrisation level; "mixed" draws one per task, as VeLO."""
     augment_low: float = 1e-3
     augment_high: float = 1e3
+    meta_loss: str = "loss"
+    """"log": the logarithm of the loss (see `lopax.tasks.LogLoss`)."""
 
     def __post_init__(self) -> None:
         check_choice(self, "augment", AUGMENTATIONS)
-        check_range(self, "size", low=1)
-        check_range(self, "batch_size", low=1)
+        check_choice(self, "network", NETWORKS)
+        check_choice(self, "meta_loss", META_LOSSES)
         check_range(self, "augment_low", above=0.0)
         check_range(self, "augment_high", low=self.augment_low)
         if not self.datasets:
@@ -48,7 +54,8 @@ class EstimatorConfig:
 
     name: str = "pes"
     particles: int = 32
-    """Inner problems at a time; evolution strategies run two trajectories of each."""
+    """Inner problems at a time, over all groups of tasks; evolution strategies run two
+    trajectories of each."""
     truncation: int = 50
     """Inner steps per outer step (all but the full-unroll estimators)."""
     sigma: float = 0.01
@@ -62,6 +69,8 @@ class EstimatorConfig:
     staggered: bool = True
     chunk: int | None = 8
     """Particles that run together; a cache-sized chunk is fastest on a CPU."""
+    emphasis: float = 0.0
+    """How much later losses of a run count; see `lopax.estimators.Unroller`."""
     first_order: bool = False
     """Treat inner gradients as constants (back-propagating estimators)."""
 
@@ -133,7 +142,7 @@ class RunConfig:
     start_from: str | None = None
     """Weights (name or file) to start from instead of a fresh theta."""
     seed: int = 0
-    tasks: TasksConfig = dataclasses.field(default_factory=TasksConfig)
+    tasks: tuple[TasksConfig, ...] = (TasksConfig(),)
     estimator: EstimatorConfig = dataclasses.field(default_factory=EstimatorConfig)
     outer: OuterConfig = dataclasses.field(default_factory=OuterConfig)
     phases: tuple[PhaseConfig, ...] = (PhaseConfig(),)
@@ -156,6 +165,8 @@ class RunConfig:
         check_range(self, "checkpoint_minutes", above=0.0)
         if not self.phases:
             raise ConfigError("RunConfig.phases = (): a run needs at least one phase")
+        if not self.tasks:
+            raise ConfigError("RunConfig.tasks = (): a run needs at least one group")
         for phase in self.phases:
             if phase.outer_steps % self.log_every:
                 raise ConfigError(
@@ -198,4 +209,9 @@ def load_recipe(path: str | Path) -> RunConfig:
         raise FileFormatError(f"no recipe at {path}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise FileFormatError(f"{path} is not a TOML recipe: {error}") from None
+    for name in ("tasks", "phases"):
+        if isinstance(values.get(name), dict):
+            raise ConfigError(
+                f"{path.name}: [{name}] is one table; write [[{name}]], once for each"
+            )
     return from_dict(RunConfig, values, where=path.name)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -30,7 +30,7 @@ from lopax._core.task import TaskFamily
 from lopax._core.types import Theta
 from lopax._version import __version__
 from lopax.architectures import architecture
-from lopax.meta import checkpoint
+from lopax.meta import checkpoint, distributed
 from lopax.meta.config import PhaseConfig, RunConfig
 from lopax.meta.trainer import MetaState, PhaseTrainer, StepInfo
 from lopax.pretrained.files import atomic_write, read_arrays
@@ -78,7 +78,7 @@ class Tally(NamedTuple):
 
 def train(
     run: RunConfig,
-    family: TaskFamily,
+    families: Sequence[TaskFamily],
     folder: str | os.PathLike[str],
     *,
     mesh: Any = None,
@@ -92,17 +92,45 @@ def train(
 
     **Arguments:**
 
+    - `families`: the task groups (`build_families(run.tasks)`, or your own).
     - `outer_optimizer`: any optax transformation, in place of `run.outer`'s.
     - `resume`: continue from the folder's checkpoint. Without it the folder must not
         hold a run.
+    - `mesh`: devices for the particles (`distributed.particle_mesh`), or None. In a
+        job of several processes every one of them calls this function alike; the
+        folder is shared between them, and process 0 writes.
     - `evaluate`: called every `run.eval_every` outer steps and at each phase's end.
     - `should_stop`: asked after every compiled call; if true, saves and returns.
 
     Raises `ResumeMismatch` if the folder holds a run of another configuration,
-    `ConfigError` / `UnknownName` for a bad configuration. Only process 0 of a
-    distributed job writes.
+    `ConfigError` / `UnknownName` for a bad configuration, `PeerLost` if another
+    process of the job is gone.
     """
-    folder = Path(folder)
+    with distributed.peers_may_fail(folder):
+        return _train(
+            run,
+            families,
+            Path(folder),
+            mesh,
+            outer_optimizer,
+            resume,
+            evaluate,
+            listener,
+            should_stop,
+        )
+
+
+def _train(
+    run: RunConfig,
+    families: Sequence[TaskFamily],
+    folder: Path,
+    mesh: Any,
+    outer_optimizer: optax.GradientTransformation | None,
+    resume: bool,
+    evaluate: Evaluate | None,
+    listener: Callable[[Progress], None] | None,
+    should_stop: Callable[[], bool],
+) -> Outcome:
     tally = _open_folder(run, folder, resume)
     writer = jax.process_index() == 0
     theta = initial_theta(run)
@@ -117,7 +145,7 @@ def train(
         if index < tally.phase:
             theta = load_theta(folder / f"phase-{phase.name}.safetensors")
             continue
-        trainer = PhaseTrainer(run, phase, family, mesh, outer_optimizer)
+        trainer = PhaseTrainer(run, phase, families, mesh, outer_optimizer)
         state = trainer.init(theta, jax.random.fold_in(jax.random.key(run.seed), index))
         if tally.step or (resume and (folder / CHECKPOINT).exists()):
             state = _restore(folder, state, tally)
@@ -145,27 +173,26 @@ def train(
                     )
                 )
             due = run.eval_every and step % run.eval_every == 0
-            if evaluate is not None and (due or done):
-                scores = evaluate(phase, state.average)
-                if writer:
-                    _append(
-                        folder / EVALUATIONS,
-                        {"step": overall, "phase": phase.name, **scores},
-                    )
-            stop = should_stop()
+            if writer and evaluate is not None and (due or done):
+                scores = evaluate(phase, jax.tree.map(np.asarray, state.average))
+                _append(
+                    folder / EVALUATIONS,
+                    {"step": overall, "phase": phase.name, **scores},
+                )
             age = (time.monotonic() - last_save) / 60.0
-            if writer and not done and (stop or age >= run.checkpoint_minutes):
+            stop, save = distributed.agree(should_stop(), age >= run.checkpoint_minutes)
+            if not done and (stop or save):
                 _save(folder, run, state, tally)
                 last_save = time.monotonic()
             if stop and not done:
                 return Outcome(False, state.average, tally.inner_steps, spent())
-        theta = state.average
+        theta = jax.tree.map(np.asarray, state.average)
         tally = Tally(index + 1, 0, tally.inner_steps, spent())
         if writer:
             last = index + 1 == len(run.phases)
             _finish_phase(folder, run, phase, theta, tally, last)
-            _save(folder, run, state, tally)
-            last_save = time.monotonic()
+        _save(folder, run, state, tally)
+        last_save = time.monotonic()
         resume = False
     return Outcome(True, theta, tally.inner_steps, spent())
 
@@ -195,19 +222,20 @@ def _open_folder(run: RunConfig, folder: Path, resume: bool) -> Tally:
     """Creates or checks the folder; returns where to continue."""
     saved = folder / "config.json"
     if not resume:
-        if saved.exists():
+        if saved.exists() and jax.process_index() == 0:
             raise ResumeMismatch(
                 f"{folder} already holds a run: continue it with --resume {folder}, "
                 "or choose another folder"
             )
+        if jax.process_index():
+            return Tally()
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"lopax": __version__, **to_dict(run)}, indent=2)
         with atomic_write(saved) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
         return Tally()
     if not (folder / CHECKPOINT).exists():
-        _truncate(folder / METRICS, -1)
-        _truncate(folder / EVALUATIONS, -1)
+        _truncate_logs(folder, -1)
         return Tally()
     header = read_arrays(folder / CHECKPOINT).header
     if header["config_hash"] != config_hash(run):
@@ -218,12 +246,14 @@ def _open_folder(run: RunConfig, folder: Path, resume: bool) -> Tally:
         )
     tally = Tally(**header["tally"])
     done = tally.step + sum(p.outer_steps for p in run.phases[: tally.phase])
-    _truncate(folder / METRICS, done)
-    _truncate(folder / EVALUATIONS, done)
+    _truncate_logs(folder, done)
     return tally
 
 
 def _save(folder: Path, run: RunConfig, state: MetaState, tally: Tally) -> None:
+    state = distributed.gather(state)
+    if jax.process_index():
+        return
     checkpoint.save_state(
         folder / CHECKPOINT,
         state,
@@ -244,7 +274,7 @@ def _restore(folder: Path, state: MetaState, tally: Tally) -> MetaState:
             f"{int(restored.step)}"
         )
     return jax.tree.map(
-        lambda new, old: jax.device_put(new, old.sharding), restored, state
+        lambda new, old: distributed.put(new, old.sharding), restored, state
     )
 
 
@@ -271,6 +301,12 @@ def _finish_phase(
 def _append(path: Path, line: Mapping[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def _truncate_logs(folder: Path, last_step: int) -> None:
+    if jax.process_index() == 0:
+        for name in (METRICS, EVALUATIONS):
+            _truncate(folder / name, last_step)
 
 
 def _truncate(path: Path, last_step: int) -> None:

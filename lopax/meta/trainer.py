@@ -8,13 +8,16 @@ gradient and updating theta never leave the device; the host sees a small report
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from lopax._core.errors import ConfigError
 from lopax._core.estimator import EstimateInfo, Estimator
 from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.task import TaskFamily
@@ -24,11 +27,12 @@ from lopax.architectures import architecture
 from lopax.estimators import (
     ESTIMATORS,
     Horizon,
+    Mixture,
     ParticleSettings,
     Unroller,
     perturb,
 )
-from lopax.meta import outer
+from lopax.meta import distributed, outer
 from lopax.meta.config import EstimatorConfig, PhaseConfig, RunConfig
 
 
@@ -54,35 +58,47 @@ class StepInfo(NamedTuple):
 def build_estimator(
     config: EstimatorConfig,
     optimizer: LearnedOptimizer,
-    family: TaskFamily,
+    families: Sequence[TaskFamily],
     trainable: tuple[str, ...],
     mesh: Mesh | None = None,
 ) -> Estimator:
-    """The estimator of a configuration. Raises `UnknownName` / `ConfigError`."""
+    """The estimator of a configuration: one over the only family, or a mixture of one
+    for each, with an equal part of the particles. Raises `UnknownName` /
+    `ConfigError`."""
     make = ESTIMATORS[config.name]
-    unroller = Unroller(
-        optimizer=optimizer,
-        family=family,
-        horizon=Horizon(
-            low=config.horizon_low,
-            high=config.horizon_high,
-            staggered=config.staggered,
-        ),
-        first_order=config.first_order,
-    )
-    settings = ParticleSettings(
-        num_particles=config.particles,
-        trainable=trainable,
-        chunk=config.chunk,
-        mesh=mesh,
-    )
     known = {f.name for f in dataclasses.fields(make)}  # type: ignore[arg-type]
     wanted = {
         k: getattr(config, k)
         for k in ("truncation", "sigma", "sign", "objective")
         if k in known
     }
-    return make(unroller=unroller, settings=settings, **wanted)  # type: ignore[call-arg]
+    if config.particles % len(families):
+        raise ConfigError(
+            f"EstimatorConfig.particles = {config.particles}: must be a multiple of "
+            f"the {len(families)} groups of tasks"
+        )
+    settings = ParticleSettings(
+        num_particles=config.particles // len(families),
+        trainable=trainable,
+        chunk=config.chunk,
+        mesh=mesh,
+    )
+    horizon = Horizon(
+        low=config.horizon_low, high=config.horizon_high, staggered=config.staggered
+    )
+
+    def part(family: TaskFamily) -> Estimator:
+        unroller = Unroller(
+            optimizer=optimizer,
+            family=family,
+            horizon=horizon,
+            first_order=config.first_order,
+            emphasis=config.emphasis,
+        )
+        return make(unroller=unroller, settings=settings, **wanted)  # type: ignore[call-arg]
+
+    parts = [part(family) for family in families]
+    return parts[0] if len(parts) == 1 else Mixture(parts=parts)
 
 
 class PhaseTrainer:
@@ -91,7 +107,8 @@ class PhaseTrainer:
     **Arguments:**
 
     - `run`, `phase`: the configuration.
-    - `family`: the tasks; its arrays become arguments of the compiled program.
+    - `families`: the groups of tasks; their arrays become arguments of the compiled
+        program.
     - `mesh`: devices to spread particles over (axis "particles"), or None.
     - `outer_optimizer`: any optax transformation instead of the configured one. It is
         given the trainable leaves, and the meta-loss as `value`.
@@ -101,7 +118,7 @@ class PhaseTrainer:
         self,
         run: RunConfig,
         phase: PhaseConfig,
-        family: TaskFamily,
+        families: Sequence[TaskFamily],
         mesh: Mesh | None = None,
         outer_optimizer: optax.GradientTransformation | None = None,
     ):
@@ -112,7 +129,9 @@ class PhaseTrainer:
             outer_optimizer = outer.build(self.outer_config, phase.outer_steps)
         self.outer = optax.with_extra_args_support(outer_optimizer)
         self._estimator_config = run.estimator_of(phase)
-        self._arrays, self._rebuild = split_arrays(family)
+        arrays, self._rebuild = split_arrays(tuple(families))
+        self._arrays = arrays
+        self._placed = distributed.replicate(arrays, mesh)
         self._init = jax.jit(self._init_fn)
         self._advance = jax.jit(
             self._advance_fn, static_argnames="count", donate_argnums=1
@@ -122,21 +141,22 @@ class PhaseTrainer:
         """The state at the start of the phase. Raises `ConfigError` if a trainable
         pattern matches nothing."""
         perturb.trainable_mask(theta, self.phase.trainable)
-        return self._init(self._arrays, theta, key)
+        theta = jax.tree.map(np.asarray, theta)
+        return distributed.place(self._init(self._arrays, theta, key), self.mesh)
 
     def advance(self, state: MetaState, count: int) -> tuple[MetaState, StepInfo]:
         """`count` outer steps; `state` is consumed. Info leaves are [count]."""
-        return self._advance(self._arrays, state, count=count)
+        return self._advance(self._placed, state, count=count)
 
     def lower(self, state: MetaState, count: int) -> Any:
         """The lowered program of `advance`, for benchmarks of compile time."""
-        return self._advance.lower(self._arrays, state, count=count)
+        return self._advance.lower(self._placed, state, count=count)
 
     def _estimator(self, arrays: list[Any]) -> Estimator:
         noisy = ("*",) if self.run.published_freezing else self.phase.trainable
-        family = self._rebuild(arrays)
+        families = self._rebuild(arrays)
         return build_estimator(
-            self._estimator_config, self.optimizer, family, noisy, self.mesh
+            self._estimator_config, self.optimizer, families, noisy, self.mesh
         )
 
     def _init_fn(self, arrays: list[Any], theta: Theta, key: Key) -> MetaState:

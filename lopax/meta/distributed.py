@@ -1,0 +1,165 @@
+"""Meta-training over several devices and processes.
+
+Particles are spread over a one-axis mesh of all devices; theta and the outer
+optimizer's state are the same everywhere. The gradient is summed over devices once per
+outer step, and noise is made from keys where it is used, so a step sends one array of
+theta's size. Nothing depends on the number of devices: a checkpoint written by eight
+processes continues on one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lopax._core.config import check_range
+from lopax._core.errors import ConfigError, PeerLost
+from lopax.estimators.particles import AXIS
+
+_SCHEDULERS = ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_HOSTNAMES")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """How the processes of one job find each other.
+
+    Leave all three unset under Slurm, Open MPI or on TPU pods, where JAX reads them
+    from the environment.
+    """
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0."""
+    processes: int | None = None
+    process_id: int | None = None
+    """0 to processes - 1; process 0 writes the run's files."""
+
+    def __post_init__(self) -> None:
+        given = (self.coordinator, self.processes, self.process_id)
+        if any(x is not None for x in given) and any(x is None for x in given):
+            raise ConfigError(
+                f"Cluster{given}: give coordinator, processes and process_id, or none"
+            )
+        if self.processes is not None and self.process_id is not None:
+            check_range(self, "processes", low=1)
+            check_range(self, "process_id", low=0, below=self.processes)
+
+
+def connect(cluster: Cluster, timeout: int = 300) -> None:
+    """Joins this process to the job; call it before anything touches a device.
+
+    **Arguments:**
+
+    - `timeout`: seconds to wait for the other processes.
+
+    Raises `ConfigError` if nothing says who the others are, `PeerLost` if they do not
+    come.
+    """
+    if cluster.coordinator is None and not any(s in os.environ for s in _SCHEDULERS):
+        raise ConfigError(
+            "--distributed: found no Slurm, Open MPI or TPU job to read the cluster "
+            "from; give --coordinator HOST:PORT --processes N --process-id I"
+        )
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            cluster.coordinator,
+            cluster.processes,
+            cluster.process_id,
+            initialization_timeout=timeout,
+        )
+    except RuntimeError as error:
+        raise PeerLost(
+            f"the processes of this job did not find each other in {timeout} s "
+            f"({_first_line(error)}); start all of them with the same coordinator and "
+            "number of processes"
+        ) from None
+
+
+def particle_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all of the job) for the particle axis."""
+    return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
+
+
+def place(state: Any, mesh: Mesh | None) -> Any:
+    """A `MetaState` on the mesh: the estimator's arrays split along their first axis
+    (particles), everything else on every device. Without a mesh, as it is."""
+    if mesh is None:
+        return state
+    split = NamedSharding(mesh, P(AXIS))
+    estimator = jax.tree.map(lambda x: put(x, split), state.estimator)
+    return replicate(state._replace(estimator=()), mesh)._replace(estimator=estimator)
+
+
+def replicate(tree: Any, mesh: Mesh | None) -> Any:
+    """Arrays on every device of the mesh; without a mesh, as they are."""
+    if mesh is None:
+        return tree
+    return jax.tree.map(lambda x: put(x, NamedSharding(mesh, P())), tree)
+
+
+def put(x: Any, sharding: Any) -> Any:
+    """One array (or typed key) on a sharding that may span processes; every process
+    holds the same `x`."""
+    if jax.process_count() == 1:
+        return jax.device_put(x, sharding)
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = put(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
+
+
+def gather(tree: Any) -> Any:
+    """Arrays that may be spread over processes as whole host arrays on each of them.
+
+    With several processes, all must call it.
+    """
+    if jax.process_count() == 1:
+        return tree
+
+    def whole(x: Any) -> Any:
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            data = whole(jax.random.key_data(x))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        if x.is_fully_replicated:
+            return np.asarray(x.addressable_data(0))
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(whole, tree)
+
+
+def agree(stop: bool, due: bool) -> tuple[bool, bool]:
+    """One decision for all processes: stop if any was asked to; save when process 0
+    says it is time (clocks differ). With several processes, all must call it."""
+    if jax.process_count() == 1:
+        return stop, due
+    flags = multihost_utils.process_allgather(np.asarray([stop, due]))
+    return bool(flags[:, 0].any()), bool(flags[0, 1])
+
+
+@contextlib.contextmanager
+def peers_may_fail(folder: os.PathLike[str]) -> Iterator[None]:
+    """Turns a lost connection into `PeerLost` with the way to continue."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise PeerLost(
+            f"process {jax.process_index()} of {jax.process_count()} lost another "
+            f"process ({_first_line(error)}). The run continues from its last "
+            f"checkpoint, on any number of devices: lopax train --resume {folder}"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200]
