@@ -32,6 +32,7 @@ def _optimizers(pattern: str) -> Rows:
             f.name,
             f"{f.meta_parameters:,}",
             f"{f.bytes_per_parameter:.1f}",
+            _bytes(f.narrow_bytes_per_parameter),
             "yes" if f.needs_loss else "no",
             "yes" if f.needs_horizon else "no",
             "yes" if f.has_weights else "no",
@@ -39,8 +40,12 @@ def _optimizers(pattern: str) -> Rows:
         ]
         for f in optimizer_facts(pattern)
     ]
-    columns = ["name", "meta-parameters", "state B/param", "loss", "num_steps"]
-    return [*columns, "bundled weights", "source"], rows
+    columns = ["name", "meta-parameters", "state B/param", "bf16 momenta"]
+    return [*columns, "loss", "num_steps", "bundled weights", "source"], rows
+
+
+def _bytes(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _weights(pattern: str) -> Rows:
@@ -98,6 +103,16 @@ def _estimators(pattern: str) -> Rows:
     return ["name", "kind"], rows
 
 
+def _reproductions(pattern: str) -> Rows:
+    from lopax.reproductions import REPRODUCTIONS
+
+    rows = [
+        [n, f"{REPRODUCTIONS[n].minutes:.0f} min", REPRODUCTIONS[n].claim]
+        for n in REPRODUCTIONS.names(pattern)
+    ]
+    return ["name", "takes about", "claim"], rows
+
+
 LISTS: dict[str, Callable[[str], Rows]] = {
     "optimizers": _optimizers,
     "weights": _weights,
@@ -106,6 +121,7 @@ LISTS: dict[str, Callable[[str], Rows]] = {
     "datasets": _datasets,
     "baselines": _baselines,
     "estimators": _estimators,
+    "reproductions": _reproductions,
 }
 
 

@@ -1,0 +1,207 @@
+"""What a small-scale re-run of a paper's claim is, and how it is carried out.
+
+A reproduction is a set of meta-training recipes (the variants), a set of test problems,
+and a rule that reads the table of results and says what passed. Everything is repeated
+over meta-seeds. Runs are kept in a folder and resumed: nothing runs twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lopax import evaluate, meta, tasks
+from lopax._core.atomic import atomic_write
+from lopax._core.config import check_range, config_hash
+from lopax._core.errors import ConfigError
+from lopax.theta import load_theta
+
+
+class Check(NamedTuple):
+    """One statement of the pass rule."""
+
+    claim: str
+    passed: bool
+    found: str  # the numbers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Training a task it was (or was not) meta-trained on, with a meta-trained rule."""
+
+    task: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Overrides of the registered task."""
+    num_steps: int
+    seeds: int = 6
+    last: int = 10
+    """Steps at the end that count as the last loss."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "num_steps", low=1)
+        check_range(self, "seeds", low=1)
+        check_range(self, "last", low=1, high=self.num_steps)
+
+
+class Score(NamedTuple):
+    """One trained rule (or tuned baseline) on one test; over inner seeds."""
+
+    mean: float  # training loss, mean over all steps
+    last: float  # over the last steps
+    worst: float  # the same for the worst seed
+    accuracy: float  # on test data at the end; NaN where there is none
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Results:
+    """All numbers of a reproduction."""
+
+    meta_loss: dict[str, list[float]]
+    """Variant -> at the end of meta-training, per meta-seed."""
+    scores: dict[str, dict[str, list[Score]]]
+    """Test -> variant -> per meta-seed; a baseline has one entry."""
+
+    def over_seeds(self, test: str, variant: str, field: str) -> float:
+        """Mean over meta-seeds; the largest for "worst". Not finite stays so."""
+        values = [getattr(s, field) for s in self.scores[test][variant]]
+        return float(np.max(values) if field == "worst" else np.mean(values))
+
+    def mean_meta_loss(self, variant: str) -> float:
+        return float(np.mean(self.meta_loss[variant]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """See the module docstring."""
+
+    name: str
+    claim: str
+    source: str
+    rule: str
+    """When it counts as reproduced, in words."""
+    minutes: float
+    """On two idle cores, all meta-seeds."""
+    variants: Mapping[str, meta.RunConfig]
+    tests: Mapping[str, Trial]
+    baselines: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    """Name -> learning rates; the best on each test is kept."""
+    judge: Callable[[Results], Sequence[Check]]
+    meta_window: int = 20
+    """Outer steps at the end over which the meta-loss is averaged."""
+
+
+def shortened(run: meta.RunConfig, share: float) -> meta.RunConfig:
+    """The recipe with fewer outer steps, a multiple of its logging interval."""
+    if not 0.0 < share <= 1.0:
+        raise ConfigError(f"share = {share!r}: must be a number > 0 and <= 1")
+
+    def cut(phase: meta.PhaseConfig) -> meta.PhaseConfig:
+        lines = max(1, math.floor(share * phase.outer_steps / run.log_every))
+        return dataclasses.replace(phase, outer_steps=lines * run.log_every)
+
+    return dataclasses.replace(run, phases=tuple(cut(p) for p in run.phases))
+
+
+def carry_out(
+    study: Reproduction,
+    folder: Path,
+    *,
+    meta_seeds: Sequence[int] = (0, 1, 2),
+    share: float = 1.0,
+    say: Callable[[str], None] = print,
+) -> Results:
+    """Meta-trains all variants and runs all tests, or reads what `folder` has of them.
+
+    **Arguments:**
+
+    - `share`: of the outer steps; below one the rule is not expected to pass.
+    - `say`: told a line at a time what is being done.
+    """
+    meta_loss: dict[str, list[float]] = {}
+    scores: dict[str, dict[str, list[Score]]] = {name: {} for name in study.tests}
+    for variant, recipe in study.variants.items():
+        for seed in meta_seeds:
+            run = dataclasses.replace(shortened(recipe, share), seed=seed)
+            where = folder / f"{variant}-{seed}-{config_hash(run, 8)}"
+            trained = _meta_train(run, where, f"{variant}, meta-seed {seed}", say)
+            log = meta.read_log(trained.parent / "metrics.jsonl")
+            lines = max(1, study.meta_window // run.log_every)
+            tail = [line["loss"] for line in log[-lines:]]
+            meta_loss.setdefault(variant, []).append(float(np.mean(tail)))
+            for name, test in study.tests.items():
+                score = _scored(run, trained, name, test, where)
+                scores[name].setdefault(variant, []).append(score)
+    for baseline, rates in study.baselines.items():
+        for name, test in study.tests.items():
+            say(f"{baseline}: best of {len(rates)} learning rates on {name}")
+            scores[name][baseline] = [_tuned(baseline, rates, test)]
+    return Results(meta_loss=meta_loss, scores=scores)
+
+
+def _meta_train(
+    run: meta.RunConfig, where: Path, label: str, say: Callable[[str], None]
+) -> Path:
+    """The weights file of a run, trained (or continued) if it is not there."""
+    weights = where / "weights.safetensors"
+    if weights.exists():
+        return weights
+    total = run.total_steps
+    say(f"{label}: meta-training, {total} outer steps")
+    shown = {"at": 0}
+
+    def listener(p: meta.Progress) -> None:
+        if p.step - shown["at"] >= total / 4:
+            shown["at"] = p.step
+            left = p.seconds / p.step * (total - p.step)
+            say(f"  {p.step}/{total}, loss {p.metrics['loss']:.3f}, {left:.0f} s left")
+
+    families = meta.build_families(run.tasks)
+    resume = (where / "config.json").exists()
+    meta.train(run, families, where, resume=resume, listener=listener)
+    return weights
+
+
+def _scored(
+    run: meta.RunConfig, weights: Path, name: str, test: Trial, where: Path
+) -> Score:
+    """A rule's score on a test, cached beside its weights."""
+    cache = where / f"test-{config_hash([name, dataclasses.asdict(test)], 8)}.json"
+    if cache.exists():
+        return Score(*json.loads(cache.read_text(encoding="utf-8")))
+    settings = run.settings_of(run.phases[-1])
+    theta = load_theta(weights, run.architecture)
+    score = _run(evaluate.learned(run.architecture, theta, **settings), test)[0]
+    with atomic_write(cache) as temporary:
+        temporary.write_text(json.dumps(score), encoding="utf-8")
+    return score
+
+
+def _tuned(baseline: str, rates: tuple[float, ...], test: Trial) -> Score:
+    spec = dataclasses.replace(evaluate.baseline(baseline), learning_rates=rates)
+    scores = _run(spec, test)
+    means = [s.mean if math.isfinite(s.mean) else math.inf for s in scores]
+    return scores[int(np.argmin(means))]
+
+
+def _run(spec: evaluate.OptimizerSpec, test: Trial) -> list[Score]:
+    """One score per learning rate (one for a learned rule)."""
+    config = evaluate.RunConfig(
+        num_steps=test.num_steps, eval_every=test.num_steps, eval_batches=1
+    )
+    task = tasks.task(test.task, **test.settings)
+    found = evaluate.run(spec, task, config, seeds=list(range(test.seeds)))
+    accuracy = found.metrics.get("test/accuracy")
+    scores = []
+    for i in range(found.train.shape[1]):
+        losses = found.train[:, i].astype(np.float64)
+        last = losses[:, -test.last :].mean(axis=1)
+        right = math.nan if accuracy is None else float(accuracy[:, i, -1].mean())
+        mean, worst = float(losses.mean()), float(np.max(last))
+        scores.append(Score(mean, float(last.mean()), worst, right))
+    return scores
