@@ -75,7 +75,7 @@ def main() -> None:
     ]
     groups = [
         {
-            "params": [p for (_, p), d in zip(named, decays, strict=True) if d == kind],
+            "params": [np for np, d in zip(named, decays, strict=True) if d == kind],
             "weight_decay": 0.1 if kind else 0.0,
         }
         for kind in (True, False)

@@ -54,7 +54,7 @@ def main() -> None:
     model = network()
     optimizer = lopax.torch.optimizer(
         args.optimizer,
-        model.parameters(),
+        model.named_parameters(),
         num_steps=args.steps,
         weights=args.weights,
     )

@@ -15,10 +15,9 @@ from quick_compile import quick_jit
 
 from lopax._core import tree as trees
 from lopax._core.errors import StructureMismatch
-from lopax._core.optimizer import Leaf
+from lopax._core.routing import Route, role_of
 from lopax.architectures import architecture
 from lopax.blocks import accumulators, loss_normalizer, orthogonalize, tensor_features
-from lopax.blocks.routing import Route, role_of
 from lopax.nets import dense_mlp, mlp
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -475,7 +474,7 @@ def test_routes_by_name_rank_and_predicate() -> None:
         ("d", (2, 2)): "rest",
     }
     for (name, shape), role in expected.items():
-        assert role_of(Leaf(0, name, shape), routes, "rest") == role, name
+        assert role_of(name, shape, routes, "rest") == role, name
 
 
 def test_celo2_default_roles_and_state() -> None:

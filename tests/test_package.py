@@ -21,19 +21,20 @@ BELOW = {
     "kernels": {"_core", "nets", "blocks", "pretrained"},
     "architectures": {"_core", "nets", "blocks", "kernels"},
     "theta": {"_core", "architectures", "pretrained", "_version"},
-    "tasks": {"_core", "nets", "data"},
+    "tasks": {"_core", "nets", "data", "architectures"},
     "estimators": {"_core", "tasks", "architectures"},
     "meta": {
         "_core", "_version", "architectures", "estimators", "tasks", "pretrained",
         "theta",
     },
-    "optax": {"_core", "architectures", "pretrained", "theta"},
-    "inventory": {"_core", "architectures", "pretrained", "tasks"},
-    "torch": {"_core", "pretrained"},
+    "optax": {"_core", "architectures", "blocks", "pretrained", "theta"},
+    "inventory": {"_core", "architectures", "blocks", "pretrained", "tasks"},
+    "torch": {"_core", "_version", "pretrained"},
     "evaluate": {
         "_core", "_version", "architectures", "data", "tasks", "pretrained", "theta",
         "optax", "kernels",
     },
+    "reproductions": {"_core", "evaluate", "meta", "tasks", "theta"},
 }  # fmt: skip
 
 

@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch_common import NAMES, batch, loss_of, make, random_theta, small_model, values
+from torch_common import (
+    NAMES,
+    NEEDS_LOSS,
+    SETTINGS,
+    batch,
+    loss_of,
+    make,
+    random_theta,
+    small_model,
+    values,
+)
 
 import lopax.torch as lt
 from lopax._core.errors import ConfigError
@@ -56,8 +66,8 @@ def trainer_for(transformers, folder, name, keep_schedule=False, **settings):
     trainer = transformers.Trainer(
         model=ModelWithLoss(), args=arguments, train_dataset=data(8)
     )
-    theta = random_theta(name)
-    return attach(trainer, name, keep_schedule=keep_schedule, theta=theta)
+    options = {"theta": random_theta(name), **SETTINGS.get(name, {})}
+    return attach(trainer, name, keep_schedule=keep_schedule, **options)
 
 
 def learned(trainer):
@@ -66,7 +76,7 @@ def learned(trainer):
     return getattr(found, "optimizer", found)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NEEDS_LOSS)
 def test_trainer_sets_the_horizon_and_feeds_the_loss(transformers, tmp_path, name):
     # 8 batches an epoch, two to a step: 3 epochs make 12 steps.
     trainer = trainer_for(
@@ -97,11 +107,12 @@ def test_trainer_sets_the_horizon_and_feeds_the_loss(transformers, tmp_path, nam
     assert not torch.equal(values(trainer.model), values(ModelWithLoss()))
 
 
-def test_trainer_resumes_exactly(transformers, tmp_path):
+@pytest.mark.parametrize("name", ["celo", "celo2"])
+def test_trainer_resumes_exactly(transformers, tmp_path, name):
     settings = {"max_steps": 8, "save_steps": 4, "save_strategy": "steps"}
-    whole = trainer_for(transformers, tmp_path, "celo", **settings)
+    whole = trainer_for(transformers, tmp_path, name, **settings)
     whole.train()
-    again = trainer_for(transformers, tmp_path, "celo", **settings)
+    again = trainer_for(transformers, tmp_path, name, **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert int(learned(again).info().iteration) == 8
     torch.testing.assert_close(values(again.model), values(whole.model))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from shared_files import golden, shared
-from torch_common import NAMES, make, needs_compiler, random_theta
+from shared_files import golden
+from torch_common import (
+    FUSED_CPU,
+    NAMES,
+    SETTINGS,
+    make,
+    needs_compiler,
+    random_theta,
+    to_torch_layout,
+)
 
 import lopax.torch as lt
-from lopax.torch.celo import CeloConfig
-from lopax.torch.celo_adam import CeloAdamConfig
+from lopax._core.config import to_dict
+from lopax.pretrained.files import write_arrays
 from lopax.torch.geometry import Blocks, factored_axes
 
 GOLDEN = {
@@ -21,7 +29,16 @@ GOLDEN = {
     "celo_random": ("celo", {}),
     "celo_adam": ("celo_adam", {}),
     "celo_adam_random": ("celo_adam", {}),
+    "velo_s": ("velo", {"lstm": 64, "bank": 32, "bank_mult": 1.0}),
+    "adafac_mlp": ("adafac_mlp", {}),
+    "celo2base": ("celo2_base", {}),
+    "celo2": (
+        "celo2",
+        {"routes": [{"role": "adam", "name": "/b$"}], "weight_decay": 0.01},
+    ),
 }
+QUICK = ("celo", "celo2", "velo")  # the rules whose step compiles in every run
+TOLERANCE = {"celo2": 1e-4}  # the iteration amplifies rounding in small directions
 
 
 @pytest.fixture(params=["plain", "fused"])
@@ -31,33 +48,31 @@ def backend(request):
     return request.param
 
 
-def to_torch_layout(x):
-    """(*window, in, out) -> (out, in, *window)."""
-    x = np.asarray(x)
-    return x if x.ndim < 2 else np.ascontiguousarray(np.moveaxis(x, (-1, -2), (0, 1)))
-
-
 @pytest.mark.parametrize("layout", ["in_out", "out_in"])
 @pytest.mark.parametrize("file", GOLDEN)
-def test_golden_files(file, layout, backend):
+def test_golden_files(file, layout, backend, tmp_path):
+    """The published implementations' numbers; settings come from a weights file."""
     data = golden(file)
     name, config = GOLDEN[file]
-    if backend == "fused" and name != "celo":
+    if backend == "fused" and name not in FUSED_CPU:
         pytest.skip("there is no fused CPU kernel for this rule")
     store = to_torch_layout if layout == "out_in" else np.asarray
     tensors = [k.removeprefix("params/") for k in data if k.startswith("params/")]
     params = {
         k: torch.nn.Parameter(torch.tensor(store(data[f"params/{k}"]))) for k in tensors
     }
+    weights = tmp_path / "theta.safetensors"
+    theta = {k[6:]: v for k, v in data.items() if k.startswith("theta/")}
+    write_arrays(weights, theta, {"architecture": name, "config": config})
     optimizer = lt.optimizer(
         name,
-        list(params.values()),
+        [(k.replace("/", "."), p) for k, p in params.items()],
         num_steps=int(data["num_steps"]),
-        theta={k[6:]: v for k, v in data.items() if k.startswith("theta/")},
+        weights=weights,
         layout=layout,
         backend=backend,
-        **config,
     )
+    tolerance = TOLERANCE.get(file, 1e-5)
     for t, loss in enumerate(data["loss"]):
         for k, p in params.items():
             p.grad = torch.tensor(store(data[f"grads/{k}"][t]))
@@ -66,7 +81,7 @@ def test_golden_files(file, layout, backend):
             expected = store(data[f"expected/{k}"][t])
             # Relative to the tensor: single elements pass through zero.
             error = np.linalg.norm(p.detach().numpy() - expected)
-            assert error <= 1e-5 * np.linalg.norm(expected), (k, t, error)
+            assert error <= tolerance * np.linalg.norm(expected), (k, t, error)
     moved = np.linalg.norm(expected - store(data[f"params/{k}"]))
     assert moved > 1e-4 * np.linalg.norm(expected)
 
@@ -107,7 +122,8 @@ def random_grads(shapes, steps, seed=0):
 
 
 @pytest.mark.parametrize("layout", ["out_in", "in_out"])
-def test_fused_cpu_equals_plain(layout):
+@pytest.mark.parametrize("name", FUSED_CPU)
+def test_fused_cpu_equals_plain(name, layout):
     needs_compiler()
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(s, generator=generator) * 0.3 for s in SHAPES]
@@ -115,7 +131,7 @@ def test_fused_cpu_equals_plain(layout):
     for kind in ("plain", "fused"):
         params = [torch.nn.Parameter(p.clone()) for p in start]
         optimizer = make(
-            "celo", params, backend=kind, layout=layout, weight_decay=0.1, lr=0.7
+            name, params, backend=kind, layout=layout, weight_decay=0.1, lr=0.7
         )
         for grads in random_grads(SHAPES, 8):
             for p, g in zip(params, grads, strict=True):
@@ -157,29 +173,37 @@ HORIZON = 500
 
 def jax_run(name, theta, start, all_grads, losses):
     jax = pytest.importorskip("jax")
+    from quick_compile import quick_jit
+
     from lopax.architectures import architecture
 
-    rule = architecture(name)
+    rule: Any = architecture(name, **SETTINGS.get(name, {}))
     theta = rule.theta_from_arrays(theta)
     params = [jax.numpy.asarray(p) for p in start]
     state = rule.init(theta, params, HORIZON)
-    update = jax.jit(rule.update)
+
+    def update(grads, state, params, loss):
+        return rule.update(theta, grads, state, params, value=loss)
+
+    update = quick_jit(update)
     for grads, loss in zip(all_grads, losses, strict=True):
-        updates, state, _ = update(theta, grads, state, params, value=loss)
+        updates, state, _ = update(grads, state, params, loss)
         params = [p + u for p, u in zip(params, updates, strict=True)]
     return params, state
+
+
+TREE = [(), (1,), (9,), (7, 1), (6, 6), (5, 12), (3, 300), (2, 3, 4), (3, 3, 8, 8)]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_jax_and_torch_agree_on_random_trees(name, backend):
     """All ranks, stored in JAX's layout there and in torch's here; one bad step."""
-    if backend == "fused" and name != "celo":
+    if backend == "fused" and name not in FUSED_CPU:
         pytest.skip("there is no fused CPU kernel for this rule")
-    shapes = [s for s in SHAPES if 0 not in s]
     generator = np.random.default_rng(1)
-    start = [np.asarray(generator.standard_normal(s), np.float32) for s in shapes]
+    start = [np.asarray(generator.standard_normal(s), np.float32) for s in TREE]
     theta = random_theta(name, seed=3)
-    all_grads = list(random_grads(shapes, 12, seed=4))
+    all_grads = list(random_grads(TREE, 12, seed=4))
     all_grads[5][3][0] = np.inf
     losses = (2.0 - 0.1 * np.arange(12) + 0.3 * np.sin(3.0 * np.arange(12))).astype("f")
     losses[8] = np.nan
@@ -194,100 +218,22 @@ def test_jax_and_torch_agree_on_random_trees(name, backend):
         e, s = to_torch_layout(e), to_torch_layout(s)
         difference = np.linalg.norm(p.detach().numpy() - e)
         rounding = 1e-7 * np.linalg.norm(e) * 12
-        assert difference <= 1e-4 * np.linalg.norm(e - s) + rounding, s.shape
+        tolerance = 10 * TOLERANCE.get(name, 1e-5)
+        assert difference <= tolerance * np.linalg.norm(e - s) + rounding, s.shape
     info = optimizer.info()
     assert int(info.skipped) == int(state.skipped) == 2
     assert int(info.iteration) == int(state.iteration) == 12
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_same_network_trains_the_same_in_both_frameworks(name):
-    """200 steps of a small convolutional network on real digits."""
-    jax = pytest.importorskip("jax")
-    import jax.numpy as jnp
-
-    from lopax.architectures import architecture
-    from lopax.pretrained import read_weights
-
-    datasets = pytest.importorskip("sklearn.datasets")
-    theta = read_weights(shared("weights", name, "theta.state")).arrays
-    # One large batch and smoothed labels: with small ones the run is chaotic and
-    # rounding errors grow; without smoothing the loss falls to where they are all.
-    digits = datasets.load_digits()
-    images = (digits.images[:256] / 16.0).astype(np.float32)
-    labels, steps = digits.target[:256], 200
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 6, 3, stride=2, padding=1),
-        torch.nn.Tanh(),
-        torch.nn.Conv2d(6, 6, 3, stride=2, padding=1),
-        torch.nn.Tanh(),
-        torch.nn.Flatten(),
-        torch.nn.Linear(24, 24),
-        torch.nn.Tanh(),
-        torch.nn.Linear(24, 10),
-    )
-
-    def as_jax(p):
-        p = p.detach().numpy()
-        return jnp.asarray(p if p.ndim < 2 else np.moveaxis(p, (0, 1), (-1, -2)))
-
-    params = [as_jax(p) for p in net.parameters()]
-
-    def loss_fn(params, x, y):
-        def conv(x, w, b, stride):
-            axes = ("NHWC", "HWIO", "NHWC")
-            pad = ((1, 1), (1, 1))
-            return jax.lax.conv_general_dilated(x, w, stride, pad, None, None, axes) + b
-
-        w = params
-        x = jnp.tanh(conv(x[..., None], w[0], w[1], (2, 2)))
-        x = jnp.tanh(conv(x, w[2], w[3], (2, 2)))
-        x = x.transpose(0, 3, 1, 2).reshape(len(y), -1)
-        x = jnp.tanh(x @ w[4] + w[5])
-        log_p = jax.nn.log_softmax(x @ w[6] + w[7])
-        targets = 0.9 * jax.nn.one_hot(y, 10) + 0.01  # label smoothing
-        return -jnp.mean(jnp.sum(log_p * targets, 1))
-
-    rule = architecture(name)
-    jax_theta = rule.theta_from_arrays(theta)
-
-    @jax.jit
-    def one(params, state):
-        loss, grads = jax.value_and_grad(loss_fn)(params, images, labels)
-        updates, state, _ = rule.update(jax_theta, grads, state, params, value=loss)
-        return jax.tree.map(jnp.add, params, updates), state, loss
-
-    state, expected = rule.init(jax_theta, params, steps), []
-    for _ in range(steps):
-        params, state, loss = one(params, state)
-        expected.append(float(loss))
-    optimizer = lt.optimizer(name, net.parameters(), num_steps=steps, theta=theta)
-    found = []
-    for _ in range(steps):
-        loss = torch.nn.functional.cross_entropy(
-            net(torch.tensor(images)[:, None]),
-            torch.tensor(labels),
-            label_smoothing=0.1,
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step(loss=loss)
-        found.append(loss.item())
-    assert found[-1] < 0.5 * found[0]
-    np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 def test_settings_are_those_of_the_jax_rules():
     pytest.importorskip("jax")
     from lopax.architectures import ARCHITECTURES
 
-    for name, config in (("celo", CeloConfig), ("celo_adam", CeloAdamConfig)):
-        theirs = dataclasses.asdict(ARCHITECTURES[name].config())
-        for key in ("start", "backend"):  # of meta-training, and of JAX
+    for name in NAMES:
+        theirs = to_dict(ARCHITECTURES[name].config())
+        for key in ("start", "backend", "unrolled"):  # of meta-training, and of JAX
             theirs.pop(key, None)
-        assert dataclasses.asdict(config()) == theirs
+        assert to_dict(lt.RULES[name].rule_class.config_class()) == theirs
 
 
 def test_factored_axes():
@@ -311,7 +257,13 @@ def test_blocks_cover_the_tensor():
         assert size == int(np.prod(shape))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in NAMES
+    ],
+)
 def test_plain_rule_compiles_once(name):
     """No recompilation when the learning rate, the loss or the step change."""
     needs_compiler()

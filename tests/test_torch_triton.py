@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch_common import NAMES, make
+from torch_common import FUSED_CUDA, make
 
 SHAPES = [
     (),
@@ -78,7 +78,7 @@ def compare(name, device, dtype, steps, shapes=SHAPES):
 @pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FUSED_CUDA)
 def test_kernels_in_the_interpreter(name):
     """In a process of its own: Triton reads its mode when it is imported."""
     program = PROGRAM.format(path=sys.path, name=name)
@@ -102,13 +102,13 @@ LARGE = [*SHAPES, (3000, 700), (257, 1000), (128, 128, 3, 3), (70_000,)]
 
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FUSED_CUDA)
 def test_fused_cuda_equals_plain(name, dtype):
     compare(name, torch.device("cuda"), dtype, steps=6, shapes=LARGE)
 
 
 @needs_cuda
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FUSED_CUDA)
 def test_fused_cuda_gives_the_same_bits_every_time(name):
     device = torch.device("cuda")
     first, second = (
@@ -118,7 +118,7 @@ def test_fused_cuda_gives_the_same_bits_every_time(name):
 
 
 @needs_cuda
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FUSED_CUDA)
 def test_a_step_on_cuda_does_not_synchronise(name):
     params = [torch.nn.Parameter(torch.ones(64, 64, device="cuda"))]
     optimizer = make(name, params)

@@ -9,19 +9,36 @@ import pytest
 import torch
 
 import lopax.torch as lt
+from lopax._core.config import from_dict
 from lopax.torch import fused_cpu
 from lopax.torch.errors import BackendUnavailable
 
-NAMES = ("celo", "celo_adam")
+NAMES = tuple(lt.RULES)
+FUSED_CPU = ("celo", "velo", "adafac_mlp")
+FUSED_CUDA = ("celo", "celo_adam")
+NEEDS_LOSS = tuple(n for n in NAMES if lt.RULES[n].rule_class.needs_loss)
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    # Small, and so that the random bank's mixture is of order one.
+    "velo": {"lstm": 16, "bank": 8, "bank_mult": 1.0, "hidden": 3},
+    # By rank alone, so that parameters need no names.
+    "celo2": {"routes": ({"role": "adam", "max_rank": 1},), "hidden": 3},
+    "celo2_base": {"hidden": 3},
+    "adafac_mlp": {"hidden": 3},
+}
+"""Settings with which the tests make a rule, over its defaults."""
 
 
-def random_theta(name: str, seed: int = 0, **config: Any) -> dict[str, np.ndarray]:
+def random_theta(name: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Meta-parameters of a sensible size: weights of order 1/sqrt(fan-in)."""
     rule = lt.RULES[name].rule_class
     generator = np.random.default_rng(seed)
     arrays = {}
-    for path, shape in rule.theta_shapes(rule.config_class(**config)).items():
-        fan_in = shape[0] if len(shape) == 2 else 25
+    config = from_dict(rule.config_class, SETTINGS.get(name, {}))
+    for path, shape in rule.theta_shapes(config).items():
+        fan_in = shape[-2] if len(shape) >= 2 else 25
+        if path.startswith("decays/"):  # offsets, in which a decay is exponential
+            fan_in = 1000
         values = generator.standard_normal(shape) / np.sqrt(fan_in)
         arrays[path] = values.astype(np.float32)
     return arrays
@@ -29,6 +46,7 @@ def random_theta(name: str, seed: int = 0, **config: Any) -> dict[str, np.ndarra
 
 def make(name: str, params: Any, num_steps: Any = 50, **options: Any):
     """An optimizer with random meta-parameters."""
+    options = {**SETTINGS.get(name, {}), **options}
     options.setdefault("theta", random_theta(name))
     return lt.optimizer(name, params, num_steps=num_steps, **options)
 
@@ -73,3 +91,28 @@ def train(model: torch.nn.Module, optimizer: Any, steps: range) -> list[float]:
 def values(model: torch.nn.Module) -> torch.Tensor:
     """All parameters in one vector."""
     return torch.cat([p.detach().float().flatten() for p in model.parameters()])
+
+
+def to_torch_layout(x: Any) -> np.ndarray:
+    """(*window, in, out) -> (out, in, *window)."""
+    x = np.asarray(x)
+    return x if x.ndim < 2 else np.ascontiguousarray(np.moveaxis(x, (-1, -2), (0, 1)))
+
+
+def adam_like_theta(name: str) -> dict[str, np.ndarray]:
+    """Meta-parameters with which a rule trains: its network passes on one Adam-like
+    direction, and every other weight is small, random and acts."""
+    arrays = {k: 0.1 * v for k, v in random_theta(name, seed=5).items()}
+    adam = {"adafac_mlp": 6}.get(name, 7)  # the channel momentum / root second moment
+    for prefix, gain in (("rule/", 10.0), ("net/", 5.0), ("bank/", 10.0)):
+        if f"{prefix}w0" in arrays:
+            w0, w1, w2 = (arrays[f"{prefix}w{i}"] for i in range(3))
+            w0[..., adam, :2] += (1.0, -1.0)
+            w1[..., :2, :2] += np.eye(2)
+            w2[..., :2, 0] += (gain, -gain)
+    if name == "velo":
+        arrays["controls/b"] += 1.0
+        arrays["head/b"] += 1.0
+    elif "scheduler/head/b" in arrays:
+        arrays["scheduler/head/b"] += np.float32(np.log(10.0))
+    return arrays

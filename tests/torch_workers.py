@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch_common import loss_of, make, small_model, values
+from torch_common import NAMES, NEEDS_LOSS, loss_of, make, small_model, values
 
 
 def start(rank: int, folder: str) -> None:
@@ -34,8 +34,8 @@ def replicas(rank: int, folder: str) -> None:
     """DDP: local losses differ, replicas stay bitwise equal; without the all-reduce
     of the loss they do not."""
     start(rank, folder)
-    for name in ("celo", "celo_adam"):
-        for group, stay in ((None, True), (False, False)):
+    for name in NAMES:
+        for group, stay in ((None, True), (False, name not in NEEDS_LOSS)):
             model = small_model()
             wrapped = torch.nn.parallel.DistributedDataParallel(model)
             optimizer = make(name, model.parameters(), process_group=group)
@@ -103,7 +103,7 @@ def shards(rank: int, folder: str) -> None:
     from torch.distributed.tensor import DTensor
 
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
-    for name in ("celo", "celo_adam"):
+    for name in NAMES:
         reference, model = Shapes(), Shapes()
         fully_shard(model, mesh=mesh)
         optimizer = make(name, model.parameters(), weight_decay=0.1)
@@ -119,7 +119,8 @@ def shards(rank: int, folder: str) -> None:
             one_step(reference, other, step)
         begin, end = whole(Shapes()), whole(reference)
         error = (whole(model) - end).norm() / (end - begin).norm()
-        assert error < 1e-4, (name, error)
+        # Orthogonalisation amplifies rounding in small singular values.
+        assert error < (1e-3 if name == "celo2" else 1e-4), (name, error)
         state = optimizer.state[model.first.weight]
         assert isinstance(state["second"], DTensor)
         assert state["second"].to_local().shape[0] in (4, 5)

@@ -38,6 +38,10 @@ class AdafacMLPConfig:
     """Step for an output of one, in the parameters' own units."""
     exp_mult: float = 1e-3
     """Scale of the log-magnitude output."""
+    unrolled: bool | None = None
+    """Whether the network is computed weight by weight (one pass over the elements) or
+    as matrix products. None: by its width. Back-propagation through many updates of
+    the unrolled form takes minutes to compile."""
 
     def __post_init__(self) -> None:
         check_range(self, "hidden", low=1)
@@ -78,7 +82,7 @@ class AdafacMLP(CountedRule[Moments]):
         del index
         c = self.config
         (direction, magnitude), _, state = adafac_net.evaluate(
-            theta, context, grad, state, param
+            theta, context, grad, state, param, c.unrolled
         )
         return -direction * jnp.exp(c.exp_mult * magnitude) * c.step_mult, state
 

@@ -56,7 +56,7 @@ class CeloConfig:
     start: str = "random"
     """What `init_theta` begins with: "random" (as published) or "adam", an MLP that
     passes on one Adam-like direction, plus noise in the unused units, and a scheduler
-    that multiplies by one."""
+    that falls exponentially from 3 to 0.05."""
     backend: str = "auto"
     """"plain": the rule as written below. "fused": a kernel with the same arithmetic
     (CPU), an error if there is none. "auto": the kernel where there is one."""
@@ -107,7 +107,10 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
         rule = mlp.init(k_rule, (inputs, c.hidden, c.hidden, 2))
         schedule = scheduler.init_theta(k_scheduler, c.lstm)
         if c.start == "adam":
-            rule, schedule = _adam_like(rule), scheduler.neutral(schedule)
+            rule, schedule = (
+                _adam_like(rule),
+                scheduler.following(schedule, scheduler.falling(3.0, 0.05)),
+            )
         return {"rule": rule, "scheduler": schedule}
 
     def init_shared(
@@ -123,6 +126,10 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
             second=jnp.zeros(param.shape, jnp.float32),
             factored=accumulators.factored_init(param.shape, len(c.factored_decays)),
         )
+
+    def group_key(self, leaf: Leaf) -> str | None:
+        # A call to the kernel costs little however many there are.
+        return None if self._use_kernel(math.prod(leaf.shape)) else ""
 
     def advance(
         self,
@@ -180,7 +187,7 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
         finite: Flag,
         bound: float,
     ) -> tuple[Array, CeloTensorState]:
-        if not self._use_kernel(grad):
+        if not self._use_kernel(grad.size):
             return super().step_or_keep(
                 theta, context, index, grad, state, param, finite, bound
             )
@@ -219,9 +226,9 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
         )
         return delta, CeloTensorState(momenta, second, Factored(*factored))
 
-    def _use_kernel(self, grad: Array) -> bool:
+    def _use_kernel(self, size: int) -> bool:
         c = self.config
-        if c.backend == "plain" or not c.fits_kernel or grad.size == 0:
+        if c.backend == "plain" or not c.fits_kernel or size == 0:
             return False
         if kernel.available():
             return True

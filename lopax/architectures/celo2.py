@@ -6,7 +6,7 @@ its output is scaled to unit root mean square per matrix, so that a step size an
 schedule are the user's to choose (`step_mult` here, `lr_multiplier` in
 `lopax.optimizer`), about as large as one element should move.
 
-Each tensor has a role, by name, rank or predicate (`blocks.routing`):
+Each tensor has a role, by name, rank or predicate (`_core.routing`):
 
 - "orthogonal": the learned direction after five Newton-Schulz iterations, as in Muon;
 - "learned": the learned direction;
@@ -33,15 +33,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopax._core import routing
 from lopax._core.config import check_range
 from lopax._core.optimizer import Leaf
+from lopax._core.routing import Route
 from lopax._core.types import Count, Key, Theta
-from lopax.blocks import element_features, moments, orthogonalize, routing
+from lopax.blocks import element_features, moments, orthogonalize
 from lopax.blocks.counted_rule import CountedRule
 from lopax.blocks.element_features import CELO2_MATRIX_GROUPS, CELO2_VECTOR_GROUPS
 from lopax.blocks.moments import Decays, Moments
 from lopax.blocks.normalize import matrix_rms_scale
-from lopax.blocks.routing import Route
 from lopax.nets import dense_mlp, mlp
 
 ROLES = ("orthogonal", "learned", "adam")
@@ -105,7 +106,8 @@ class _Celo2Rule(CountedRule[Any]):
 
     def role(self, leaf: Leaf) -> str:
         """One of `ROLES`."""
-        return routing.role_of(leaf, self.config.routes, self.config.default_role)
+        c = self.config
+        return routing.role_of(leaf.name, leaf.shape, c.routes, c.default_role)
 
     def init_theta(self, key: Key) -> Theta:
         c = self.config

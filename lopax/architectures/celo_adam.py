@@ -16,11 +16,13 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lopax._core.config import check_range
+from lopax._core.config import check_choice, check_range
 from lopax._core.optimizer import TensorRule
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import scheduler
 from lopax.blocks.scheduler import SchedulerState
+
+STARTS = ("random", "falling")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +33,12 @@ class CeloAdamConfig:
     b1: float = 0.9
     b2: float = 0.999
     step_mult: float = 1e-3
+    start: str = "random"
+    """What `init_theta` begins with: "random" (as published) or "falling", a scheduler
+    whose multiplier falls exponentially from 5 to 0.05."""
 
     def __post_init__(self) -> None:
+        check_choice(self, "start", STARTS)
         check_range(self, "lstm", low=1)
         check_range(self, "b1", low=0.0, below=1.0)
         check_range(self, "b2", low=0.0, below=1.0)
@@ -67,7 +73,10 @@ class CeloAdam(TensorRule[AdamShared, AdamContext, AdamState]):
         self.config = config or CeloAdamConfig()
 
     def init_theta(self, key: Key) -> Theta:
-        return {"scheduler": scheduler.init_theta(key, self.config.lstm)}
+        theta = scheduler.init_theta(key, self.config.lstm)
+        if self.config.start == "falling":
+            theta = scheduler.following(theta, scheduler.falling(5.0, 0.05))
+        return {"scheduler": theta}
 
     def init_shared(
         self, theta: Theta, num_steps: Count, num_tensors: int

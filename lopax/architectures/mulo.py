@@ -8,7 +8,7 @@ update of a matrix between two hidden layers is divided by its fan-in relative t
 the parametrisation is the user's network: output weights of standard deviation one
 with the output divided by its fan-in, everything else initialised by its fan-in.
 
-Which tensors are hidden matrices is decided by name and rank (`blocks.routing`): the
+Which tensors are hidden matrices is decided by name and rank (`_core.routing`): the
 default takes every tensor of rank two or more whose name does not look like an
 embedding, an input or an output layer. Kernels are read as [..., fan-in, fan-out].
 
@@ -24,14 +24,15 @@ from typing import ClassVar
 
 from jaxtyping import Array
 
+from lopax._core import routing
 from lopax._core.config import check_range
 from lopax._core.optimizer import Leaf
+from lopax._core.routing import Route
 from lopax._core.types import Count, Key, Theta
 from lopax.architectures.adafac_mlp import AdafacMLP, AdafacMLPConfig
-from lopax.blocks import adafac_net, routing
+from lopax.blocks import adafac_net
 from lopax.blocks.counted_rule import CountedRule
 from lopax.blocks.moments import Moments
-from lopax.blocks.routing import Route
 
 ROLES = ("hidden", "other")
 
@@ -78,7 +79,7 @@ class MuLO(CountedRule[Moments]):
     def width_factor(self, leaf: Leaf) -> float:
         """What the tensor's step is multiplied by."""
         c = self.config
-        role = routing.role_of(leaf, c.routes, c.default_role)
+        role = routing.role_of(leaf.name, leaf.shape, c.routes, c.default_role)
         if role != "hidden" or len(leaf.shape) < 2:
             return 1.0
         return c.base_width / max(leaf.shape[-2], 1)

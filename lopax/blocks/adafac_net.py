@@ -33,7 +33,12 @@ def init_theta(key: Key, hidden: int, outputs: int) -> Theta:
 
 
 def evaluate(
-    theta: Theta, step: Count, grad: Array, state: Moments, param: Array
+    theta: Theta,
+    step: Count,
+    grad: Array,
+    state: Moments,
+    param: Array,
+    unrolled: bool | None = None,
 ) -> tuple[list[Array], ElementView, Moments]:
     """The network's outputs for every element, what it saw, and the next state.
 
@@ -41,6 +46,7 @@ def evaluate(
 
     - `step`: [] int32, updates made before this one.
     - `state`: the accumulators before this gradient.
+    - `unrolled`: how the network is computed, see `dense_mlp.apply`.
     """
     state = moments.update(state, grad, moments.learned_decays(theta["decays"]))
     view = moments.view(state, grad, param)
@@ -51,6 +57,7 @@ def evaluate(
         theta["net"],
         [*channels, *times],
         [*(rms_scale(x) for x in channels), *(one for _ in times)],
+        unrolled,
     )
     return outputs, view, state
 

@@ -21,13 +21,19 @@ UNROLLED_UP_TO = 8
 
 
 def apply(
-    theta: Theta, channels: Sequence[Float[Array, "..."]], scales: Sequence[Array]
+    theta: Theta,
+    channels: Sequence[Float[Array, "..."]],
+    scales: Sequence[Array],
+    unrolled: bool | None = None,
 ) -> list[Float[Array, "..."]]:
     """Output channels, each of the tensor's shape, by whichever form suits the width.
 
     Arguments as in `mlp.apply`; channels of shape [] are the same for all elements.
+    `unrolled` chooses the form instead.
     """
-    if theta["b0"].shape[0] <= UNROLLED_UP_TO:
+    if unrolled is None:
+        unrolled = theta["b0"].shape[0] <= UNROLLED_UP_TO
+    if unrolled:
         return mlp.apply(theta, channels, scales)
     outputs = apply_dense(theta, channels, scales)
     return [outputs[..., i] for i in range(outputs.shape[-1])]

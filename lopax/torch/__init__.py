@@ -15,16 +15,21 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from lopax._core.registry import Registry
+from lopax._core.routing import Route
+from lopax.torch.adafac_mlp import AdafacMLPRule
 from lopax.torch.celo import CeloRule
+from lopax.torch.celo2 import Celo2BaseRule, Celo2Rule
 from lopax.torch.celo_adam import CeloAdamRule
 from lopax.torch.errors import (
     BackendUnavailable,
     HorizonNotGiven,
     LossNotGiven,
     UnsupportedParameter,
+    WeightsNotGiven,
 )
 from lopax.torch.optimizer import Info, LearnedOptimizer
 from lopax.torch.rule import Rule
+from lopax.torch.velo import VeLORule
 
 
 class Celo(LearnedOptimizer):
@@ -41,10 +46,43 @@ class CeloAdam(LearnedOptimizer):
     rule_class: ClassVar[type[Rule]] = CeloAdamRule
 
 
+class Celo2(LearnedOptimizer):
+    """Celo2; see `LearnedOptimizer` for the arguments and `lopax.torch.celo2` for the
+    rule. Pass `model.named_parameters()`, or groups with a `role`: matrices, vectors
+    and embeddings are treated differently. `lr` and its schedule are yours."""
+
+    rule_class: ClassVar[type[Rule]] = Celo2Rule
+
+
+class Celo2Base(LearnedOptimizer):
+    """Celo2 with the learned rule for every parameter, not orthogonalised; see
+    `lopax.torch.celo2`."""
+
+    rule_class: ClassVar[type[Rule]] = Celo2BaseRule
+
+
+class Velo(LearnedOptimizer):
+    """VeLO; see `LearnedOptimizer` for the arguments and `lopax.torch.velo` for the
+    rule. Needs `num_steps`, and the loss at every step."""
+
+    rule_class: ClassVar[type[Rule]] = VeLORule
+
+
+class AdafacMLP(LearnedOptimizer):
+    """Adafac-MLP; see `LearnedOptimizer` for the arguments and
+    `lopax.torch.adafac_mlp` for the rule."""
+
+    rule_class: ClassVar[type[Rule]] = AdafacMLPRule
+
+
 RULES: Registry[type[LearnedOptimizer]] = Registry("optimizer for PyTorch")
 """Architecture names to optimizer classes; a further rule is one more entry."""
 RULES.add("celo", Celo)
 RULES.add("celo_adam", CeloAdam)
+RULES.add("celo2", Celo2)
+RULES.add("celo2_base", Celo2Base)
+RULES.add("velo", Velo)
+RULES.add("adafac_mlp", AdafacMLP)
 
 
 def optimizer(name: str, params: Any, **options: Any) -> LearnedOptimizer:
@@ -57,13 +95,19 @@ def optimizer(name: str, params: Any, **options: Any) -> LearnedOptimizer:
 
 __all__ = [
     "RULES",
+    "AdafacMLP",
     "BackendUnavailable",
     "Celo",
+    "Celo2",
+    "Celo2Base",
     "CeloAdam",
     "HorizonNotGiven",
     "Info",
     "LearnedOptimizer",
     "LossNotGiven",
+    "Route",
     "UnsupportedParameter",
+    "Velo",
+    "WeightsNotGiven",
     "optimizer",
 ]

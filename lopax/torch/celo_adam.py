@@ -18,7 +18,7 @@ from torch import Tensor
 from lopax._core.config import check_range
 from lopax.torch import scheduler
 from lopax.torch.geometry import Accumulator
-from lopax.torch.rule import Rule, Steps, TensorBatch
+from lopax.torch.rule import Advance, Rows, Rule, Steps, TensorBatch
 from lopax.torch.theta import published_scheduler
 
 
@@ -51,22 +51,25 @@ class CeloAdamRule(Rule):
         return scheduler.shapes(config.lstm)
 
     @classmethod
-    def constants(cls, config: CeloAdamConfig) -> dict[str, Tensor]:
-        del config
+    def constants(
+        cls, config: CeloAdamConfig, theta: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        del config, theta
         return scheduler.constants()
 
     @classmethod
     def translate_published(
-        cls, arrays: dict[str, np.ndarray]
+        cls, arrays: dict[str, np.ndarray], config: Any
     ) -> dict[str, np.ndarray]:
+        del config
         published = "rnn_params/step_size/w" in arrays
-        return published_scheduler(arrays) if published else arrays
+        return published_scheduler(arrays, "scheduler/") if published else arrays
 
     def init_shared(self, num_steps: int) -> dict[str, Tensor]:
         return scheduler.init(self.theta, num_steps)
 
-    def accumulators(self, rank: int, axes: Any) -> dict[str, Accumulator]:
-        del axes
+    def accumulators(self, rank: int, axes: Any, role: str) -> dict[str, Accumulator]:
+        del axes, role
         every = tuple(range(rank))
         return {
             "momentum": Accumulator(0, every),
@@ -75,10 +78,11 @@ class CeloAdamRule(Rule):
         }
 
     def advance(
-        self, shared: dict[str, Tensor], loss: Tensor, fraction: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor]:
+        self, shared: dict[str, Tensor], loss: Tensor, fraction: Tensor, rows: Rows
+    ) -> Advance:
+        del rows
         shared, multiplier = scheduler.advance(self.theta, shared, loss, fraction)
-        return shared, self.config.step_mult * multiplier
+        return Advance(shared, self.config.step_mult * multiplier)
 
     def step(self, batch: TensorBatch, scale: Tensor, alive: Tensor) -> Steps:
         c, grads = self.config, batch.grads

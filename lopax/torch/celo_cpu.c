@@ -1,7 +1,8 @@
-/* Celo's and Celo-Adam's rules for contiguous float32 tensors, on CPU threads.
+/* The per-element rules of Celo, VeLO and Adafac-MLP for contiguous float32 tensors,
+   on CPU threads.
 
-   Compiled on first use by fused_cpu.py, which also lays out `Tensor`. The formulas are
-   those of celo.py and celo_adam.py; this file only orders the work for the cache:
+   Compiled on first use by fused_cpu.py, which also lays out `Tensor` and `Rule`. The
+   formulas are those of elements.py; this file only orders the work for the cache:
 
    celo_begin   sums of squared gradients by row and by column; is all finite?
    celo_finish  row and column statistics, then two passes over the elements: one
@@ -28,13 +29,14 @@ int64_t scratch_floats(const Tensor *t) {
 /* ---- first pass: is the gradient finite, and its factored sums ---- */
 
 /* Adds the squares of `g` [count] to `u` and to `w`; 1 if one is not finite. */
-static inline int32_t add_squares(const float *g, int64_t count, float *u, float *w) {
+static inline int32_t add_squares(const float *g, int64_t count, float limit, float *u,
+                                  float *w) {
   int32_t bad = 0;
 #pragma omp simd reduction(| : bad)
   for (int64_t i = 0; i < count; i++) {
     float v = g[i];
     bad |= not_finite(v);
-    v = clip(v, LIMIT);
+    v = clip(v, limit);
     u[i] += v * v;
     w[i] += v * v;
   }
@@ -51,13 +53,14 @@ static int32_t sum_slice(const Tensor *t, const float *g, float *u, float *w) {
   if (t->c == 1) width = BLOCK / 8;
   if (width < t->c) { /* C is long itself */
     memset(w, 0, sizeof(float) * (size_t)t->c);
-    for (int64_t i = 0; i < length; i += t->c) bad |= add_squares(g + i, t->c, u + i, w);
+    for (int64_t i = 0; i < length; i += t->c)
+      bad |= add_squares(g + i, t->c, t->limit, u + i, w);
     return bad;
   }
   memset(sums, 0, sizeof sums);
   for (int64_t i = 0; i < length; i += width) {
     int64_t count = length - i < width ? length - i : width;
-    bad |= add_squares(g + i, count, u + i, sums);
+    bad |= add_squares(g + i, count, t->limit, u + i, sums);
   }
   for (int64_t c = 0; c < t->c; c++) {
     double total = 0.0;
@@ -76,7 +79,7 @@ static void sum_band(Job *job, Tensor *t, int64_t item) {
     for (int64_t i = x0; i < x1; i++) {
       float g = t->grad[i];
       bad |= not_finite(g);
-      g = clip(g, LIMIT);
+      g = clip(g, t->limit);
       p.sum_w[i] = g * g;
     }
   } else {
@@ -145,11 +148,11 @@ static void vector_channels(const Rule *r, float *moments, const float *sum, int
 
 static void scales(const Tensor *t, const Parts *p) {
   if (t->vector) {
-    /* A vector's momenta are divided by the root moment without an epsilon, its
-       gradient with one; scale_u is what turns the second factor into the first. */
+    /* A vector's momenta and its gradient are divided by the root moment with another
+       epsilon; scale_u is what turns the second factor into the first. */
     for (int64_t i = 0; i < 3 * p->nw; i++) {
       p->scale_w[i] = safe_rsqrt(t->row[i] + 1e-9f);
-      p->scale_u[i] = rsqrt(t->row[i]) / p->scale_w[i];
+      p->scale_u[i] = rsqrt(t->row[i] + t->rule->vector_eps) / p->scale_w[i];
     }
     return;
   }
@@ -173,8 +176,8 @@ static void scales(const Tensor *t, const Parts *p) {
 }
 
 static void factor(Job *job, Tensor *t, int64_t item) {
-  (void)item;
-  const Rule *r = job->rule;
+  (void)job, (void)item;
+  const Rule *r = t->rule;
   Parts p = parts_of(t);
   if (t->vector) { /* row and column channels are the same array */
     vector_channels(r, t->row, p.sum_w, p.nw, 1.0f, r->vector_w0, p.hidden_w, 1);
@@ -192,7 +195,7 @@ static void factor(Job *job, Tensor *t, int64_t item) {
 
 /* The 18 channels of element i, in order; USE(channel, value) for each. */
 #define EACH_CHANNEL(USE)                                                      \
-  float g = clip(grad[i], LIMIT), q = rsqrt(s[i] + 1e-6f);                     \
+  float g = clip(grad[i], limit), q = rsqrt(s[i] + 1e-6f);                     \
   float w0_ = v.scale_w[0][i], w1_ = v.scale_w[1][i], w2_ = v.scale_w[2][i];   \
   float f0 = v.scale_u[0][i] * w0_, g0 = g * v.grad_u[0][i] * w0_;             \
   float f1 = v.scale_u[1][i] * w1_, g1 = g * v.grad_u[1][i] * w1_;             \
@@ -213,19 +216,22 @@ static void factor(Job *job, Tensor *t, int64_t item) {
   int64_t stop = (a * t->x + x1) * slice;                                      \
   for (int64_t e = (a * t->x + x0) * slice, length; e < stop; e += length) {   \
     length = block_length(t, e, stop);                                         \
+    const float limit = t->limit;                                              \
     look(&v, t, &p, e, length, WITH_HIDDEN);                                   \
     const float *restrict grad = t->grad + e, *param = t->param + e;            \
     float *restrict s = t->second + e, *restrict m0 = t->momenta + e;          \
     float *restrict m1 = m0 + t->n, *restrict m2 = m1 + t->n;
 
 static void update_band(Job *job, Tensor *t, int64_t item) {
-  const float k0 = job->rule->momentum[0], k1 = job->rule->momentum[1];
-  const float k2 = job->rule->momentum[2], ks = job->rule->second;
+  const Rule *r = t->rule;
+  const float k0 = r->momentum[0], k1 = r->momentum[1], k2 = r->momentum[2];
+  const float ks = r->second;
+  (void)job;
   double total[CHANNELS] = {0};
   EACH_BLOCK(0)
 #pragma omp simd
     for (int64_t i = 0; i < length; i++) {
-      float g = clip(grad[i], LIMIT);
+      float g = clip(grad[i], limit);
       m0[i] += k0 * (g - m0[i]);
       m1[i] += k1 * (g - m1[i]);
       m2[i] += k2 * (g - m2[i]);
@@ -249,7 +255,7 @@ static void update_band(Job *job, Tensor *t, int64_t item) {
 }
 
 static void fold(Job *job, Tensor *t, int64_t item) {
-  (void)item;
+  (void)job, (void)item;
   Parts p = parts_of(t);
   double total[CHANNELS] = {0};
   for (int64_t i = 0; i < t->items; i++)
@@ -257,9 +263,10 @@ static void fold(Job *job, Tensor *t, int64_t item) {
   for (int c = 0; c < CHANNELS; c++) {
     float normal = rsqrt(1e-5f + (float)(total[c] / (double)t->n));
     for (int j = 0; j < HIDDEN; j++)
-      p.folded[c * HIDDEN + j] = job->rule->w0[c][j] * normal;
+      p.folded[c * HIDDEN + j] = t->rule->w0[c][j] * normal;
   }
-  *p.size = sqrtf((float)(total[PARAM] / (double)t->n) + 1e-9f) * job->scale;
+  *p.size = t->scale;
+  if (t->relative) *p.size *= sqrtf((float)(total[PARAM] / (double)t->n) + 1e-9f);
 }
 
 /* The hidden layers and the outputs of a block; `h` [HIDDEN][BLOCK] is the first
@@ -278,7 +285,7 @@ static void finish_block(const Rule *r, float h[HIDDEN][BLOCK], float size,
       o0 += r->w2[j][0] * y;
       o1 += r->w2[j][1] * y;
     }
-    step[i] = -o0 * size;
+    step[i] = o0 * size;
     magnitude[i] = o1;
   }
   for (int64_t i = 0; i < length; i++)
@@ -286,8 +293,8 @@ static void finish_block(const Rule *r, float h[HIDDEN][BLOCK], float size,
 }
 
 static void apply_band(Job *job, Tensor *t, int64_t item) {
-  const Rule r = *job->rule;
-  float decay = job->scale * t->decay, lr = t->lr;
+  const Rule r = *t->rule;
+  float decay = job->decay * t->decay, lr = t->lr;
   float w0[CHANNELS][HIDDEN], h[HIDDEN][BLOCK], step[BLOCK];
   memcpy(w0, parts_of(t).folded, sizeof w0);
   EACH_BLOCK(1)
@@ -317,9 +324,8 @@ int celo_begin(Tensor *tensors, int64_t count, int threads) {
   return atomic_load(&job.bad);
 }
 
-void celo_finish(Tensor *tensors, int64_t count, const Rule *rule, float scale,
-                 int threads) {
-  Job job = {.tensors = tensors, .count = count, .rule = rule, .scale = scale};
+void celo_finish(Tensor *tensors, int64_t count, float decay, int threads) {
+  Job job = {.tensors = tensors, .count = count, .decay = decay};
   run(&job, factor, 1, threads);
   run(&job, update_band, 0, threads);
   run(&job, fold, 1, threads);

@@ -13,22 +13,22 @@
 #define BLOCK 256   /* elements whose intermediate values stay in the first cache */
 #define CHANNELS 18 /* channels with a value per element */
 #define PARAM 2
-#define LIMIT 1000.0f
+
+typedef struct {
+  float momentum[3], factored[3], second, exp_mult, vector_eps;
+  float w0[CHANNELS][HIDDEN], b0[HIDDEN];
+  float row_w0[6][HIDDEN], col_w0[6][HIDDEN], vector_w0[6][HIDDEN];
+  float w1[HIDDEN][HIDDEN], b1[HIDDEN], w2[HIDDEN][2], b2[2];
+} Rule;
 
 typedef struct {
   float *param, *momenta, *second, *row, *col;
   const float *grad;
   float *scratch; /* see `Parts` */
-  int64_t n, a, x, b, y, c, band, items, row_over_x, vector, update_only;
-  float lr, decay;
+  const Rule *rule;
+  int64_t n, a, x, b, y, c, band, items, row_over_x, vector, update_only, relative;
+  float lr, decay, limit, scale; /* limit: of gradients; scale: of the step */
 } Tensor;
-
-typedef struct {
-  float momentum[3], factored[3], second, exp_mult;
-  float w0[CHANNELS][HIDDEN], b0[HIDDEN];
-  float row_w0[6][HIDDEN], col_w0[6][HIDDEN], vector_w0[6][HIDDEN];
-  float w1[HIDDEN][HIDDEN], b1[HIDDEN], w2[HIDDEN][2], b2[2];
-} Rule;
 
 /* A tensor's scratch memory, in floats. The order is that of `scratch_floats`. */
 typedef struct {
@@ -71,8 +71,7 @@ typedef void (*Work)(Job *, Tensor *, int64_t item);
 struct Job {
   Tensor *tensors;
   int64_t count;
-  const Rule *rule;
-  float scale;
+  float decay; /* of a parameter with weight decay 1 */
   int per_tensor; /* one item a tensor, instead of `tensor.items` */
   Work work;
   atomic_llong next;

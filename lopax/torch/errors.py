@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lopax._core.errors import LopaxError, MissingHorizon, MissingLoss
+from collections.abc import Sequence
+
+from lopax._core.errors import LopaxError, MissingHorizon, MissingLoss, UnknownName
 
 
 class LossNotGiven(MissingLoss):
@@ -28,6 +30,20 @@ class HorizonNotGiven(MissingHorizon):
             f"{rule!r} needs the number of optimizer steps of the whole run: "
             f"lopax.torch.optimizer({rule!r}, params, num_steps=2_000)",
         )
+
+
+class WeightsNotGiven(UnknownName):
+    """A rule without bundled weights was made without meta-parameters."""
+
+    def __init__(self, rule: str, bundled: Sequence[str]):
+        LookupError.__init__(
+            self,
+            f"there are no bundled weights for {rule!r} (there are for: "
+            f"{', '.join(bundled) or 'none'}). Pass a weights file, "
+            f"lopax.torch.optimizer({rule!r}, params, weights='theta.safetensors'), "
+            "or arrays in memory, theta={...}",
+        )
+        self.kind, self.name, self.near = "weights", rule, []
 
 
 class UnsupportedParameter(LopaxError, TypeError):

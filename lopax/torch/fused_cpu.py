@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lopax.torch.celo import CeloRule
+from lopax.torch.elements import BLOCKS, VELO, ElementRule, Network, width
 from lopax.torch.errors import BackendUnavailable
 from lopax.torch.geometry import Blocks
 from lopax.torch.plain import Entry
@@ -43,14 +43,13 @@ SOURCE, *HEADERS = (
 BAND = 1 << 15
 """Elements in a unit of work, about."""
 
-_POINTERS = ("param", "momenta", "second", "row", "col", "grad", "scratch")
+_POINTERS = ("param", "momenta", "second", "row", "col", "grad", "scratch", "rule")
 _GEOMETRY = ("n", "a", "x", "b", "y", "c", "band", "items", "row_over_x", "vector")
 _TENSOR = np.dtype(
     [
         *((name, np.uintp) for name in _POINTERS),
-        *((name, np.int64) for name in (*_GEOMETRY, "update_only")),
-        ("lr", np.float32),
-        ("decay", np.float32),
+        *((name, np.int64) for name in (*_GEOMETRY, "update_only", "relative")),
+        *((name, np.float32) for name in ("lr", "decay", "limit", "scale")),
     ],
     align=True,
 )
@@ -61,11 +60,11 @@ def create(rule: Rule) -> FusedCPU:
 
     Raises `BackendUnavailable` if there is no kernel for it, or none can be built.
     """
-    if not isinstance(rule, CeloRule):
+    if not isinstance(rule, ElementRule):
         raise BackendUnavailable(
             f"there is no fused CPU kernel for {rule.name!r}; use backend='plain'"
         )
-    return FusedCPU(rule, library(rule.config.hidden))
+    return FusedCPU(library(rule.config.hidden))
 
 
 @functools.cache
@@ -98,13 +97,7 @@ def library(hidden: int) -> Any:
     loaded.scratch_floats.restype = ctypes.c_int64
     loaded.celo_begin.argtypes = [tensors, count, ctypes.c_int]
     loaded.celo_begin.restype = ctypes.c_int
-    loaded.celo_finish.argtypes = [
-        tensors,
-        count,
-        ctypes.c_void_p,
-        ctypes.c_float,
-        ctypes.c_int,
-    ]
+    loaded.celo_finish.argtypes = [tensors, count, ctypes.c_float, ctypes.c_int]
     loaded.celo_finish.restype = None
     return loaded
 
@@ -160,13 +153,12 @@ def _build(command: Sequence[str], path: Path) -> None:
 
 
 class FusedCPU:
-    """Steps all of Celo's entries in two calls; see `backends.Backend`."""
+    """Steps all entries of a rule in two calls; see `backends.Backend`."""
 
     name = "fused"
 
-    def __init__(self, rule: CeloRule, kernels: Any):
+    def __init__(self, kernels: Any):
         self._kernels = kernels
-        self._rule = _packed(rule)
         self._key: Any = None
         self._table = np.zeros(0, _TENSOR)
         self._scratch = torch.empty(0)
@@ -174,11 +166,11 @@ class FusedCPU:
 
     @outside_graphs
     def begin(self, rule: Rule, entries: Sequence[Entry]) -> Tensor:
-        del rule
         key = tuple((e.shape, e.axes) for e in entries)
         if key != self._key:
             self._lay_out(key)
         self._point(entries)
+        self._table["limit"] = rule.grad_clip
         bad = self._kernels.celo_begin(*self._tensors(), torch.get_num_threads())
         return torch.tensor(bool(bad))
 
@@ -186,13 +178,21 @@ class FusedCPU:
     def finish(
         self, rule: Rule, entries: Sequence[Entry], scale: Tensor, alive: Tensor
     ) -> None:
-        del rule
         if alive.item():  # on the CPU nothing has to be waited for
+            assert isinstance(rule, ElementRule)
+            told = {
+                k: torch.stack([e.context[k] for e in entries])
+                for k in entries[0].context
+            }
+            net = rule.network(told, scale)
+            packed = _packed(rule.theta, net)
+            # One network for each tensor, or one for all.
+            stride = packed.stride(0) * packed.element_size() * (len(packed) > 1)
+            self._table["rule"] = packed.data_ptr() + stride * np.arange(len(entries))
+            self._table["scale"] = net.scale.numpy()
+            self._table["relative"] = net.relative
             self._kernels.celo_finish(
-                *self._tensors(),
-                self._rule.ctypes.data,
-                scale.item(),
-                torch.get_num_threads(),
+                *self._tensors(), scale.item(), torch.get_num_threads()
             )
             add_updates(entries, self._operands)
         self._operands = []
@@ -246,25 +246,36 @@ class FusedCPU:
         table["decay"] = [e.weight_decay for e in entries]
 
 
-def _packed(rule: CeloRule) -> np.ndarray:
-    """The C struct `Rule` as float32 numbers."""
-    c = rule.config
-    theta = {k: v.cpu().numpy() for k, v in rule.theta.items()}
-    w0 = theta["rule/w0"]
-    row = np.concatenate([w0[15:18], w0[21:24]])
-    col = np.concatenate([w0[18:21], w0[24:27]])
-    parts = [
+def _packed(theta: Mapping[str, Tensor], net: Network) -> Tensor:
+    """The C struct `Rule` for each network [R, floats]."""
+    arrays, features = net.arrays, net.features
+    count = max(len(a) for a in arrays.values())
+    whole = {k: a.expand(count, *a.shape[1:]) for k, a in arrays.items()}
+    w0 = whole["w0"]
+
+    def rows(names: Sequence[str]) -> Tensor:
+        """First-layer weights of channels; zero for those the network has not."""
+        parts = []
+        for name in names:
+            absent = w0.new_zeros(count, width(name), w0.shape[2])
+            known = name in features.names
+            parts.append(features.rows(w0, [name]) if known else absent)
+        return torch.cat(parts, 1)
+
+    row, col = rows(("row", "row_rsqrt")), rows(("col", "col_rsqrt"))
+    settings = [
         theta["momentum_weights"],
         theta["factored_weights"],
-        np.array([1.0 - c.second_decay, c.exp_mult]),
-        np.concatenate([w0[:15], w0[27:]]),
-        theta["rule/b0"],
+        theta["second_weights"],
+        torch.tensor([net.exp_mult, features.vector_eps]),
+    ]
+    parts = [
+        torch.cat(settings).expand(count, -1),
+        rows([name for name in VELO if name in BLOCKS]),
+        whole["b0"],
         row,
         col,
         row + col,
-        theta["rule/w1"],
-        theta["rule/b1"],
-        theta["rule/w2"],
-        theta["rule/b2"],
+        *(whole[name] for name in ("w1", "b1", "w2", "b2")),
     ]
-    return np.concatenate([np.ravel(p) for p in parts]).astype(np.float32)
+    return torch.cat([p.flatten(1) for p in parts], 1).contiguous()

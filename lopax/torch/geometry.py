@@ -11,7 +11,7 @@ way, trains the same.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LAYOUTS = ("out_in", "in_out")
 """`out_in`: as torch.nn stores weights. `in_out`: `(*window, in, out)`, as JAX
@@ -36,6 +36,14 @@ def factored_axes(shape: tuple[int, ...], layout: str) -> tuple[int, int] | None
     return order[-2], order[-1]
 
 
+def matrix_axes(rank: int, layout: str) -> tuple[int, ...]:
+    """(in, out): the last two axes in reading order; (0,) for vectors.
+
+    Rules that treat a tensor as a stack of matrices see these two as the matrix.
+    """
+    return reading_order(rank, layout)[-2:]
+
+
 class Accumulator(NamedTuple):
     """One array of a tensor's state: which of the tensor's axes it keeps.
 
@@ -44,6 +52,7 @@ class Accumulator(NamedTuple):
 
     copies: int
     axes: tuple[int, ...]
+    start: Any = None  # [*shape] tensor with the first values; default: zeros
 
     def shape(self, tensor: tuple[int, ...]) -> tuple[int, ...]:
         lead = (self.copies,) if self.copies else ()

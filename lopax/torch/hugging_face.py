@@ -84,7 +84,7 @@ def _groups(trainer: Any, model: Any) -> list[dict[str, Any]]:
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [
         {
-            "params": [p for n, p in named if (n in decay) == decays],
+            "params": [(n, p) for n, p in named if (n in decay) == decays],
             "weight_decay": trainer.args.weight_decay if decays else 0.0,
         }
         for decays in (True, False)

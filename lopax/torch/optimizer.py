@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -14,9 +14,10 @@ from lopax.torch import backends, sharding
 from lopax.torch import state as states
 from lopax.torch import theta as thetas
 from lopax.torch.errors import HorizonNotGiven, LossNotGiven, UnsupportedParameter
-from lopax.torch.geometry import LAYOUTS, factored_axes
+from lopax.torch.geometry import LAYOUTS, factored_axes, matrix_axes
 from lopax.torch.losses import ObservedLosses, agree, as_scalar
 from lopax.torch.plain import Entry, PlainBackend
+from lopax.torch.rows import gather, hand_out
 from lopax.torch.rule import Rule, known_settings
 from lopax.torch.state import SHARED
 
@@ -37,9 +38,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     **Arguments:**
 
-    - `params`: parameters or parameter groups. A group may have its own `lr`,
-        `weight_decay` and `layout`.
-    - `num_steps`: the number of `step()` calls of the whole run.
+    - `params`: parameters, named parameters, or parameter groups. A group may have its
+        own `lr`, `weight_decay` and `layout`, and a `role` for rules that have roles.
+    - `num_steps`: the number of `step()` calls of the whole run; may be left out for
+        rules without a horizon.
     - `lr`: a factor on every update (schedulers may write it); 1.0 is what the rule
         was trained for.
     - `weight_decay`: decoupled; each step removes `lr * weight_decay` times the rule's
@@ -89,11 +91,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._scale: Tensor | None = None
         self._per_device: dict[torch.device, tuple[Rule, backends.Backend]] = {}
         defaults = {"lr": lr, "weight_decay": weight_decay, "layout": layout}
+        if cls.roles:
+            defaults["role"] = None
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters, also in the middle of a run: their own state starts at
         zero, what is shared (loss history, scheduler) goes on."""
+        param_group = _with_names(param_group)
         merged = {**self.defaults, **param_group}
         for name in ("lr", "weight_decay"):
             if not isinstance(merged[name], Tensor) and not merged[name] >= 0.0:
@@ -103,7 +108,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"layout = {merged['layout']!r}: must be one of "
                 + ", ".join(map(repr, LAYOUTS))
             )
+        roles = self._rule.roles
+        if roles and merged.get("role") not in (None, *roles):
+            raise ConfigError(
+                f"role = {merged['role']!r}: must be one of "
+                + ", ".join(map(repr, roles))
+            )
         super().add_param_group(param_group)
+        added = self.param_groups[-1]
+        for param, name in _named(added):
+            self._role(param, name, added)  # raises if it cannot be told
 
     def set_num_steps(self, num_steps: int) -> None:
         """Corrects the length of the run, for programs that learn it late.
@@ -173,16 +187,22 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """The parameters with a gradient, and their states (made if missing)."""
         entries = []
         for index, group in enumerate(self.param_groups):
-            for param in group["params"]:
+            for param, name in _named(group):
                 grad = param.grad
                 if grad is None or 0 in param.shape:
                     continue
                 _check(param, grad)
-                entries.append(self._entry(param, grad, group, index))
+                role = self._role(param, name, group)
+                entries.append(self._entry(param, grad, group, index, role))
         return entries
 
+    def _role(self, param: Tensor, name: str | None, group: dict[str, Any]) -> str:
+        """What the group asks for, else what the rule makes of name and shape."""
+        asked = group.get("role") if self._rule.roles else None
+        return asked or self._rule.role(name, tuple(param.shape))
+
     def _entry(
-        self, param: Tensor, grad: Tensor, group: dict[str, Any], index: int
+        self, param: Tensor, grad: Tensor, group: dict[str, Any], index: int, role: str
     ) -> Entry:
         state = self.state[param]
         if not state:
@@ -190,9 +210,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 device = sharding.local(param).device
                 rule = self._rule.to(device)
                 self._shared = states.init_shared(rule, self._num_steps, device)
-            state.update(
-                states.init_param(self._rule, param, group["layout"], self._shared)
-            )
+            specs = states.accumulators(self._rule, param, group["layout"], role)
+            state.update(states.init_param(param, specs, self._shared))
         states.follow(state, param)
         shape = states.whole_shape(param)
         own = {k: v for k, v in state.items() if not k.startswith(SHARED)}
@@ -206,6 +225,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             group=index,
             sharding=sharding.sharding_of(param),
+            matrix=matrix_axes(len(shape), group["layout"]),
+            role=role,
         )
 
     def _update(self, entries: list[Entry], value: Any) -> None:
@@ -225,23 +246,25 @@ class LearnedOptimizer(torch.optim.Optimizer):
             bad = sharding.any_shard(bad, [e.sharding for e in entries])
         finite = torch.isfinite(loss) & ~bad
 
-        rule = self._on(home, False)[0]
+        members = [(rule, part) for rule, _, part in jobs]
         horizon = shared["num_steps"].clamp_min(1)
-        following, scale = rule.advance(
+        result = self._on(home, False)[0].advance(
             {k: shared[k] for k in shared if k not in states.COUNTERS},
             torch.where(finite, loss, torch.zeros_like(loss)),
             shared["iteration"].float() / horizon.float(),
+            gather(members, home),
         )
-        for name, new in following.items():
+        told = hand_out(members, result, finite)
+        for name, new in result.shared.items():
             shared[name].copy_(torch.where(finite, new, shared[name]))
         shared["iteration"] += 1
         shared["skipped"] += ~finite
-        self._scale = scale
+        self._scale = result.scale
 
         alive = finite.float()
-        for rule, backend, part in jobs:
+        for (rule, backend, _), part in zip(jobs, told, strict=True):
             device = part[0].param.device
-            backend.finish(rule, part, scale.to(device), alive.to(device))
+            backend.finish(rule, part, result.scale.to(device), alive.to(device))
 
     def _on(self, device: torch.device, sharded: bool) -> tuple[Rule, backends.Backend]:
         """The rule and its backend on a device; shards go the plain way."""
@@ -273,14 +296,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _restore(self, state_dict: dict[str, Any]) -> None:
         self._shared, self._scale = {}, None
         saved_ids = [i for g in state_dict["param_groups"] for i in g["params"]]
-        groups = [(p, g) for g in self.param_groups for p in g["params"]]
-        for saved_id, (param, group) in zip(saved_ids, groups, strict=True):
+        places = [(p, n, g) for g in self.param_groups for p, n in _named(g)]
+        for saved_id, (param, name, group) in zip(saved_ids, places, strict=True):
             saved = state_dict["state"].get(saved_id)
             if not saved:
                 self.state.pop(param, None)
                 continue
             shape = states.whole_shape(param)
-            specs = states.accumulators(self._rule, param, group["layout"])
+            role = self._role(param, name, group)
+            specs = states.accumulators(self._rule, param, group["layout"], role)
             expected = {k: spec.shape(shape) for k, spec in specs.items()}
             like = states.init_shared(self._rule, 1, torch.device("cpu"))
             expected |= {k: tuple(v.shape) for k, v in states.refer(like).items()}
@@ -305,6 +329,27 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
 _KEPT = ("_rule", "_num_steps", "_wish", "_process_group", "_shared", "_scale")
 """What a copied or pickled optimizer takes along; backends are found anew."""
+
+
+def _with_names(group: dict[str, Any]) -> dict[str, Any]:
+    """A group of (name, parameter) pairs with the names apart, as torch 2.6 and later
+    would do; earlier versions take parameters only."""
+    params = group.get("params")
+    if params is None or isinstance(params, (Tensor, set)):
+        return group
+    params = list(params)
+    pairs = [p for p in params if isinstance(p, tuple)]
+    if len(pairs) != len(params) or not pairs:
+        return {**group, "params": params}
+    names, tensors = zip(*pairs, strict=True)
+    return {**group, "params": list(tensors), "param_names": list(names)}
+
+
+def _named(group: dict[str, Any]) -> Iterator[tuple[Tensor, str | None]]:
+    """A group's parameters with their names as paths, `block/0/weight`, if known."""
+    names = group.get("param_names") or [None] * len(group["params"])
+    for param, name in zip(group["params"], names, strict=True):
+        yield param, None if name is None else name.replace(".", "/")
 
 
 def _checked_steps(num_steps: Any) -> int:

@@ -7,13 +7,13 @@ hundred of them does not cost a hundred times the launches.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lopax.torch.rule import Rule, TensorBatch, complete
+from lopax.torch.rule import NOTHING, Rule, TensorBatch, complete
 from lopax.torch.sharding import Sharding, complete_together
 
 _foreach_norm: Any = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
@@ -35,6 +35,12 @@ class Entry(NamedTuple):
     weight_decay: float
     group: int
     sharding: Sharding | None
+    matrix: tuple[int, ...] = (0,)  # see `geometry.matrix_axes`
+    role: str = ""
+    context: Mapping[str, Tensor] = (
+        NOTHING  # what the rule's `advance` told this tensor
+    )
+    place: int = 0  # in a list of entries
 
 
 class PlainBackend:
@@ -56,17 +62,36 @@ class PlainBackend:
     ) -> None:
         """Updates parameters and states in place."""
         groups = _grouped(entries)
+
+        def commit(batch: TensorBatch, members: list[Entry], update: Tensor) -> None:
+            _commit(members, batch, update, scale * alive)
+
         if any(e.sharding is not None for e in entries):
-            batches = [_batch(rule, group) for group in groups]
+            batches = [_batch(rule, members) for members in groups]
             steps = [rule.step(b, scale, alive) for b in batches]
-            updates = complete_together(steps, [g[0].sharding for g in groups])
-            for group, batch, update in zip(groups, batches, updates, strict=True):
-                _commit(group, batch, update, scale * alive)
+            updates = complete_together(steps, [m[0].sharding for m in groups])
+            for batch, members, update in zip(batches, groups, updates, strict=True):
+                commit(batch, members, update)
             return
-        for group in groups:
-            batch = _batch(rule, group)
-            update = complete(rule.step(batch, scale, alive))
-            _commit(group, batch, update, scale * alive)
+        for members in groups:  # one at a time: what a step needs is freed after it
+            batch = _batch(rule, members)
+            commit(batch, members, complete(rule.step(batch, scale, alive)))
+
+
+def summaries(rule: Rule, entries: Sequence[Entry]) -> list[Tensor]:
+    """What the rule's `summarise` says of each entry, [F] each."""
+    placed = [e._replace(place=i) for i, e in enumerate(entries)]
+    groups = _grouped(placed)
+    steps = [
+        rule.summarise(_params(members), _states(rule, members), members[0].shape)
+        for members in groups
+    ]
+    found = complete_together(steps, [members[0].sharding for members in groups])
+    rows: list[Tensor | None] = [None] * len(entries)
+    for members, part in zip(groups, found, strict=True):
+        for e, row in zip(members, part.unbind(0), strict=True):
+            rows[e.place] = row
+    return [r for r in rows if r is not None]
 
 
 def _grouped(entries: Sequence[Entry]) -> list[list[Entry]]:
@@ -75,7 +100,7 @@ def _grouped(entries: Sequence[Entry]) -> list[list[Entry]]:
     ordered: list[list[Entry]] = []
     for e in entries:
         key = (e.group, e.shape, e.axes, e.param.shape, e.param.dtype, e.grad.dtype)
-        key = (*key, e.sharding)
+        key = (*key, e.sharding, e.matrix, e.role)
         open_groups = groups.setdefault(key, [])
         size = math.prod(e.shape)  # of the whole: all processes must group alike
         room = open_groups and (len(open_groups[-1]) + 1) * size <= STACK_TOTAL
@@ -87,40 +112,54 @@ def _grouped(entries: Sequence[Entry]) -> list[list[Entry]]:
     return ordered
 
 
-def _batch(rule: Rule, group: Sequence[Entry]) -> TensorBatch:
-    first = group[0]
-    if len(group) == 1:
-        grads, params = first.grad.unsqueeze(0), first.param.unsqueeze(0)
-        state = {k: v.unsqueeze(0) for k, v in first.state.items()}
-    else:
-        grads = torch.stack([e.grad for e in group])
-        params = torch.stack([e.param for e in group])
-        state = {k: torch.stack([e.state[k] for e in group]) for k in first.state}
-    shape = (len(group), *(tuple(first.param.shape) or (1,)))
-    clip = rule.grad_clip
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """[B, ...]; of one tensor a view."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack([*tensors])
+
+
+def _params(members: Sequence[Entry]) -> Tensor:
+    shape = tuple(members[0].param.shape) or (1,)
+    return _stack([e.param for e in members]).float().reshape(len(members), *shape)
+
+
+def _states(rule: Rule, members: Sequence[Entry]) -> dict[str, Tensor]:
+    """What the rule's `step` updates."""
+    names = [k for k in members[0].state if k not in rule.carried]
+    return {k: _stack([e.state[k] for e in members]) for k in names}
+
+
+def _batch(rule: Rule, members: Sequence[Entry]) -> TensorBatch:
+    first, clip = members[0], rule.grad_clip
+    params = _params(members)
     # A new tensor in any case, which the rule may write to.
-    grads = torch.nan_to_num(grads.float(), nan=0.0, posinf=clip, neginf=-clip)
+    grads = torch.nan_to_num(
+        _stack([e.grad for e in members]).float(), nan=0.0, posinf=clip, neginf=-clip
+    )
     return TensorBatch(
-        grads=grads.clamp_(-clip, clip).reshape(shape).contiguous(),
-        params=params.float().reshape(shape),
-        state=state,
+        grads=grads.clamp_(-clip, clip).reshape(params.shape).contiguous(),
+        params=params,
+        state=_states(rule, members),
         shape=first.shape,
         axes=first.axes,
+        matrix=first.matrix,
+        cut=None if first.sharding is None else first.sharding.axis,
+        role=first.role,
+        context={k: _stack([e.context[k] for e in members]) for k in first.context},
     )
 
 
 def _commit(
-    group: Sequence[Entry], batch: TensorBatch, update: Tensor, rate: Tensor
+    members: Sequence[Entry], batch: TensorBatch, update: Tensor, rate: Tensor
 ) -> None:
     """Writes states back, then parameters: p + lr (update - rate * decay * p)."""
-    first = group[0]
-    if len(group) > 1:
+    first = members[0]
+    if len(members) > 1:
         for name, stacked in batch.state.items():
-            _foreach_copy([e.state[name] for e in group], stacked.unbind(0))
+            _foreach_copy([e.state[name] for e in members], stacked.unbind(0))
     if first.weight_decay:
         update.addcmul_(batch.params, rate, value=-first.weight_decay)
     if isinstance(first.lr, Tensor) or first.lr != 1.0:
         update *= first.lr
     shape = first.param.shape
-    for e, u in zip(group, update.unbind(0), strict=True):
+    for e, u in zip(members, update.unbind(0), strict=True):
         e.param.add_(u.reshape(shape))

@@ -1,14 +1,15 @@
 """What a learned rule is in torch, and the seam at which further rules enter.
 
 A rule says what state a tensor has, advances once a step what all tensors share, and
-steps a batch of equally shaped tensors. It never sees an optimizer, a process group or
-a shard: where it needs a sum over a whole tensor it yields its own part and is sent
-back the complete sum.
+steps a batch of equally shaped tensors. It never sees an optimizer or a process group:
+where it needs a sum over a whole tensor it yields its own part and is sent back the
+complete sum.
 """
 
 from __future__ import annotations
 
 import abc
+import types
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -28,17 +29,43 @@ class Sum(NamedTuple):
 
 
 Steps = Generator[list[Sum], list[Tensor], Tensor]
-"""Yields sums to be completed, is sent them complete, returns the update."""
+"""Yields sums to be completed, is sent them complete, returns the result."""
 
 
 class TensorBatch(NamedTuple):
-    """B tensors of one shape `*s`, all float32."""
+    """B tensors of one shape `*s` and one role, all float32."""
 
-    grads: Tensor  # [B, *s] finite, clipped
+    grads: Tensor  # [B, *s] finite, clipped; the rule may write to it
     params: Tensor  # [B, *s]
     state: dict[str, Tensor]  # each [B, ...]; the rule updates it in place
     shape: tuple[int, ...]  # of the whole tensor, over all shards
     axes: tuple[int, int] | None  # (second largest, largest), None for vectors
+    matrix: tuple[int, ...]  # (in, out), (0,) for vectors; see `geometry.matrix_axes`
+    cut: int | None  # the axis of which this process has only a part
+    role: str  # what `Rule.role` said
+    context: Mapping[
+        str, Tensor
+    ]  # each [B, ...]: what `Rule.advance` told these tensors
+
+
+NOTHING: Mapping[str, Any] = types.MappingProxyType({})
+
+
+class Rows(NamedTuple):
+    """What `Rule.advance` sees of the N tensors of a step, one row each."""
+
+    count: int  # N
+    summaries: Tensor | None  # [N, F] what `summarise` returned, if the rule has it
+    carried: dict[str, Tensor]  # each [N, ...]: the states named in `Rule.carried`
+
+
+class Advance(NamedTuple):
+    """What `Rule.advance` returns."""
+
+    shared: dict[str, Tensor]  # the next shared state
+    scale: Tensor  # [] the rule's learning-rate-like number
+    carried: Mapping[str, Tensor] = NOTHING  # the next rows of the carried states
+    context: Mapping[str, Tensor] = NOTHING  # each [N, ...]: for the tensors' steps
 
 
 class Rule(abc.ABC):
@@ -49,6 +76,11 @@ class Rule(abc.ABC):
     needs_horizon: ClassVar[bool]
     config_class: ClassVar[type]
     grad_clip: ClassVar[float] = 1000.0
+    roles: ClassVar[tuple[str, ...]] = ()
+    """Roles a parameter group may ask for; empty if all tensors are treated alike."""
+    carried: ClassVar[tuple[str, ...]] = ()
+    """The arrays of a tensor's state that `advance` steps, not `step`. A rule with
+    such arrays has `summarise` called."""
 
     def __init__(self, config: Any, theta: dict[str, Tensor]):
         self.config = config
@@ -64,9 +96,9 @@ class Rule(abc.ABC):
         """
         where = f"architecture {cls.name!r}"
         config = from_dict(cls.config_class, settings, where=where)
-        arrays = cls.translate_published(dict(arrays))
+        arrays = cls.translate_published(dict(arrays), config)
         theta = thetas.to_torch(cls.name, arrays, cls.theta_shapes(config))
-        return cls(config, theta | cls.constants(config))
+        return cls(config, theta | cls.constants(config, theta))
 
     def to(self, device: Any) -> Self:
         """The same rule with its tensors on `device`."""
@@ -79,39 +111,70 @@ class Rule(abc.ABC):
         """Shapes of the meta-parameters by path name."""
 
     @classmethod
-    def constants(cls, config: Any) -> dict[str, Tensor]:
+    def constants(cls, config: Any, theta: dict[str, Tensor]) -> dict[str, Tensor]:
         """Fixed tensors the rule wants beside theta, on its device."""
-        del config
+        del config, theta
         return {}
 
     @classmethod
     def translate_published(
-        cls, arrays: dict[str, np.ndarray]
+        cls, arrays: dict[str, np.ndarray], config: Any
     ) -> dict[str, np.ndarray]:
         """Published path names to ours."""
+        del config
         return arrays
+
+    def role(self, name: str | None, shape: tuple[int, ...]) -> str:
+        """How a tensor is treated, for rules that treat some in another way.
+
+        **Arguments:**
+
+        - `name`: the parameter's path `block/0/weight`; None if it is not known.
+        - `shape`: as the user has it, () for a scalar.
+        """
+        del name, shape
+        return ""
 
     @abc.abstractmethod
     def init_shared(self, num_steps: int) -> dict[str, Tensor]:
         """State common to all tensors, on the rule's device."""
 
     @abc.abstractmethod
-    def accumulators(self, rank: int, axes: Any) -> dict[str, Accumulator]:
-        """The arrays (float32, zero at first) of one tensor's state.
+    def accumulators(self, rank: int, axes: Any, role: str) -> dict[str, Accumulator]:
+        """The arrays (float32) of one tensor's state.
 
         **Arguments:**
 
         - `rank`: at least one; scalars count as shape (1,).
         - `axes`: (second largest, largest) axis, None for vectors.
+        - `role`: what `role` said.
         """
+
+    def summarise(
+        self, params: Tensor, state: Mapping[str, Tensor], shape: tuple[int, ...]
+    ) -> Steps:
+        """[B, F] summaries of B tensors, for `advance`; nothing is changed.
+
+        **Arguments:**
+
+        - `params`: [B, *s] float32; `state`: from before this step's gradient.
+        - `shape`: of the whole tensor, over all shards.
+        """
+        raise NotImplementedError(f"{self.name!r} has no summaries")
 
     @abc.abstractmethod
     def advance(
-        self, shared: dict[str, Tensor], loss: Tensor, fraction: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """The next shared state and the rule's learning-rate-like scale [].
+        self, shared: dict[str, Tensor], loss: Tensor, fraction: Tensor, rows: Rows
+    ) -> Advance:
+        """Advances what the tensors share, once a step.
 
         Must not change `shared` in place: a step that is skipped keeps it.
+
+        **Arguments:**
+
+        - `loss`: [] finite.
+        - `fraction`: [] iteration / horizon before this step.
+        - `rows`: what there is to know of the tensors that have a gradient.
         """
 
     @abc.abstractmethod

@@ -103,11 +103,14 @@ def match_gradient(param: Tensor, grad: Tensor) -> Tensor:
     return grad
 
 
-def zeros_for(param: Tensor, spec: Accumulator) -> Tensor:
-    """Float32 zeros for one array of a parameter's state, sharded as the parameter."""
+def start_for(param: Tensor, spec: Accumulator) -> Tensor:
+    """The first values (float32) of one array of a parameter's state, sharded as the
+    parameter."""
     shape = tuple(param.shape) or (1,)
     part = local(param)
     zeros = torch.zeros(spec.shape(tuple(part.shape) or (1,)), device=part.device)
+    if spec.start is not None:
+        zeros += spec.start.to(part.device)
     if not is_dtensor(param):
         return zeros
     module = _dtensor()

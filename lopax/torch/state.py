@@ -28,9 +28,12 @@ def whole_shape(param: Tensor) -> tuple[int, ...]:
     return tuple(param.shape) or (1,)
 
 
-def accumulators(rule: Rule, param: Tensor, layout: str) -> dict[str, Accumulator]:
+def accumulators(
+    rule: Rule, param: Tensor, layout: str, role: str
+) -> dict[str, Accumulator]:
+    """The arrays of a parameter's own state."""
     shape = whole_shape(param)
-    return rule.accumulators(len(shape), factored_axes(shape, layout))
+    return rule.accumulators(len(shape), factored_axes(shape, layout), role)
 
 
 def init_shared(rule: Rule, num_steps: int, device: torch.device) -> State:
@@ -47,12 +50,9 @@ def init_shared(rule: Rule, num_steps: int, device: torch.device) -> State:
     }
 
 
-def init_param(rule: Rule, param: Tensor, layout: str, shared: State) -> State:
+def init_param(param: Tensor, specs: Mapping[str, Accumulator], shared: State) -> State:
     """A parameter's state before its first step."""
-    own = {
-        name: sharding.zeros_for(param, spec)
-        for name, spec in accumulators(rule, param, layout).items()
-    }
+    own = {name: sharding.start_for(param, spec) for name, spec in specs.items()}
     return own | refer(shared)
 
 

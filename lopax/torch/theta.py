@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lopax._core.errors import ConfigError, StructureMismatch, UnknownName
+from lopax._core.errors import ConfigError, StructureMismatch
 from lopax.pretrained.index import list_weights, read_weights
+from lopax.torch.errors import WeightsNotGiven
 
 
 class LoadedTheta(NamedTuple):
@@ -32,18 +33,14 @@ def load(
         weights of the architecture.
 
     Raises `ConfigError` (both given, or weights of another architecture),
-    `UnknownName`, `FileFormatError`.
+    `UnknownName` (`WeightsNotGiven` where none are bundled), `FileFormatError`.
     """
     if theta is not None:
         if weights is not None:
             raise ConfigError("give theta= or weights=, not both")
         return LoadedTheta(dict(_flatten(theta)), {})
     if weights is None and name not in list_weights():
-        raise UnknownName(
-            f"bundled weights for architecture {name!r} (pass theta= or weights=):",
-            name,
-            list_weights(),
-        )
+        raise WeightsNotGiven(name, list_weights())
     file = read_weights(name if weights is None else weights)
     saved = file.header.get("architecture", name)
     if saved != name:
@@ -74,13 +71,15 @@ def to_torch(
     }
 
 
-def published_scheduler(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The published scheduler arrays under our names.
+def published_scheduler(
+    arrays: Mapping[str, np.ndarray], prefix: str = ""
+) -> dict[str, np.ndarray]:
+    """The published scheduler arrays under our names, which begin with `prefix`.
 
     The published `linear` layer and control head do not act and are dropped.
     """
     found = {
-        f"scheduler/initial/{k}": arrays[f"lstm_init_state/{k}"].reshape(-1)
+        f"{prefix}initial/{k}": arrays[f"lstm_init_state/{k}"].reshape(-1)
         for k in ("hidden", "cell")
     }
     layers = {
@@ -91,7 +90,25 @@ def published_scheduler(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     }
     for ours, theirs in layers.items():
         for leaf in ("w", "b"):
-            found[f"scheduler/{ours}/{leaf}"] = arrays[f"rnn_params/{theirs}/{leaf}"]
+            found[f"{prefix}{ours}/{leaf}"] = arrays[f"rnn_params/{theirs}/{leaf}"]
+    return found
+
+
+def published_mlp(
+    arrays: Mapping[str, np.ndarray], prefix: str, outputs: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """A published MLP, or a bank of them along a leading axis, under our names.
+
+    The first layer may be split by groups of channels; of the last, only the given
+    output units are kept.
+    """
+    keep = list(outputs)
+    found = {name: arrays[f"{prefix}{name}"] for name in ("b0", "w1", "b1")}
+    groups = sum(name.startswith(f"{prefix}w0__") for name in arrays)
+    split = [arrays[f"{prefix}w0__{i}"] for i in range(groups)]
+    found["w0"] = np.concatenate(split, -2) if split else arrays[f"{prefix}w0"]
+    found["w2"] = arrays[f"{prefix}w2"][..., keep]
+    found["b2"] = arrays[f"{prefix}b2"][..., keep]
     return found
 
 

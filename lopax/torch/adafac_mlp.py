@@ -1,0 +1,106 @@
+"""Adafac-MLP in torch: a small per-element MLP on momenta and factored moments.
+
+Metz, Freeman, Harrison, Maheswaranathan and Sohl-Dickstein (2022, arXiv 2203.11860),
+where it is called small_fc_lopt. The counterpart of `lopax.architectures.adafac_mlp`,
+with the same numbers. Needs neither the loss nor the horizon.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lopax._core.config import check_range
+from lopax.torch import elements, moments
+from lopax.torch.elements import ElementRule, Network
+from lopax.torch.rule import Advance, Rows
+from lopax.torch.theta import published_mlp
+
+FEATURES = elements.Features(elements.ADAFAC, second_eps=1e-6, vector_eps=1e-6)
+TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdafacMLPConfig:
+    """Settings of `AdafacMLP`, as in `lopax.architectures.adafac_mlp`."""
+
+    hidden: int = 4
+    step_mult: float = 1e-3
+    exp_mult: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_range(self, "hidden", low=1)
+        check_range(self, "step_mult", above=0.0)
+        check_range(self, "exp_mult", low=0.0)
+
+
+class AdafacMLPRule(ElementRule):
+    """See the module docstring."""
+
+    name: ClassVar[str] = "adafac_mlp"
+    needs_loss: ClassVar[bool] = False
+    needs_horizon: ClassVar[bool] = False
+    config_class: ClassVar[type] = AdafacMLPConfig
+    grad_clip: ClassVar[float] = 1e9  # clips nothing, but keeps squares finite
+
+    @classmethod
+    def theta_shapes(cls, config: AdafacMLPConfig) -> dict[str, tuple[int, ...]]:
+        inputs = FEATURES.count + len(TIME_SCALES)
+        return {
+            "decays/momenta": (3,),
+            "decays/second": (1,),
+            "decays/factored": (3,),
+            **elements.net_shapes("net", (inputs, config.hidden, config.hidden, 2)),
+        }
+
+    @classmethod
+    def constants(
+        cls, config: AdafacMLPConfig, theta: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        del config
+        weights = moments.constants(moments.learned(theta))
+        return {**weights, "time_scales": torch.tensor(TIME_SCALES)}
+
+    @classmethod
+    def translate_published(
+        cls, arrays: dict[str, np.ndarray], config: Any
+    ) -> dict[str, np.ndarray]:
+        del config
+        if "nn/~/w0" not in arrays:
+            return arrays
+        net = published_mlp(arrays, "nn/~/", (0, 1))
+        return {
+            "decays/momenta": arrays["momentum_decays"],
+            "decays/second": arrays["rms_decays"],
+            "decays/factored": arrays["adafactor_decays"],
+            **{f"net/{k}": v for k, v in net.items()},
+        }
+
+    def init_shared(self, num_steps: int) -> dict[str, Tensor]:
+        del num_steps
+        device = self.theta["net/b0"].device
+        return {"updates": torch.zeros((), dtype=torch.int32, device=device)}
+
+    def advance(
+        self, shared: dict[str, Tensor], loss: Tensor, fraction: Tensor, rows: Rows
+    ) -> Advance:
+        """What the network makes of the step number is a part of its first bias."""
+        del fraction
+        updates, theta = shared["updates"], self.theta
+        times = torch.tanh(updates.float() / theta["time_scales"] - 1.0)
+        late = theta["net/w0"][FEATURES.count :]
+        bias = theta["net/b0"] + (times.unsqueeze(1) * late).sum(0)
+        return Advance(
+            shared={"updates": updates + 1},
+            scale=torch.full((), self.config.step_mult, device=loss.device),
+            context={"b0": bias.expand(rows.count, -1)},
+        )
+
+    def network(self, context: Mapping[str, Tensor], scale: Tensor) -> Network:
+        arrays = elements.arrays(self.theta, "net") | {"b0": context["b0"]}
+        return Network(FEATURES, arrays, self.config.exp_mult, -scale.reshape(1), False)

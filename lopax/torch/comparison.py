@@ -1,0 +1,360 @@
+"""Optimizers on a PyTorch model: trained side by side, with the same kind of report.
+
+from lopax.torch.comparison import compare
+
+def loss_fn(model, batch):
+    x, y = batch
+    return torch.nn.functional.cross_entropy(model(x), y)
+
+print(compare(make_model, loader, loss_fn, ["celo", "adam", "adamw@0.001"]))
+
+The runs need PyTorch only. The report is written by `lopax.evaluate` in a process of
+its own, if JAX and the extra `report` are installed; the results stay in the folder,
+and `lopax report FOLDER` writes it at any time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lopax._core.atomic import atomic_write
+from lopax._core.errors import ConfigError
+from lopax._version import __version__
+from lopax.torch import RULES
+from lopax.torch.contestants import Contestant, contestant
+
+LossFn: TypeAlias = Callable[[nn.Module, Any], Tensor]
+FORMAT = 1
+SMOOTHING = 0.9  # as in lopax.evaluate
+
+
+class Curves(NamedTuple):
+    """One optimizer: S seeds by L learning rates (L = 1 if it is not tuned)."""
+
+    train: np.ndarray  # [S, L, T] loss of each step's batch, before the update
+    valid: np.ndarray  # [S, L, E] NaN without held-out data
+    nonfinite: np.ndarray  # [S, L] steps whose loss was not finite
+    diverged: np.ndarray  # [S, L] parameters or last loss not finite at the end
+    step_ms: float  # median over steps: loss, gradient and update
+    state_bytes: int
+    parameters: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TorchComparison:
+    """What `compare` found."""
+
+    contestants: tuple[Contestant, ...]
+    curves: dict[str, Curves]
+    folder: Path | None
+    report: Path | None
+
+    def best_rate(self, name: str) -> int:
+        """Index of the learning rate with the lowest final smoothed loss of the mean
+        curve over seeds; one at which any seed diverged cannot win."""
+        return int(np.argmin(self._final(name)))
+
+    def final_loss(self, name: str) -> float:
+        """Final smoothed training loss at the best rate; infinite if all diverged."""
+        return float(self._final(name).min())
+
+    def _final(self, name: str) -> np.ndarray:
+        c = self.curves[name]
+        with np.errstate(invalid="ignore", over="ignore"):
+            curve = c.train.mean(axis=0, dtype=np.float64)
+        finite = np.isfinite(curve)
+        weights = finite * SMOOTHING ** np.arange(curve.shape[-1])[::-1]
+        total, sums = weights.sum(-1), (weights * np.where(finite, curve, 0.0)).sum(-1)
+        gone = c.diverged.any(axis=0) | (total == 0)
+        return np.where(gone, np.inf, sums / np.where(total > 0, total, 1.0))
+
+    def __str__(self) -> str:
+        lines = ["optimizer                 final loss  ms/step  learning rate"]
+        for c in sorted(self.contestants, key=lambda c: self.final_loss(c.name)):
+            rate = "untuned"
+            if c.rates:
+                rate = f"{c.rates[self.best_rate(c.name)]:g} of {len(c.rates)}"
+            lines.append(
+                f"{c.name:<24} {self.final_loss(c.name):>11.5g} "
+                f"{self.curves[c.name].step_ms:>8.2f}  {rate}"
+            )
+        if self.report is not None:
+            lines.append(f"report: {self.report}")
+        elif self.folder is not None:
+            lines.append(f"for a report: lopax report {self.folder}")
+        return "\n".join(lines)
+
+
+def compare(
+    model_factory: Callable[[], nn.Module],
+    data_loader: Iterable[Any],
+    loss_fn: LossFn,
+    optimizers: Sequence[str | tuple[str, Callable[..., Any]]] = ("celo", "adam"),
+    *,
+    num_steps: int = 1_000,
+    seeds: int | Sequence[int] = 3,
+    reference: str = "adam",
+    learning_rates: Sequence[float] | None = None,
+    valid_loader: Iterable[Any] | None = None,
+    eval_every: int | None = None,
+    device: torch.device | str | None = None,
+    name: str = "problem",
+    folder: str | os.PathLike[str] | None = "comparison",
+    report: bool = True,
+    listener: Callable[[str], None] | None = None,
+) -> TorchComparison:
+    """Trains fresh models with each optimizer, one run after the other.
+
+    Before each run the global generator (and the loader's own) is seeded, so that all
+    optimizers start from the same weights and see the same batches.
+
+    **Arguments:**
+
+    - `model_factory`: makes a model with fresh weights from torch's generator.
+    - `data_loader`: batches; gone through as often as needed.
+    - `loss_fn`: (model, batch) -> scalar loss.
+    - `optimizers`: names (`lopax.torch.contestants`): "celo", "celo:FILE", "adamw"
+        (tuned over all learning rates), "adamw@0.001"; or pairs (name, function of the
+        parameters that makes a torch optimizer).
+    - `num_steps`: updates of a run; what learned optimizers are told as well.
+    - `seeds`: how many, or which.
+    - `reference`: what scores are relative to; added if it is not there.
+    - `learning_rates`: for tuned baselines; default the 15 of `lopax.evaluate`.
+    - `valid_loader`: held-out batches, all of which are used every `eval_every`
+        updates (default: 20 times a run).
+    - `device`: where model and batches go (nested tuples, lists and dicts of tensors).
+    - `folder`: for results and report; None keeps nothing.
+    - `report`: write the report, if what it needs is installed.
+    - `listener`: called with a line of text after each run.
+
+    Raises `ConfigError` for repeated names, an empty loader, or a loss that is no
+    scalar tensor; `UnknownName` for optimizers.
+    """
+    wanted = list(optimizers)
+    if reference not in [o if isinstance(o, str) else o[0] for o in wanted]:
+        wanted.append(reference)
+    entries = tuple(contestant(o, learning_rates, RULES) for o in wanted)
+    names = [c.name for c in entries]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if twice or not chosen or num_steps < 1 or len(set(chosen)) != len(chosen):
+        raise ConfigError(
+            f"optimizers {names}, seeds {chosen}, num_steps = {num_steps}: names and "
+            "seeds must be different from each other, and there must be at least one"
+        )
+    every = eval_every or max(1, num_steps // 20)
+    eval_steps = [*range(0, num_steps, every), num_steps]
+    curves = {}
+    for entry in entries:
+        runs = []
+        for seed in chosen:
+            for rate in entry.rates or (None,):
+                run = _Run(model_factory, data_loader, loss_fn, device, num_steps)
+                found = run.train(entry, rate, seed, valid_loader, eval_steps)
+                runs.append(found)
+                if listener is not None:
+                    at = "" if rate is None else f" at {rate:g}"
+                    listener(f"{entry.name}{at}, seed {seed}: {found[0][-1]:.5g}")
+        curves[entry.name] = _stack(runs, len(chosen))
+    target = None
+    if folder is not None:
+        target = Path(folder)
+        header = {
+            "format": FORMAT,
+            "name": name,
+            "num_steps": num_steps,
+            "eval_steps": eval_steps,
+            "seeds": chosen,
+            "reference": reference,
+            "held_out": valid_loader is not None,
+            "machine": {
+                "device": str(device or "cpu"),
+                "torch": torch.__version__,
+                "lopax": __version__,
+            },
+        }
+        _write(target, header, entries, curves)
+    page = _report(target) if report and target is not None else None
+    return TorchComparison(
+        contestants=entries, curves=curves, folder=target, report=page
+    )
+
+
+class _Run:
+    """One training run."""
+
+    def __init__(
+        self, factory: Any, loader: Any, loss_fn: Any, device: Any, steps: int
+    ):
+        self.factory, self.loader, self.loss_fn = factory, loader, loss_fn
+        self.device, self.steps = device, steps
+
+    def train(
+        self, entry: Contestant, rate: float | None, seed: int, valid: Any, looks: Any
+    ) -> tuple[Any, ...]:
+        torch.manual_seed(seed)
+        model = self.factory()
+        model = model.to(self.device) if self.device is not None else model
+        optimizer: Any = entry.make(list(model.named_parameters()), self.steps, rate)
+        if getattr(self.loader, "generator", None) is not None:
+            self.loader.generator.manual_seed(seed)
+        batches, losses = self._batches(), np.full(self.steps, np.nan, np.float32)
+        seen, times = np.full(len(looks), np.nan, np.float32), []
+        alive, look = True, 0
+        for t in range(self.steps + 1):
+            if look < len(looks) and t == looks[look]:
+                seen[look] = self._evaluate(model, valid)
+                look += 1
+            if t == self.steps:
+                break
+            batch = next(batches)
+            started = time.perf_counter()
+            loss = self._loss(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            if entry.learned:
+                optimizer.step(loss=loss.detach())
+            else:
+                optimizer.step()
+            losses[t] = loss.item()  # also waits for the device
+            times.append(time.perf_counter() - started)
+            if not np.isfinite(losses[t]) and not _finite(model):
+                alive = False  # it cannot come back: the rest of the curve stays NaN
+                break
+        held = [v for s in optimizer.state.values() for v in _tensors(s)]
+        return (
+            losses,
+            seen,
+            int((~np.isfinite(losses)).sum()),
+            not (alive and np.isfinite(losses[-1]) and _finite(model)),
+            1e3 * float(np.median(times)),
+            sum(v.numel() * v.element_size() for v in held),
+            sum(p.numel() for p in model.parameters()),
+        )
+
+    def _loss(self, model: nn.Module, batch: Any) -> Tensor:
+        loss = self.loss_fn(model, batch)
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            shape = list(loss.shape) if isinstance(loss, Tensor) else type(loss)
+            raise ConfigError(
+                f"loss_fn returned {shape}: it must return a scalar tensor, such as "
+                "the mean over the batch"
+            )
+        return loss
+
+    def _batches(self) -> Iterator[Any]:
+        """The loader's batches, over and over."""
+        while True:
+            count = 0
+            for batch in self.loader:
+                count += 1
+                yield _move(batch, self.device)
+            if count == 0:
+                raise ConfigError(
+                    "data_loader gave no batch; a generator can be gone through only "
+                    "once, so pass a DataLoader or a list of batches"
+                )
+
+    def _evaluate(self, model: nn.Module, loader: Any) -> float:
+        """Mean loss over all held-out batches; leaves torch's generator as it was."""
+        if loader is None:
+            return float("nan")
+        state = torch.random.get_rng_state()
+        model.eval()
+        with torch.no_grad():
+            losses = [float(self._loss(model, _move(b, self.device))) for b in loader]
+        model.train()
+        torch.random.set_rng_state(state)
+        return float(np.mean(losses))
+
+
+def _stack(runs: list[tuple[Any, ...]], seeds: int) -> Curves:
+    def grid(i: int, dtype: Any) -> np.ndarray:
+        values = np.asarray([run[i] for run in runs], dtype)
+        return values.reshape(seeds, -1, *values.shape[1:])
+
+    return Curves(
+        train=grid(0, np.float32),
+        valid=grid(1, np.float32),
+        nonfinite=grid(2, np.int32),
+        diverged=grid(3, bool),
+        step_ms=min(run[4] for run in runs),
+        state_bytes=runs[0][5],
+        parameters=runs[0][6],
+    )
+
+
+def _write(folder: Path, header: dict[str, Any], entries: Any, curves: Any) -> None:
+    """`comparison.json` and `comparison.npz`, for `lopax.evaluate`."""
+    fields = ("step_ms", "state_bytes", "parameters")
+    described = [
+        {
+            "name": c.name,
+            "learned": c.learned,
+            "rates": list(c.rates),
+            "note": c.note,
+            "settings": dict(c.settings),
+            "cost": {f: getattr(curves[c.name], f) for f in fields},
+        }
+        for c in entries
+    ]
+    arrays: Any = {
+        f"{i}/{field}": getattr(curves[c.name], field)
+        for i, c in enumerate(entries)
+        for field in ("train", "valid", "nonfinite", "diverged")
+    }
+    with atomic_write(folder / "comparison.npz") as path, path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    with atomic_write(folder / "comparison.json") as path:
+        path.write_text(json.dumps({**header, "optimizers": described}, indent=1))
+
+
+def _report(folder: Path) -> Path | None:
+    """Has another process write the report; None if it cannot."""
+    needed = ("jax", "optax", "jinja2", "matplotlib", "tyro", "rich")
+    if not all(importlib.util.find_spec(n) for n in needed):
+        return None
+    command = [sys.executable, "-m", "lopax", "report", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        print(f"no report: {done.stderr.strip()}", file=sys.stderr)
+        return None
+    return folder / "report.html"
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    if isinstance(state, Tensor):
+        return [state]
+    values = state.values() if isinstance(state, dict) else state
+    nested = isinstance(state, (dict, list, tuple))
+    return [t for v in values for t in _tensors(v)] if nested else []
+
+
+def _finite(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def _move(batch: Any, device: Any) -> Any:
+    if device is None:
+        return batch
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return {k: _move(v, device) for k, v in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        moved = [_move(v, device) for v in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
+    return batch

@@ -1,0 +1,365 @@
+"""The per-element network of Celo, VeLO, Celo2 and Adafac-MLP, for a batch of tensors.
+
+A rule names the blocks of channels its network sees, in the published order. Channels
+that depend on a row or a column alone enter the first layer as vectors; the others are
+computed twice, once for their mean squares and once for the step, and summed into the
+hidden units one at a time. Nothing of shape [..., channels] is built.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import itertools
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lopax.torch import moments
+from lopax.torch.geometry import Accumulator
+from lopax.torch.moments import Factors
+from lopax.torch.rule import Rule, Steps, Sum, TensorBatch
+
+# Elements treated at a time: intermediate results should stay in a CPU's cache; a GPU
+# wants few launches, and few megabytes beside the state.
+CPU_CHUNK, GPU_CHUNK = 1 << 15, 1 << 22
+
+
+class View(NamedTuple):
+    """A range of a batch of tensors, as [B, k, *s] with k one or three."""
+
+    grad: Tensor
+    param: Tensor
+    momenta: Tensor
+    second: Tensor
+    rsqrt: Tensor  # of the second moment
+    factor: Tensor  # of the factored second moment
+    momenta_factor: Tensor  # the same, for momenta
+
+
+BLOCKS: dict[str, tuple[int, Callable[[View], Tensor]]] = {
+    "grad": (1, lambda v: v.grad),
+    "clipped_grad": (1, lambda v: v.grad.clamp(-0.1, 0.1)),
+    "param": (1, lambda v: v.param),
+    "momenta": (3, lambda v: v.momenta),
+    "second": (1, lambda v: v.second),
+    "adam": (3, lambda v: v.momenta * v.rsqrt),
+    "rsqrt": (1, lambda v: v.rsqrt),
+    "factored_grad": (3, lambda v: v.grad * v.factor),
+    "rms_grad": (1, lambda v: v.grad * v.rsqrt),
+    "factored_momenta": (3, lambda v: v.momenta * v.momenta_factor),
+}
+"""Channels with a value per element: their number, and how they are computed."""
+
+LINES = {"row": 3, "col": 3, "row_rsqrt": 3, "col_rsqrt": 3}
+"""Channels with a value per row or per column."""
+
+VELO = (
+    *("grad", "clipped_grad", "param", "momenta", "second", "adam", "rsqrt"),
+    *("factored_grad", "rms_grad", "row", "col", "row_rsqrt", "col_rsqrt"),
+    "factored_momenta",
+)
+"""The 30 channels of VeLO, Celo and Celo2, in the published order."""
+
+ADAFAC = tuple(name for name in VELO if name not in ("clipped_grad", "rms_grad"))
+"""The 28 channels of Adafac-MLP, in the published order."""
+
+
+class Features(NamedTuple):
+    """What a network sees, and how it is brought to order one."""
+
+    names: tuple[str, ...]  # of blocks and lines
+    second_eps: float  # in the reciprocal root of the second moment
+    vector_eps: float = 0.0  # for a vector's momenta over its factored second moment
+    norm_eps: float = 1e-5  # in the channels' root mean square
+    per_matrix: bool = False  # which is over the tensor, or over each matrix of it
+
+    @property
+    def count(self) -> int:
+        """Number of channels."""
+        return sum(width(name) for name in self.names)
+
+    def rows(self, w0: Tensor, names: Iterable[str]) -> Tensor:
+        """The rows of first-layer weights [..., C, H] that belong to some channels."""
+        kept = []
+        for name in names:
+            before = self.names[: self.names.index(name)]
+            start = sum(width(other) for other in before)
+            kept.append(w0[..., start : start + width(name), :])
+        return torch.cat(kept, dim=-2)
+
+
+NET = ("w0", "b0", "w1", "b1", "w2", "b2")
+
+
+def net_shapes(prefix: str, sizes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes of an MLP's arrays by path name; `sizes` from inputs to outputs."""
+    shapes = {}
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
+        shapes[f"{prefix}/w{i}"] = (fan_in, fan_out)
+        shapes[f"{prefix}/b{i}"] = (fan_out,)
+    return shapes
+
+
+def arrays(theta: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The MLP of theta as `Network` wants it: the same for all tensors."""
+    return {name: theta[f"{prefix}/{name}"].unsqueeze(0) for name in NET}
+
+
+class Network(NamedTuple):
+    """A network for R tensors (R = 1: for any number), and what becomes of it."""
+
+    features: Features
+    arrays: Mapping[str, Tensor]  # "w0" [R, C, H], "b0" [R, H], ...; 1 or 2 outputs
+    exp_mult: float  # of the second output, the logarithm of a magnitude
+    scale: Tensor  # [R] what the result is multiplied by,
+    relative: bool  # times the parameters' root mean square, or not
+
+
+class ElementRule(Rule):
+    """A rule of which a tensor's step is one network, applied to every element."""
+
+    @abc.abstractmethod
+    def network(self, context: Mapping[str, Tensor], scale: Tensor) -> Network:
+        """The network for tensors with this context, each [B, ...].
+
+        `scale`: [] what `advance` returned.
+        """
+
+    def accumulators(self, rank: int, axes: Any, role: str) -> dict[str, Accumulator]:
+        del role
+        return moments.accumulators(rank, axes)
+
+    def step(self, batch: TensorBatch, scale: Tensor, alive: Tensor) -> Steps:
+        factors = yield from moments.update(batch, self.theta, alive)
+        net = self.network(batch.context, scale)
+        net = net._replace(scale=net.scale * alive)
+        return (yield from evaluate(batch, factors, net))
+
+
+def evaluate(
+    batch: TensorBatch, factors: Factors, net: Network
+) -> Generator[list[Sum], list[Tensor], Tensor]:
+    """scale * direction * exp(exp_mult * magnitude) [B, *s], in place of grads."""
+    features, exp_mult = net.features, net.exp_mult
+    blocks = [name for name in features.names if name in BLOCKS]
+    every = tuple(range(len(batch.shape)))
+    over = batch.matrix if features.per_matrix else every
+    d1, d0 = batch.axes or (None, None)
+    row_names, col_names = _lines(features, "row"), _lines(features, "col")
+    row, col = _with_rsqrt(factors.row), _with_rsqrt(factors.col)
+    # A row moment has size one along d0, which is complete in every shard.
+    row_over = tuple(a for a in over if a != d0)
+    col_over = tuple(a for a in over if a != d1)
+    cuts = _cuts(batch)
+    asked = [Sum(_sums_over_cuts(batch, factors, features, blocks, cuts, over), over)]
+    if row_names:
+        asked.append(Sum(_square_sums([row], over), row_over))
+        asked.append(Sum(_square_sums([col], over), col_over))
+    sums = yield asked
+    mean = sums[0] / _count(batch, over)
+    w0, eps = net.arrays["w0"], features.norm_eps
+    weights = features.rows(w0, blocks)
+    stacked = mean[0, 0].numel() > 1  # normalisers that differ within a tensor
+    if stacked:
+        normal = _spread(torch.rsqrt(eps + mean), batch, over)
+        weights = _at(weights, mean.unsqueeze(2))
+    else:
+        # The normalisers go into the first layer's weights, [B, channels, H, ...].
+        weights = _folded(weights, mean, eps)
+    start = _at(net.arrays["b0"], batch.grads.unsqueeze(1))
+    if row_names:
+        row_mean = sums[1] / _count(batch, row_over)
+        col_mean = sums[2] / _count(batch, col_over)
+        row_weights = _folded(features.rows(w0, row_names), row_mean, eps)
+        col_weights = _folded(features.rows(w0, col_names), col_mean, eps)
+        from_rows = _mix(row, row_weights) + start
+        from_cols = _mix(col, col_weights)
+    else:
+        from_rows = from_cols = None
+    at = sum(BLOCKS[name][0] for name in blocks[: blocks.index("param")])
+    factor = net.scale
+    if net.relative:
+        factor = factor * torch.sqrt(mean[:, at].flatten() + 1e-9)
+    for cut in cuts:
+        if from_rows is None or from_cols is None:
+            part = cut(batch.grads, 1)
+            shape = (len(part), start.shape[1], *part.shape[1:])
+            hidden = start.expand(shape).clone()
+        else:
+            hidden = cut(from_rows, 2) + cut(from_cols, 2)
+        values = _channels(batch, factors, features, blocks, cut)
+        if stacked:
+            values = _normalised(values, cut(normal, 2))
+        out = _mlp(values, weights, hidden, net.arrays)
+        update = out[:, 0]
+        if exp_mult and out.shape[1] > 1:
+            update = update * torch.exp(exp_mult * out[:, 1])
+        # The gradient's buffer is the batch's own; the update takes its place.
+        torch.mul(update, _at(factor, update), out=cut(batch.grads, 1))
+    return batch.grads
+
+
+class _Cut(NamedTuple):
+    """A range of the tensor's first axis, or the whole tensor."""
+
+    start: int
+    length: int
+    whole: bool
+
+    def __call__(self, x: Tensor, axis: int) -> Tensor:
+        """`x` within the range; `axis` is where `x` has the tensor's first axis."""
+        if self.whole or x.shape[axis] == 1:
+            return x
+        return x.narrow(axis, self.start, self.length)
+
+
+def _cuts(batch: TensorBatch) -> list[_Cut]:
+    grads = batch.grads
+    first = grads.shape[1]
+    chunk = CPU_CHUNK if grads.device.type == "cpu" else GPU_CHUNK
+    length = max(1, chunk // max(1, grads.numel() // max(1, first)))
+    if length >= first or torch.compiler.is_compiling():
+        return [_Cut(0, first, True)]
+    return [_Cut(i, min(length, first - i), False) for i in range(0, first, length)]
+
+
+def _channels(
+    batch: TensorBatch,
+    factors: Factors,
+    features: Features,
+    blocks: Iterable[str],
+    cut: _Cut,
+) -> Iterator[Tensor]:
+    """The channels with a value per element, in order, as blocks [B, k, *s]."""
+    second = cut(batch.state["second"], 1).unsqueeze(1)
+    factor = cut(factors.row_scale, 2) * cut(factors.col_scale, 2)
+    if batch.axes is None and "factored_momenta" in features.names:
+        # Published without an epsilon where `vector_eps` is 0. A moment is 1e-33 or
+        # more once it was updated; the bound is for skipped first steps, where it is
+        # zero.
+        full = cut(factors.row, 2) + features.vector_eps
+        momenta_factor = torch.rsqrt(full.clamp_min(1e-36))
+    else:
+        momenta_factor = factor
+    view = View(
+        grad=cut(batch.grads, 1).unsqueeze(1),
+        param=cut(batch.params, 1).unsqueeze(1),
+        momenta=cut(batch.state["momenta"], 2),
+        second=second,
+        rsqrt=torch.rsqrt(second + features.second_eps),
+        factor=factor,
+        momenta_factor=momenta_factor,
+    )
+    for name in blocks:
+        yield BLOCKS[name][1](view)
+
+
+def _sums_over_cuts(
+    batch: TensorBatch,
+    factors: Factors,
+    features: Features,
+    blocks: Iterable[str],
+    cuts: list[_Cut],
+    over: tuple[int, ...],
+) -> Tensor:
+    """[B, channels, ...] sums of squares over some axes, which keep size one."""
+    parts = [
+        _square_sums(_channels(batch, factors, features, blocks, cut), over)
+        for cut in cuts
+    ]
+    if 0 in over:
+        return functools.reduce(torch.add, parts)
+    return torch.cat(parts, dim=2)
+
+
+def _square_sums(blocks: Iterable[Tensor], over: tuple[int, ...]) -> Tensor:
+    norms = []
+    for x in blocks:
+        if len(over) == x.ndim - 2:
+            flat = torch.linalg.vector_norm(x.flatten(2), dim=2)
+            norms.append(_at(flat, x))
+        else:
+            squares = x.square()
+            for axis in sorted(over):  # the first leaves long contiguous runs
+                squares = squares.sum(2 + axis, keepdim=True)
+            norms.append(torch.sqrt(squares))
+    return torch.cat(norms, 1).square()
+
+
+def _count(batch: TensorBatch, over: tuple[int, ...]) -> int:
+    return math.prod(batch.shape[a] for a in over)
+
+
+def width(name: str) -> int:
+    """Number of channels of a block or line."""
+    return LINES[name] if name in LINES else BLOCKS[name][0]
+
+
+def _lines(features: Features, kind: str) -> list[str]:
+    return [name for name in (kind, f"{kind}_rsqrt") if name in features.names]
+
+
+def _with_rsqrt(x: Tensor) -> Tensor:
+    """[B, 3, ...] -> [B, 6, ...]: row (or column) moments and their inverse roots."""
+    return torch.cat([x, torch.rsqrt(x + 1e-8)], 1)
+
+
+def _folded(weights: Tensor, mean_square: Tensor, eps: float) -> Tensor:
+    """[B or 1, C, H] times the normalisers [B, C, *r] of C channels: [B, C, H, *r]."""
+    normal = torch.rsqrt(eps + mean_square).unsqueeze(2)
+    return _at(weights, normal) * normal
+
+
+def _spread(normal: Tensor, batch: TensorBatch, over: tuple[int, ...]) -> Tensor:
+    """Normalisers [B, C, *r], repeated along the second axis where they vary along the
+    last: what multiplies long runs is much faster."""
+    if len(batch.shape) - 1 in over:
+        return normal
+    sizes = list(normal.shape)
+    sizes[3] = batch.grads.shape[2]
+    return normal.expand(sizes).contiguous()
+
+
+def _normalised(channels: Iterator[Tensor], normal: Tensor) -> Iterator[Tensor]:
+    c = 0
+    for block in channels:
+        yield block * normal[:, c : c + block.shape[1]]
+        c += block.shape[1]
+
+
+def _mix(channels: Tensor, weights: Tensor) -> Tensor:
+    """[B, C, ...] and [B, C, H, *r] -> [B, H, ...], for small channels."""
+    return (channels.unsqueeze(2) * weights).sum(1)
+
+
+def _mlp(
+    channels: Iterator[Tensor],
+    weights: Tensor,
+    hidden: Tensor,
+    arrays: Mapping[str, Tensor],
+) -> Tensor:
+    """Outputs [B, O, *s]; `hidden` [B, H, *s] is consumed."""
+    c = 0
+    for block in channels:
+        for i in range(block.shape[1]):
+            hidden.addcmul_(block[:, i : i + 1], weights[:, c])
+            c += 1
+    hidden = _dense(hidden.relu_(), arrays["w1"], arrays["b1"])
+    return _dense(hidden.relu_(), arrays["w2"], arrays["b2"])
+
+
+def _dense(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """[B, I, ...] through weights [B or 1, I, O] and bias [B or 1, O]: [B, O, ...]."""
+    out = torch.addcmul(_at(b, x), x[:, :1], _at(w[:, 0], x))
+    for i in range(1, w.shape[1]):
+        out.addcmul_(x[:, i : i + 1], _at(w[:, i], x))
+    return out
+
+
+def _at(small: Tensor, like: Tensor) -> Tensor:
+    """`small` with size-1 axes appended up to the rank of `like`."""
+    return small.reshape(*small.shape, *(1,) * (like.ndim - small.ndim))

@@ -1,0 +1,68 @@
+"""What a scheduler reads of the run: the loss history and the fraction done.
+
+The counterpart of `lopax.blocks.loss_history` and `lopax.blocks.time_features`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+NUM_DECAYS = 10
+CENTRES = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
+NUM_INPUTS = len(CENTRES) + NUM_DECAYS - 1
+_HUGE = 999999999999.0
+
+
+def init(num_steps: int, device: Any) -> State:
+    """The empty history of a run of `num_steps`."""
+    top = torch.log10(torch.tensor(float(max(num_steps, 1))))
+    constants = 10.0 ** torch.linspace(1.0, float(top), NUM_DECAYS)
+    return {
+        "loss_means": torch.zeros(NUM_DECAYS, device=device),
+        "loss_minima": torch.full((NUM_DECAYS,), _HUGE, device=device),
+        "loss_decays": torch.exp(-1.0 / constants).to(device),
+        "loss_count": torch.zeros((), dtype=torch.int32, device=device),
+    }
+
+
+def update(history: State, loss: Tensor) -> State:
+    """The history after one more finite loss []; other entries are left out."""
+    means, d = history["loss_means"], history["loss_decays"]
+    count = history["loss_count"]
+    after = 1.0 - torch.pow(d, (count + 1).float())
+    # As published: the old averages are corrected as if the new loss were in them.
+    largest = (means / after).max()
+    bound = 2.0 * torch.where(count == 0, loss, largest).abs()
+    means = d * means + (1.0 - d) * torch.minimum(bound, loss)
+    return {
+        "loss_means": means,
+        "loss_minima": torch.minimum(history["loss_minima"], means / after),
+        "loss_decays": d,
+        "loss_count": count + 1,
+    }
+
+
+def inputs(centres: Tensor, history: State, fraction: Tensor) -> Tensor:
+    """[18] time features, then loss features.
+
+    **Arguments:**
+
+    - `centres`: `CENTRES` on the device of the rest.
+    - `fraction`: [] iteration / horizon, counted before this step.
+    """
+    return torch.cat([torch.tanh(10.0 * (fraction - centres)), _features(history)])
+
+
+def _features(history: State) -> Tensor:
+    """[9] in [-1, 1]; zero for the first two losses."""
+    d, count = history["loss_decays"], history["loss_count"]
+    corrected = history["loss_means"] / (1.0 - torch.pow(d, count.float()))
+    minima = history["loss_minima"][:-1]
+    span = (corrected[1:] - minima).clamp_min(1e-8)
+    raw = ((corrected[:-1] - minima) / span - 1.0).clamp(-1.0, 1.0)
+    return torch.where(count <= 2, torch.zeros_like(raw), raw)

@@ -1,0 +1,56 @@
+"""What a rule's `advance` learns of the tensors of a step, and tells them.
+
+Tensors may lie on several devices; `advance` runs on one, where the shared state is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lopax.torch.plain import Entry, summaries
+from lopax.torch.rule import Advance, Rows, Rule
+
+Job = tuple[Rule, Sequence[Entry]]  # a device's rule, and the entries there
+
+
+def gather(jobs: Sequence[Job], home: torch.device) -> Rows:
+    """One row for each entry of all jobs, in order, on the device `home`."""
+    count = sum(len(entries) for _, entries in jobs)
+    carried = jobs[0][0].carried
+    if not carried:
+        return Rows(count, None, {})
+    found = [row for rule, entries in jobs for row in summaries(rule, entries)]
+    every = [e for _, entries in jobs for e in entries]
+    return Rows(
+        count,
+        torch.stack([row.to(home) for row in found]),
+        {k: torch.stack([e.state[k].to(home) for e in every]) for k in carried},
+    )
+
+
+def hand_out(
+    jobs: Sequence[Job], result: Advance, finite: Tensor
+) -> list[Sequence[Entry]]:
+    """Each job's entries with their context; keeps what is carried if `finite`."""
+    told, at = [], 0
+    for _, entries in jobs:
+        here = slice(at, at + len(entries))
+        device, at = entries[0].param.device, here.stop
+        for name, rows in result.carried.items():
+            keep = finite.to(device)
+            for e, row in zip(entries, rows[here].to(device).unbind(0), strict=True):
+                old = e.state[name]
+                old.copy_(torch.where(keep, row, old))
+        split = {k: v[here].to(device).unbind(0) for k, v in result.context.items()}
+        told.append(
+            [
+                e._replace(context={k: rows[i] for k, rows in split.items()})
+                for i, e in enumerate(entries)
+            ]
+            if split
+            else entries
+        )
+    return told

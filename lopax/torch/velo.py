@@ -1,0 +1,183 @@
+"""VeLO in torch: an LSTM per tensor that mixes that tensor's own MLP from a bank.
+
+Metz et al. (2022, arXiv 2211.09760). The counterpart of `lopax.architectures.velo`,
+with the same weights and the same numbers. The LSTMs of all tensors advance together,
+as rows of one matrix; each hears the maximum over the tensors that have a gradient in
+this step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lopax._core.config import check_range
+from lopax.torch import elements, moments, progress, scheduler
+from lopax.torch.celo import FEATURES
+from lopax.torch.elements import ElementRule, Network
+from lopax.torch.geometry import Accumulator
+from lopax.torch.recurrent import affine, layer_shapes, lstm, product
+from lopax.torch.rule import Advance, Rows, Steps, Sum
+from lopax.torch.theta import published_mlp, published_scheduler
+
+NUM_TENSOR_INPUTS = 12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VeLOConfig:
+    """Settings of `Velo`, as in `lopax.architectures.velo.VeLOConfig`."""
+
+    lstm: int = 512
+    bank: int = 256
+    hidden: int = 4
+    bank_mult: float = 100.0
+    step_mult: float = 1e-3
+    exp_mult: float = 1e-3
+    frozen_lstm: bool = False
+    short_loss_history: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("lstm", "bank", "hidden"):
+            check_range(self, name, low=1)
+        check_range(self, "bank_mult", above=0.0)
+        check_range(self, "step_mult", above=0.0)
+        check_range(self, "exp_mult", low=0.0)
+
+
+class VeLORule(ElementRule):
+    """See the module docstring."""
+
+    name: ClassVar[str] = "velo"
+    needs_loss: ClassVar[bool] = True
+    needs_horizon: ClassVar[bool] = True
+    config_class: ClassVar[type] = VeLOConfig
+    carried: ClassVar[tuple[str, ...]] = ("lstm_hidden", "lstm_cell")
+
+    @classmethod
+    def theta_shapes(cls, config: VeLOConfig) -> dict[str, tuple[int, ...]]:
+        sizes = (FEATURES.count, config.hidden, config.hidden, 2)
+        bank = elements.net_shapes("bank", sizes)
+        inputs = progress.NUM_INPUTS + NUM_TENSOR_INPUTS
+        return {
+            **scheduler.shapes(config.lstm, inputs, prefix=""),
+            **layer_shapes("controls", config.lstm, config.bank),
+            **{k: (config.bank, *shape) for k, shape in bank.items()},
+        }
+
+    @classmethod
+    def constants(
+        cls, config: VeLOConfig, theta: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        del config, theta
+        weights = moments.fixed(moments.THREE, 0.999, moments.THREE)
+        return moments.constants(weights) | scheduler.constants()
+
+    @classmethod
+    def translate_published(
+        cls, arrays: dict[str, np.ndarray], config: Any
+    ) -> dict[str, np.ndarray]:
+        del config
+        controls = "rnn_params/rnn_to_controls"
+        if f"{controls}/w" not in arrays:
+            return arrays
+        bank = published_mlp(arrays, "ff_mod_stack/~/", (0, 1))
+        return {
+            **published_scheduler(arrays),
+            **{f"controls/{k}": arrays[f"{controls}/{k}"] for k in ("w", "b")},
+            **{f"bank/{k}": v for k, v in bank.items()},
+        }
+
+    def init_shared(self, num_steps: int) -> dict[str, Tensor]:
+        horizon = 10 if self.config.short_loss_history else num_steps
+        return progress.init(horizon, self.theta["mix/b"].device)
+
+    def accumulators(self, rank: int, axes: Any, role: str) -> dict[str, Accumulator]:
+        size = self.config.lstm
+        return {
+            **super().accumulators(rank, axes, role),
+            "lstm_hidden": Accumulator(size, (), self.theta["initial/hidden"]),
+            "lstm_cell": Accumulator(size, (), self.theta["initial/cell"]),
+        }
+
+    def summarise(
+        self, params: Tensor, state: Mapping[str, Tensor], shape: tuple[int, ...]
+    ) -> Steps:
+        """[B, 12]: sizes of the accumulators against the parameters' own, and the
+        rank; the second moment too is scaled by 1/rms, not its square."""
+        every, count = tuple(range(len(shape))), math.prod(shape)
+        m, v = state["momenta"].flatten(2), state["second"].flatten(1)
+        p_sum, v_sum, m_sum = yield [
+            Sum(_squares(params.flatten(1)), every),
+            Sum(v.sum(1), every),
+            Sum(m.sum(2), every),
+        ]
+        scale = moments.safe_rsqrt(p_sum / count).unsqueeze(1)
+        mean_m, mean_v = m_sum / count, (v_sum / count).unsqueeze(1)
+        around_m = [_squares(m[:, k] - mean_m[:, k : k + 1]) for k in range(3)]
+        spread_m, spread_v = yield [
+            Sum(torch.stack(around_m, 1), every),
+            Sum(_squares(v - mean_v).unsqueeze(1), every),
+        ]
+        # The published variance of the second moment is taken around the mean of each
+        # momentum, which makes it three numbers; the released weights were trained so.
+        variance_m = spread_m / count
+        variance_v = spread_v / count + (mean_v - mean_m).square()
+        rank = torch.zeros(5, device=params.device)
+        dimensions = sum(n > 1 for n in shape)
+        rank[dimensions : dimensions + 1] = 1.0
+        return torch.cat(
+            [
+                _log_magnitude(mean_v * scale),
+                rank.expand(len(params), -1),
+                _log_magnitude(variance_m * scale * scale),
+                _log_magnitude(variance_v * scale * scale),
+            ],
+            1,
+        )
+
+    def advance(
+        self, shared: dict[str, Tensor], loss: Tensor, fraction: Tensor, rows: Rows
+    ) -> Advance:
+        c, theta = self.config, self.theta
+        assert rows.summaries is not None
+        history = progress.update(shared, loss)
+        common = progress.inputs(theta["scheduler/centres"], history, fraction)
+        inputs = torch.cat([common.expand(rows.count, -1), rows.summaries], 1)
+        heard = torch.relu(affine(theta, "mix", inputs)).amax(0)
+        mixed = affine(theta, "skip", inputs) + heard
+        old = rows.carried
+        hidden, cell = lstm(theta, "lstm", mixed, old["lstm_hidden"], old["lstm_cell"])
+        controls = affine(theta, "controls", hidden)
+        multiplier = affine(theta, "head", hidden)[:, 0]
+        nets = {"multiplier": c.step_mult * multiplier}
+        for name in elements.NET:
+            bank = theta[f"bank/{name}"]
+            summed = product(controls, bank.flatten(1)).unflatten(1, bank.shape[1:])
+            nets[name] = (c.bank_mult / c.bank) * summed
+        return Advance(
+            shared=history,
+            # Multipliers may be negative; their mean size is what resembles a step.
+            scale=c.step_mult * multiplier.abs().mean(),
+            carried={} if c.frozen_lstm else {"lstm_hidden": hidden, "lstm_cell": cell},
+            context=nets,
+        )
+
+    def network(self, context: Mapping[str, Tensor], scale: Tensor) -> Network:
+        del scale
+        multiplier = -context["multiplier"]
+        return Network(FEATURES, context, self.config.exp_mult, multiplier, True)
+
+
+def _squares(x: Tensor) -> Tensor:
+    """[B] sums of squares of [B, n]."""
+    return torch.linalg.vector_norm(x, dim=1).square()
+
+
+def _log_magnitude(x: Tensor) -> Tensor:
+    return 0.5 * torch.log(1e-8 + (10.0 * x).abs()).clamp(-5.0, 5.0)
