@@ -24,9 +24,9 @@ lopax train --resume FOLDER
 
 Values come from the defaults, then the recipe, then the flags; the merged
 configuration is saved with the run. Every field of lopax.meta.RunConfig but the tables
-`settings`, `tasks` and `phases` has a flag: lopax train RECIPE -- --help lists them. Ctrl-C
-saves and stops; a run killed in any other way resumes from its last checkpoint, bit
-for bit, on as many devices as there are then.
+`settings`, `tasks` and `phases` has a flag: lopax train RECIPE -- --help lists them.
+Ctrl-C saves and stops; a run killed in any other way resumes from its last checkpoint,
+bit for bit, on as many devices as there are then.
 
 Several processes, on one machine or many, with a folder they share:
   srun lopax train recipes/celo.toml --distributed --out FOLDER
