@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from lopax.architectures import architecture
     from lopax.inventory import list_optimizers, list_suites, list_tasks
     from lopax.meta.checkpoint import load_state, save_state
-    from lopax.optax import optimizer
+    from lopax.optax import extend, info, optimizer, scale_by
     from lopax.pretrained import list_weights
+    from lopax.reproductions import list_reproductions
     from lopax.theta import load_theta, save_theta
 
 # public name -> module that defines it
 _LAZY = {
     "architecture": "lopax.architectures",
+    "extend": "lopax.optax",
+    "info": "lopax.optax",
     "list_optimizers": "lopax.inventory",
+    "list_reproductions": "lopax.reproductions",
     "list_suites": "lopax.inventory",
     "list_tasks": "lopax.inventory",
     "load_state": "lopax.meta.checkpoint",
@@ -31,6 +35,7 @@ _LAZY = {
     "list_weights": "lopax.pretrained",
     "load_theta": "lopax.theta",
     "optimizer": "lopax.optax",
+    "scale_by": "lopax.optax",
     "save_theta": "lopax.theta",
 }
 _SUBMODULES = {"data", "estimators", "evaluate", "meta", "tasks", "torch"}
@@ -56,7 +61,10 @@ __all__ = [
     "data",
     "estimators",
     "evaluate",
+    "extend",
+    "info",
     "list_optimizers",
+    "list_reproductions",
     "list_suites",
     "list_tasks",
     "list_weights",
@@ -66,6 +74,7 @@ __all__ = [
     "optimizer",
     "save_state",
     "save_theta",
+    "scale_by",
     "tasks",
     "torch",
 ]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from lopax._core.tree import count_bytes, count_elements
 from lopax.architectures import ARCHITECTURES, architecture
+from lopax.blocks import narrow_momenta
 from lopax.pretrained.index import list_weights
 from lopax.tasks import list_tasks
 from lopax.tasks.suites import list_suites
@@ -20,6 +21,7 @@ class OptimizerFacts(NamedTuple):
     name: str
     meta_parameters: int
     bytes_per_parameter: float  # state, for a 512x512 matrix
+    narrow_bytes_per_parameter: float | None  # with momentum_dtype="bfloat16", if any
     needs_loss: bool
     needs_horizon: bool
     has_weights: bool
@@ -41,18 +43,25 @@ def _facts(name: str, has_weights: bool) -> OptimizerFacts:
     rule = architecture(name)
     theta = jax.eval_shape(rule.init_theta, jax.random.key(0))
 
-    def state_bytes(side: int) -> int:
+    def state_bytes(side: int, dtype: str) -> int:
+        packing = narrow_momenta.choose(rule, dtype)
         params = {"w": jax.ShapeDtypeStruct((side, side), jnp.float32)}
-        return count_bytes(
-            jax.eval_shape(lambda t, p: rule.init(t, p, 1), theta, params)
+        state = jax.eval_shape(
+            lambda t, p: packing.pack(rule.init(t, p, 1)), theta, params
         )
+        return count_bytes(state)
 
-    # What grows with the tensor, without what is kept once per run.
-    small, large = state_bytes(16), state_bytes(512)
+    def per_parameter(dtype: str) -> float:
+        # What grows with the tensor, without what is kept once per run.
+        small, large = (state_bytes(side, dtype) for side in (16, 512))
+        return (large - small) / (512**2 - 16**2)
+
+    narrow = narrow_momenta.supported(rule)
     return OptimizerFacts(
         name=name,
         meta_parameters=count_elements(theta),
-        bytes_per_parameter=(large - small) / (512**2 - 16**2),
+        bytes_per_parameter=per_parameter("float32"),
+        narrow_bytes_per_parameter=per_parameter("bfloat16") if narrow else None,
         needs_loss=rule.needs_loss,
         needs_horizon=rule.needs_horizon,
         has_weights=has_weights,

@@ -15,21 +15,26 @@ _OPTIONS = {
 }
 
 
+def quick_compile(lowered: Any) -> Any:
+    """`lowered.compile()` with few optimisations. A compiler that does not know an
+    option gets none."""
+    try:
+        return lowered.compile(compiler_options=_OPTIONS)
+    except Exception as error:
+        if "option" not in str(error):
+            raise
+        return lowered.compile()
+
+
 def quick_jit(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`jax.jit` for arguments of one shape only, compiled four times faster and
-    running slower. A compiler that does not know an option gets none."""
+    running slower."""
     compiled: Any = None
 
     def call(*args: Any) -> Any:
         nonlocal compiled
         if compiled is None:
-            lowered = jax.jit(fn).lower(*args)
-            try:
-                compiled = lowered.compile(compiler_options=_OPTIONS)
-            except Exception as error:
-                if "option" not in str(error):
-                    raise
-                compiled = lowered.compile()
+            compiled = quick_compile(jax.jit(fn).lower(*args))
         return compiled(*args)
 
     return call

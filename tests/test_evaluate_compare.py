@@ -179,7 +179,14 @@ def test_runs_on_different_data_are_refused(tmp_path):
 
 
 def test_suites_are_tables_of_tasks_with_unique_names():
-    assert list_suites() == ["smoke", "embedded", "lite", "velodrome", "stress"]
+    assert list_suites() == [
+        "smoke",
+        "embedded",
+        "validation",
+        "lite",
+        "velodrome",
+        "stress",
+    ]
     for name in SUITES:
         problems = evaluate.suite_problems(name)
         assert len({p.name for p in problems}) == len(problems)

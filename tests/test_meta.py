@@ -27,6 +27,8 @@ from lopax._core.errors import (
     UnknownName,
 )
 from lopax._core.tree import named_leaves
+from lopax.architectures import architecture
+from lopax.estimators import perturb
 from lopax.meta import (
     EstimatorConfig,
     OuterConfig,
@@ -294,14 +296,19 @@ def test_trackers_are_told_and_missing_packages_are_named(tmp_path, monkeypatch)
         tracking.tracker("wandbb", run, tmp_path)
 
 
-def test_recipes_in_the_repository_are_valid():
-    recipes = sorted((ROOT / "recipes").glob("*.toml"))
-    assert recipes
-    for path in recipes:
-        run = load_recipe(path)
-        for phase in run.phases:
-            assert phase.trainable
-        assert from_dict(RunConfig, to_dict(run)) == run
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipes_in_the_repository_are_valid(path):
+    run = load_recipe(path)
+    assert run.name == path.stem
+    assert from_dict(RunConfig, to_dict(run)) == run
+    for phase in run.phases:
+        rule = architecture(run.architecture, **run.settings_of(phase))
+        theta = jax.eval_shape(rule.init_theta, jax.random.key(0))
+        assert any(jax.tree.leaves(perturb.trainable_mask(theta, phase.trainable)))
+        assert run.estimator_of(phase).particles % len(run.tasks) == 0
 
 
 def test_bad_recipes_say_what_is_wrong(tmp_path):

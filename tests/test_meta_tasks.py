@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +120,8 @@ class TestGroups:
         rule = architecture("learned_sgd")
         made = build_estimator(config, rule, families, ("*",))
         assert isinstance(made, Mixture)
-        assert [p.settings.num_particles for p in made.parts] == [3, 3]
+        parts: Any = made.parts
+        assert [p.settings.num_particles for p in parts] == [3, 3]
         with pytest.raises(ConfigError, match="multiple of the 2 groups"):
             odd = dataclasses.replace(config, particles=7)
             build_estimator(odd, rule, families, ("*",))
@@ -159,7 +161,7 @@ class TestGivenSchedule:
             return scheduler.advance(theta, state, loss, fraction)
 
         fractions = jnp.arange(steps) / steps
-        start = scheduler.init(theta, steps)
+        start = scheduler.init(theta, jnp.asarray(steps))
         return np.asarray(jax.lax.scan(body, start, (fractions, losses))[1])
 
     def test_a_fresh_scheduler_follows_it_whatever_the_losses(self):

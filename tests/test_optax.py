@@ -1,8 +1,9 @@
-"""`lopax.optimizer` at home in optax: the battery optax runs over its own contrib
-optimizers, sharding, guards, diagnostics. Every architecture, by random theta."""
+"""`lopax.optimizer` at home in optax: what optax demands of its own contributed
+optimizers, of every architecture. The meta-parameters are those of `optax_rules`."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -10,8 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from optax_rules import (
+    NAMES,
+    assert_same,
+    compact_programs,  # noqa: F401
+    fit,
+    make,
+    params_tree,
+    rule_of,
+    theta_of,
+)
+from quick_compile import quick_compilation, quick_jit  # noqa: F401
 
 import lopax
 from lopax._core.errors import (
@@ -23,206 +33,157 @@ from lopax._core.errors import (
 )
 from lopax.optax import from_rule
 
-# Small nets compile quickly; what is tested does not depend on their size.
-RULES = {
-    "celo": {"lstm": 4, "start": "adam", "backend": "plain"},
-    "celo_adam": {"lstm": 4},
-}
+LABELS = {"dense": {"w": "slow", "b": "adam"}}
+W_ONLY = {"dense": {"w": True, "b": False}}
 
 
-def theta_of(name: str):
-    return lopax.architecture(name, **RULES[name]).init_theta(jax.random.key(0))
-
-
-def make(name: str, num_steps: int = 50, **options) -> Any:
-    rule = lopax.architecture(name, **RULES[name])
-    return from_rule(rule, theta_of(name), num_steps=num_steps, **options)
-
-
-def params_tree(dtype=jnp.float32):
-    k = jax.random.split(jax.random.key(1), 3)
-    return {
-        "dense": {
-            "w": jax.random.normal(k[0], (6, 4), dtype),
-            "b": jax.random.normal(k[1], (4,), dtype),
-        },
-        "gain": jnp.asarray(1.5, dtype),
+@functools.cache
+def one_step(name: str) -> dict[str, Any]:
+    """First updates (and states before and after) of the rule in many settings, as
+    one program: what they have in common is compiled once."""
+    rule, theta, params = rule_of(name), theta_of(name), params_tree()
+    inject = optax.inject_hyperparams(
+        lambda lr_multiplier: from_rule(
+            rule, theta, num_steps=50, lr_multiplier=lr_multiplier
+        )
+    )
+    opts: dict[str, Any] = {
+        "plain": make(name),
+        "extras": make(name),
+        "injected": inject(lr_multiplier=0.5),
+        "schedule": make(name, lr_multiplier=lambda step: 0.25 * 0.5**step),
+        "decay": make(name, weight_decay=0.1, mask=lambda params: W_ONLY),
+        "multi_steps": optax.MultiSteps(make(name), every_k_schedule=2),
+        "masked": optax.masked(make(name), W_ONLY),
+        "groups": optax.multi_transform(
+            {
+                "slow": make(name, lr_multiplier=0.5),
+                "adam": optax.adam(1e-3),
+            },
+            LABELS,
+        ),
+        "alone": make(name),
+        "scale_by": optax.chain(
+            from_rule(rule, theta, num_steps=50, lr_multiplier=-1.0),
+            optax.scale_by_learning_rate(1.0),
+        ),
     }
 
+    def run(params: Any) -> dict[str, Any]:
+        found = {}
+        for key, opt in opts.items():
+            given = {"w": params["dense"]["w"]} if key == "alone" else params
+            state = opt.init(given)
+            extra = {"grad": 3, "unknown": "x"} if key == "extras" else {}
+            updates, after = opt.update(given, state, given, value=1.0, **extra)
+            if key == "multi_steps":
+                found["multi_steps/first"] = updates
+                updates, after = opt.update(given, after, given, value=1.0)
+            found[key] = updates
+            if key == "injected":
+                found["hyper"] = after.hyperparams["lr_multiplier"]
+        info = rule.update(theta, params, rule.init(theta, params, 50), params, value=1)
+        return {**found, "info": info[2]}
 
-def loss_fn(params):
-    return 0.5 * sum(jnp.sum(jnp.square(p)) for p in jax.tree.leaves(params))
+    return quick_jit(run)(params)
 
 
-def fit(opt, params, steps: int = 50, with_value: bool = True):
-    def body(carry, _):
-        params, state = carry
-        loss, grads = jax.value_and_grad(loss_fn)(params)
-        extra = {"value": loss} if with_value else {}
-        updates, state = opt.update(grads, state, params, **extra)
-        return (optax.apply_updates(params, updates), state), loss
-
-    run = jax.jit(lambda p: jax.lax.scan(body, (p, opt.init(p)), None, length=steps))
-    (params, state), losses = run(params)
-    return params, state, np.asarray(losses)
-
-
-@pytest.mark.parametrize("name", RULES)
-class TestBattery:
-    def test_lowers_a_quadratic_inside_chain_jit_and_scan(self, name):
-        opt: Any = optax.chain(
-            optax.clip_by_global_norm(1.0), make(name, lr_multiplier=3.0)
+@pytest.mark.parametrize("name", NAMES)
+class TestEveryArchitecture:
+    def test_trains_and_survives_nan_in_a_chain_under_jit_and_scan(self, name):
+        opt = optax.chain(
+            optax.clip_by_global_norm(10.0),
+            make(name, lr_multiplier=optax.linear_schedule(1.5, 0.5, 50)),
         )
-        _, _, losses = fit(opt, params_tree())
+        params, state, losses = fit(opt, params_tree(), 50, poison=(0, 9, 12))
         assert losses[-1] < 0.9 * losses[0]
+        assert losses[12] == losses[13]  # a bad step changes nothing
+        assert int(state[1].rule.skipped) == 3
+        for leaf in jax.tree.leaves((params, state)):
+            assert np.all(np.isfinite(np.asarray(leaf, np.float32)))
 
     def test_unknown_extra_arguments_are_ignored(self, name):
-        opt, params = make(name), params_tree()
-        state = opt.init(params)
-        a, _ = opt.update(params, state, params, value=1.0)
-        b, _ = opt.update(params, state, params, value=1.0, grad=3, unknown="x")
-        assert jax.tree.all(jax.tree.map(jnp.array_equal, a, b))
+        assert_same(one_step(name)["extras"], one_step(name)["plain"], 0, 0)
 
-    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-    def test_dtypes_shapes_and_structure_are_stable(self, name, dtype):
-        opt, params = make(name, weight_decay=0.1), params_tree(dtype)
-        state = opt.init(params)
-        updates, after = opt.update(params, state, params, value=1.0)
-        assert jax.tree.map(lambda x: x.dtype, updates) == jax.tree.map(
-            lambda x: x.dtype, params
-        )
-        shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), s) for s in (state, after)]
-        assert shapes[0] == shapes[1]
-        applied: Any = optax.apply_updates(params, updates)
-        assert applied["gain"].dtype == dtype
+    def test_inject_hyperparams_and_schedules(self, name):
+        found = one_step(name)
+        half = jax.tree.map(lambda x: 0.5 * x, found["plain"])
+        assert_same(found["injected"], half)
+        assert float(found["hyper"]) == 0.5
+        assert_same(found["schedule"], jax.tree.map(lambda x: 0.5 * x, half))
 
-    def test_inject_hyperparams(self, name):
-        rule, theta = lopax.architecture(name, **RULES[name]), theta_of(name)
-
-        @optax.inject_hyperparams
-        def build(lr_multiplier):
-            return from_rule(rule, theta, num_steps=10, lr_multiplier=lr_multiplier)
-
-        params, plain = params_tree(), make(name, 10, lr_multiplier=0.5)
-        opt: Any = build(lr_multiplier=0.5)
-        a, state = opt.update(params, opt.init(params), params, value=1.0)
-        b, _ = plain.update(params, plain.init(params), params, value=1.0)
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-6)
-        assert float(state.hyperparams["lr_multiplier"]) == 0.5
-
-    def test_schedules_and_weight_decay(self, name):
-        params = params_tree()
-        halving = make(name, lr_multiplier=lambda step: 0.5**step)
-        plain = make(name)
-        s1, s2 = halving.init(params), plain.init(params)
-        for step in range(3):
-            a, s1 = halving.update(params, s1, params, value=1.0)
-            b, s2 = plain.update(params, s2, params, value=1.0)
-            for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-                np.testing.assert_allclose(x, 0.5**step * y, rtol=1e-5)
-
-    def test_weight_decay_is_decoupled_masked_and_follows_the_schedule(self, name):
-        params = params_tree()
-        mask = {"dense": {"w": True, "b": False}, "gain": False}
-        plain, decayed = make(name), make(name, weight_decay=0.1, mask=mask)
-        rule = lopax.architecture(name, **RULES[name])
-        theta = theta_of(name)
-        _, _, info = rule.update(
-            theta, params, rule.init(theta, params, 50), params, value=1.0
-        )
-        a, _ = plain.update(params, plain.init(params), params, value=1.0)
-        b, _ = decayed.update(params, decayed.init(params), params, value=1.0)
-        expected = a["dense"]["w"] - 0.1 * info.step_scale * params["dense"]["w"]
-        np.testing.assert_allclose(b["dense"]["w"], expected, rtol=1e-5)
-        np.testing.assert_array_equal(b["dense"]["b"], a["dense"]["b"])
+    def test_weight_decay_is_decoupled_masked_and_follows_the_step_scale(self, name):
+        found, params = one_step(name), params_tree()
+        plain, rate = found["plain"], 0.1 * found["info"].step_scale
+        expected = {
+            "dense": {
+                "w": plain["dense"]["w"] - rate * params["dense"]["w"],
+                "b": plain["dense"]["b"],
+            }
+        }
+        assert_same(found["decay"], expected)
+        assert np.any(expected["dense"]["w"] != plain["dense"]["w"])
 
     def test_multi_steps(self, name):
-        params = params_tree()
-        every_two: Any = optax.MultiSteps(make(name), every_k_schedule=2)
-        state = every_two.init(params)
-        first, state = every_two.update(params, state, params, value=1.0)
-        second, state = every_two.update(params, state, params, value=1.0)
-        assert not np.any(first["dense"]["w"])
-        assert np.any(second["dense"]["w"])
+        found = one_step(name)
+        assert not any(np.any(x) for x in jax.tree.leaves(found["multi_steps/first"]))
+        assert_same(found["multi_steps"], found["plain"])
 
-    def test_the_state_may_be_donated(self, name):
-        """No array of the state is used twice in it, or is one of theta's."""
-        theta, params = theta_of(name), params_tree()
-        opt: Any = from_rule(
-            lopax.architecture(name, **RULES[name]), theta, num_steps=9
+    def test_masked_steps_what_it_is_given_as_if_alone(self, name):
+        found, params = one_step(name), params_tree()
+        assert_same(found["masked"]["dense"]["w"], found["alone"]["w"])
+        assert_same(found["masked"]["dense"]["b"], params["dense"]["b"], 0, 0)
+
+    def test_groups_have_settings_of_their_own(self, name):
+        found = one_step(name)
+        assert_same(found["groups"]["dense"]["w"], 0.5 * found["alone"]["w"])
+        np.testing.assert_allclose(
+            found["groups"]["dense"]["b"],
+            -1e-3 * np.sign(params_tree()["dense"]["b"]),
+            rtol=1e-3,
         )
 
-        def step(state, params):
-            return opt.update(params, state, params, value=1.0)
+    def test_the_uphill_form_with_learning_rate_one_is_the_optimizer(self, name):
+        assert_same(one_step(name)["scale_by"], one_step(name)["plain"], 1e-6)
 
-        run, state = jax.jit(step, donate_argnums=0), opt.init(params)
-        for _ in range(2):
-            _, state = run(state, params)
-        assert np.all(np.isfinite(theta["scheduler"]["initial"]["hidden"]))
-
-    def test_masked_and_multi_transform(self, name):
-        params = params_tree()
-        labels = {"dense": {"w": "learned", "b": "adam"}, "gain": "adam"}
-        opt: Any = optax.multi_transform(
-            {"learned": make(name), "adam": optax.adam(1e-3)}, labels
-        )
-        updates, _ = opt.update(params, opt.init(params), params, value=1.0)
-        assert np.any(updates["dense"]["w"])
-        np.testing.assert_allclose(updates["gain"], -1e-3, rtol=1e-4)
-
-    def test_a_bad_step_is_skipped_and_training_recovers(self, name):
-        opt, params = make(name), params_tree()
+    def test_dtypes_and_shapes_are_stable_and_the_state_may_be_donated(self, name):
+        """bfloat16 parameters; no array of the state is used twice or is theta's."""
+        opt, params = make(name, weight_decay=0.1, report=True), params_tree("bfloat16")
         state = opt.init(params)
-        _, state = opt.update(params, state, params, value=1.0)
-        broken = jax.tree.map(lambda x: x.at[..., :1].set(jnp.nan) if x.ndim else x,
-                              params)  # fmt: skip
-        for grads, value in ((broken, 1.0), (params, jnp.nan), (params, jnp.inf)):
-            updates, after = opt.update(grads, state, params, value=value)
-            assert not any(np.any(u) for u in jax.tree.leaves(updates))
-            same = jax.tree.map(np.array_equal, after.rule.tensors, state.rule.tensors)
-            assert jax.tree.all(same)
-            assert jax.tree.all(
-                jax.tree.map(np.array_equal, after.rule.shared, state.rule.shared)
-            )
-            assert int(after.rule.skipped) == 1
-        updates, _ = opt.update(params, after, params, value=0.9)
-        assert np.all(np.isfinite(updates["dense"]["w"]))
-        assert np.any(updates["dense"]["w"])
 
-    def test_sharded_parameters_give_the_same_updates(self, name):
-        """Tensors split along either axis over eight devices; the state is split like
-        its parameter, and no parameter-sized array is gathered."""
-        mesh = Mesh(np.asarray(jax.devices()[:8]), ("d",))
-        params = {
-            "rows": jax.random.normal(jax.random.key(0), (16, 24)),
-            "cols": jax.random.normal(jax.random.key(1), (24, 16)),
-            "vec": jax.random.normal(jax.random.key(2), (32,)),
-        }
-        specs = {"rows": P("d", None), "cols": P(None, "d"), "vec": P("d")}
-        sharded = {
-            k: jax.device_put(v, NamedSharding(mesh, specs[k]))
-            for k, v in params.items()
-        }
-        opt = make(name)
+        def kinds(tree: Any) -> Any:
+            return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
 
-        def step(params, state):
-            return opt.update(params, state, params, value=1.0)
+        before = kinds(state)
+        step = jax.jit(
+            lambda s, p: opt.update(p, s, p, value=jnp.float32(1.0)), donate_argnums=0
+        )
+        for _ in range(2):
+            updates, state = step(state, params)
+        assert kinds(state) == before
+        assert kinds(updates) == kinds(params)
+        for leaf in jax.tree.leaves(theta_of(name)):
+            assert np.all(np.isfinite(leaf))
 
-        init, run = jax.jit(opt.init), jax.jit(step)
-        plain, _ = run(params, init(params))
-        state = init(sharded)
-        updates, after = run(sharded, state)
-        for k in params:
-            np.testing.assert_allclose(updates[k], plain[k], rtol=2e-5, atol=1e-9)
-            assert updates[k].sharding.is_equivalent_to(
-                sharded[k].sharding, params[k].ndim
-            )
-        text = str(run.lower(sharded, after).compile().as_text())
-        for line in text.splitlines():
-            if "all-gather(" in line or "all-gather-start(" in line:
-                assert "[16,24]" not in line.split("=")[1][:40], line
-                assert "[24,16]" not in line.split("=")[1][:40], line
+    def test_trees_without_elements(self, name):
+        opt = make(name, weight_decay=0.1, report=True)
+        shapes: list[dict[str, Any]] = [{}, {"x": (0, 3)}, {"x": (0,), "y": (2, 0)}]
+        trees = [{k: jnp.zeros(s) for k, s in tree.items()} for tree in shapes]
+
+        def two_steps(trees: Any) -> Any:
+            found = []
+            for params in trees:
+                state = opt.init(params)
+                _, state = opt.update(params, state, params, value=1.0)
+                found.append(opt.update(params, state, params, value=2.0))
+            return found
+
+        results = quick_jit(two_steps)(trees)
+        for params, (updates, state) in zip(trees, results, strict=True):
+            assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+            assert int(state.rule.iteration) == 2
+            for leaf in jax.tree.leaves(state):
+                assert np.all(np.isfinite(leaf))
 
 
 def test_missing_arguments_show_the_call_to_change():
@@ -233,47 +194,54 @@ def test_missing_arguments_show_the_call_to_change():
     with pytest.raises(MissingParams, match=r"opt.update\(grads, state, params"):
         opt.update(params, state, value=1.0)
     with pytest.raises(MissingHorizon, match="num_steps=2_000"):
-        lopax.optimizer("celo", theta=theta_of("celo"), **RULES["celo"])
+        lopax.optimizer("celo", theta=theta_of("celo"), lstm=18)
 
 
 def test_bad_arguments_are_refused_by_name():
-    theta = theta_of("celo")
+    given: dict[str, Any] = {"theta": theta_of("celo"), "lstm": 18}
     with pytest.raises(UnknownName, match="did you mean 'celo'"):
         lopax.optimizer("celoo", num_steps=10)
     with pytest.raises(ConfigError, match="num_steps = 0"):
-        lopax.optimizer("celo", num_steps=0, theta=theta, **RULES["celo"])
+        lopax.optimizer("celo", num_steps=0, **given)
     with pytest.raises(ConfigError, match="weight_decay = -1"):
-        lopax.optimizer(
-            "celo", num_steps=5, theta=theta, weight_decay=-1.0, **RULES["celo"]
-        )
+        lopax.optimizer("celo", num_steps=5, weight_decay=-1.0, **given)
     with pytest.raises(ConfigError, match="not both"):
-        lopax.optimizer("celo", num_steps=5, theta=theta, weights="celo")
+        lopax.optimizer("celo", num_steps=5, weights="celo", **given)
 
 
-def test_info_tells_what_a_step_did():
-    rule, theta = lopax.architecture("celo", **RULES["celo"]), theta_of("celo")
+def test_the_public_function_can_be_injected():
     params = params_tree()
-    grads = jax.tree.map(lambda x: 5e3 * jnp.ones_like(x), params)
-    state = rule.init(theta, params, 10)
-    updates, _, info = rule.update(theta, grads, state, params, value=1.0)
-    assert int(info.clipped) == 24 + 4 + 1
-    assert not bool(info.skipped)
-    rms = float(jnp.sqrt(jnp.mean(updates["dense"]["w"] ** 2)))
-    np.testing.assert_allclose(info.update_rms["dense"]["w"], rms, rtol=1e-5)
-    assert 0 < float(info.step_scale) < 1
+    build = optax.inject_hyperparams(lopax.optimizer, static_args=("num_steps",))
+    opt = build("celo", num_steps=50, weight_decay=0.5, backend="auto")
+    state = jax.jit(opt.init)(params)
+    assert float(state.hyperparams["weight_decay"]) == 0.5
+    updates, _ = jax.jit(opt.update)(params, state, params, value=1.0)
+    plain = lopax.optimizer("celo", num_steps=50, weight_decay=0.5)
+    expected, _ = jax.jit(plain.update)(params, plain.init(params), params, value=1.0)
+    assert_same(updates, expected)
 
 
 def test_weights_and_theta_in_memory_are_the_same_optimizer(tmp_path):
     theta, params = theta_of("celo_adam"), params_tree()
-    rule = lopax.architecture("celo_adam", **RULES["celo_adam"])
-    lopax.save_theta(tmp_path / "w.safetensors", theta, rule)
+    lopax.save_theta(tmp_path / "w.safetensors", theta, rule_of("celo_adam"))
     a: Any = lopax.optimizer(
         "celo_adam", num_steps=9, weights=tmp_path / "w.safetensors"
     )
-    b: Any = lopax.optimizer("celo_adam", num_steps=9, theta=theta, lstm=4)
-    x, _ = a.update(params, a.init(params), params, value=1.0)
-    y, _ = b.update(params, b.init(params), params, value=1.0)
-    assert jax.tree.all(jax.tree.map(np.array_equal, x, y))
+    b: Any = lopax.optimizer(
+        "celo_adam", num_steps=9, theta=theta, lstm=18, step_mult=2e-2
+    )
+    x, _ = jax.jit(a.update)(params, a.init(params), params, value=1.0)
+    y, _ = jax.jit(b.update)(params, b.init(params), params, value=1.0)
+    assert_same(x, y, 0, 0)
+
+
+def test_scale_by_is_the_optimizer_uphill():
+    given: dict[str, Any] = {"theta": theta_of("celo"), "lstm": 18, "num_steps": 9}
+    params = params_tree()
+    downhill, uphill = lopax.optimizer("celo", **given), lopax.scale_by("celo", **given)
+    a, _ = jax.jit(downhill.update)(params, downhill.init(params), params, value=1.0)
+    b, _ = jax.jit(uphill.update)(params, uphill.init(params), params, value=1.0)
+    assert_same(a, jax.tree.map(jnp.negative, b), 0, 0)
 
 
 @pytest.mark.parametrize("name", lopax.list_weights())

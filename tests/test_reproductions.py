@@ -123,7 +123,8 @@ def test_rules_can_pass_and_fail(name):
 
     def outcome(level):
         scores = {
-            t: {v: [Score(*[level(v)] * 3, 0.99)] for v in names} for t in study.tests
+            t: {v: [Score(level(v), level(v), level(v), 0.99)] for v in names}
+            for t in study.tests
         }
         losses = {v: [level(v)] for v in study.variants}
         return [c.passed for c in study.judge(Results(meta_loss=losses, scores=scores))]

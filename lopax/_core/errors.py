@@ -120,3 +120,7 @@ class ResumeMismatch(LopaxError, ValueError):
 
 class IncompleteResults(LopaxError, ValueError):
     """Results are missing where a number was asked for; nothing is made up."""
+
+
+class PeerLost(LopaxError, RuntimeError):
+    """Another process of a distributed job is gone or never came."""

@@ -9,7 +9,7 @@ runs for each leaf.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lopax._core import lifting
 from lopax._core import tree as trees
 from lopax._core.errors import (
     MissingHorizon,
@@ -24,6 +25,7 @@ from lopax._core.errors import (
     MissingParams,
     StructureMismatch,
 )
+from lopax._core.lifting import Leaf
 from lopax._core.types import Count, Flag, Key, Params, Scalar, Theta, Updates
 
 
@@ -142,22 +144,6 @@ class LearnedOptimizer(abc.ABC):
         return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
 
 
-class Leaf(int):
-    """One tensor's place in the tree: an index that knows the tensor's name and shape.
-
-    It is an `int`, so that a rule that only looks up its part of a per-tensor context
-    can use it as one.
-    """
-
-    name: str  # path in the tree, `block/0/w`
-    shape: tuple[int, ...]  # as the user has it: () for a scalar
-
-    def __new__(cls, index: int, name: str, shape: tuple[int, ...]) -> Leaf:
-        leaf = super().__new__(cls, index)
-        leaf.name, leaf.shape = name, shape
-        return leaf
-
-
 TensorState = TypeVar("TensorState")
 Shared = TypeVar("Shared")
 Context = TypeVar("Context")
@@ -186,6 +172,13 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         """`init_tensor`, for rules whose state depends on the tensor's role."""
         del leaf
         return self.init_tensor(theta, param)
+
+    def group_key(self, leaf: Leaf) -> Hashable:
+        """What `step` depends on beside its arrays. Tensors of one shape and one key
+        may be stepped together under `vmap`; None (the default): never, for rules
+        that look up their tensor's part of the context or call a kernel."""
+        del leaf
+        return None
 
     def gradient_bound(self, shared: Shared) -> Any:
         """[] gradients are clipped elementwise to +- this before anything sees them."""
@@ -219,7 +212,8 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
 
         - `value`: [] float32 loss (finite: a non-finite one is replaced before the
             call and its effects are discarded after it), or None.
-        - `fraction`: [] iteration / num_steps before this update.
+        - `fraction`: [] iteration / num_steps before this update, at most 1: past
+            the horizon, where no rule was trained, the end of the schedule goes on.
         - `summaries`: [tensors, F] stacked summaries, or None.
 
         **Returns:** the next shared state, the context each tensor's step receives,
@@ -268,14 +262,20 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         horizon = jnp.asarray(0 if num_steps is None else num_steps, jnp.int32)
         leaves, treedef = jax.tree.flatten(params)
         states = [
-            self.init_leaf(theta, place, _as_tensor(p))
-            for place, p in zip(_places(params), leaves, strict=True)
+            self.init_leaf(theta, place, lifting.as_tensor(p))
+            for place, p in zip(lifting.places(params), leaves, strict=True)
         ]
+        # Copies, and no weak types: an array of theta's, or one that is used twice,
+        # could not be donated, and a weak type would change in the first step.
+        shared, states = jax.tree.map(
+            lambda x: jnp.array(x, x.dtype, copy=True),
+            (self.init_shared(theta, horizon, len(leaves)), states),
+        )
         return OptState(
             iteration=jnp.zeros((), jnp.int32),
             num_steps=horizon,
             skipped=jnp.zeros((), jnp.int32),
-            shared=self.init_shared(theta, horizon, len(leaves)),
+            shared=shared,
             tensors=treedef.unflatten(states),
         )
 
@@ -295,12 +295,14 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         if params is None:
             raise MissingParams(self.name)
         leaves, treedef = jax.tree.flatten(params)
-        ps = [_as_tensor(p) for p in leaves]
-        raw = [_as_tensor(g) for g in treedef.flatten_up_to(grads)]
+        ps = [lifting.as_tensor(p) for p in leaves]
+        raw = [lifting.as_tensor(g) for g in treedef.flatten_up_to(grads)]
         states = treedef.flatten_up_to(state.tensors)
-        places = _places(params)
+        places = lifting.places(params)
+        if not leaves:
+            return params, *_only_count(state, params)
 
-        finite = _all_finite(raw, value)
+        finite = lifting.all_finite(raw, value)
         bound = self.gradient_bound(state.shared)
         gs = [jnp.clip(jnp.where(finite, g, 0.0), -bound, bound) for g in raw]
         if value is not None:
@@ -310,19 +312,27 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             self.summarise(theta, *args)
             for args in zip(places, gs, states, ps, strict=True)
         ]
-        no_summary = not summaries or summaries[0] is None
+        no_summary = summaries[0] is None
         horizon = jnp.maximum(state.num_steps, 1).astype(jnp.float32)
         shared, context, scale = self.advance(
             theta,
             state.shared,
             value,
-            state.iteration.astype(jnp.float32) / horizon,
+            jnp.minimum(state.iteration.astype(jnp.float32) / horizon, 1.0),
             None if no_summary else jnp.stack(summaries),
         )
-        stepped = [
-            self.step_or_keep(theta, context, *args, finite, bound)
-            for args in zip(places, raw, states, ps, strict=True)
-        ]
+
+        def step_one(leaf: Leaf, grad: Any, state: Any, param: Any) -> Any:
+            return self.step_or_keep(
+                theta, context, leaf, grad, state, param, finite, bound
+            )
+
+        stepped = lifting.map_equal_together(
+            step_one,
+            places,
+            [self.group_key(leaf) for leaf in places],
+            list(zip(raw, states, ps, strict=True)),
+        )
         deltas = [d for d, _ in stepped]
         new_state = OptState(
             iteration=state.iteration + 1,
@@ -335,9 +345,9 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             d.reshape(p.shape).astype(p.dtype)
             for d, p in zip(deltas, leaves, strict=True)
         ]
-        rms = [_rms(d) for d in deltas]
+        rms = [lifting.rms(d) for d in deltas]
         clipped = [jnp.sum(jnp.abs(g) > bound) for g in raw]
-        ratio = [r / (_rms(p) + 1e-12) for r, p in zip(rms, ps, strict=True)]
+        ratio = [r / (lifting.rms(p) + 1e-12) for r, p in zip(rms, ps, strict=True)]
         info = Info(
             step_scale=scale,
             skipped=~finite,
@@ -348,30 +358,8 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         return treedef.unflatten(updates), new_state, info
 
 
-def _as_tensor(x: Any) -> Any:
-    """float32, and rank at least one: scalars become shape (1,)."""
-    x = jnp.asarray(x, jnp.float32)
-    return x.reshape(1) if x.ndim == 0 else x
-
-
-def _places(params: Params) -> list[Leaf]:
-    """Every leaf's place, in tree order."""
-    named = jax.tree_util.tree_leaves_with_path(params)
-    return [
-        Leaf(i, trees.path_name(path), tuple(jnp.shape(x)))
-        for i, (path, x) in enumerate(named)
-    ]
-
-
-def _rms(x: Any) -> Scalar:
-    return jnp.sqrt(jnp.mean(jnp.square(x))) if x.size else jnp.zeros(())
-
-
-def _all_finite(grads: list[Any], value: Any) -> Flag:
-    """One flag for the whole step; `x * 0` is 0 if and only if x is finite."""
-    flag = jnp.asarray(True)
-    for g in grads:
-        flag &= jnp.sum(g * 0.0) == 0.0
-    if value is not None:
-        flag &= jnp.isfinite(jnp.asarray(value, jnp.float32))
-    return flag
+def _only_count(state: OptState, params: Params) -> tuple[OptState, Info]:
+    """The step of a tree without tensors, such as an empty group of parameters."""
+    no = jnp.zeros((), jnp.int32)
+    info = Info(jnp.zeros(()), jnp.asarray(False), no, params, params)
+    return state._replace(iteration=state.iteration + 1), info

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -39,6 +40,20 @@ def horizon_decays(num_steps: Count) -> Float[Array, "10"]:
     """exp(-1 / h) for time constants h log-spaced from 10 to the horizon."""
     top = jnp.log10(jnp.maximum(jnp.asarray(num_steps, jnp.float32), 1.0))
     return jnp.exp(-1.0 / jnp.power(10.0, jnp.linspace(1.0, top, NUM_DECAYS)))
+
+
+def retime(history: LossHistory, old: Count, num_steps: Count) -> LossHistory:
+    """The history for a run of `num_steps` that was begun as one of `old` steps.
+
+    Averages get the time constants of the new length and keep their bias-corrected
+    values. A history that was not built for `old` steps (as VeLO's
+    `short_loss_history` has it) does not follow the horizon and stays as it is.
+    """
+    it, new = history.iteration, horizon_decays(num_steps)
+    follows = jnp.all(jnp.abs(history.decays - horizon_decays(old)) < 1e-4)
+    scale = _correction(new, it) / _correction(history.decays, it)
+    moved = LossHistory(history.means * scale, history.minima, new, it)
+    return jax.tree.map(lambda a, b: jnp.where(follows, a, b), moved, history)
 
 
 def update(history: LossHistory, loss: Scalar) -> LossHistory:

@@ -71,8 +71,14 @@ def facts() -> dict[str, str]:
     found["data folder"] = str(data_dir())
     found["data sets here"] = ", ".join(n for n in list_datasets() if available(n))
     found["weights"] = ", ".join(list_weights()) or "none"
+    all_facts = optimizer_facts()
     found["state B/param"] = ", ".join(
-        f"{f.name} {f.bytes_per_parameter:.0f}" for f in optimizer_facts()
+        f"{f.name} {f.bytes_per_parameter:.0f}" for f in all_facts
+    )
+    found["bf16 momenta"] = ", ".join(
+        f"{f.name} {f.narrow_bytes_per_parameter:.0f}"
+        for f in all_facts
+        if f.narrow_bytes_per_parameter is not None
     )
     return found
 

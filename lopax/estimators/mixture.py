@@ -48,5 +48,5 @@ class Mixture(Estimator):
         )
         count = len(self.parts)
         grad = jax.tree.map(lambda *g: sum(g) / count, *grads)
-        total = EstimateInfo(*(sum(values) for values in zip(*infos, strict=True)))
+        total: EstimateInfo = jax.tree.map(lambda *x: sum(x), *infos)
         return grad, states, total._replace(loss=total.loss / count)

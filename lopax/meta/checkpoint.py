@@ -19,14 +19,15 @@ from lopax._core.errors import StructureMismatch
 from lopax.pretrained.files import read_arrays, write_arrays
 
 
-def _is_key(x: Any) -> bool:
+def is_key(x: Any) -> bool:
+    """Whether x is a typed PRNG key array."""
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def to_arrays(tree: Any) -> dict[str, np.ndarray]:
     """Leaves by path name; typed PRNG keys as their raw data."""
     return {
-        name: np.asarray(jax.random.key_data(x) if _is_key(x) else x)
+        name: np.asarray(jax.random.key_data(x) if is_key(x) else x)
         for name, x in trees.named_leaves(tree).items()
     }
 
@@ -49,7 +50,7 @@ def from_arrays(arrays: dict[str, np.ndarray], like: Any, what: str) -> Any:
     """The inverse of `to_arrays`; see `load_state`."""
     raw = jax.eval_shape(
         lambda t: jax.tree.map(
-            lambda x: jax.random.key_data(x) if _is_key(x) else jnp.asarray(x), t
+            lambda x: jax.random.key_data(x) if is_key(x) else jnp.asarray(x), t
         ),
         like,
     )
@@ -60,7 +61,7 @@ def from_arrays(arrays: dict[str, np.ndarray], like: Any, what: str) -> Any:
 
     def restore(name: str, x: Any) -> Any:
         value = jnp.asarray(arrays[name])
-        if _is_key(x):
+        if is_key(x):
             return jax.random.wrap_key_data(value, impl=jax.random.key_impl(x))
         return value
 

@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from lopax._core.config import check_range
 from lopax._core.errors import ConfigError, PeerLost
 from lopax.estimators.particles import AXIS
+from lopax.meta.checkpoint import is_key
 
 _SCHEDULERS = ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_HOSTNAMES")
 
@@ -84,7 +85,7 @@ def connect(cluster: Cluster, timeout: int = 300) -> None:
         ) from None
 
 
-def particle_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def particle_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over `devices` (default: all of the job) for the particle axis."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
 
@@ -111,7 +112,7 @@ def put(x: Any, sharding: Any) -> Any:
     holds the same `x`."""
     if jax.process_count() == 1:
         return jax.device_put(x, sharding)
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if is_key(x):
         data = put(jax.random.key_data(x), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     host = np.asarray(x)
@@ -127,7 +128,7 @@ def gather(tree: Any) -> Any:
         return tree
 
     def whole(x: Any) -> Any:
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if is_key(x):
             data = whole(jax.random.key_data(x))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
         if x.is_fully_replicated:
@@ -147,7 +148,7 @@ def agree(stop: bool, due: bool) -> tuple[bool, bool]:
 
 
 @contextlib.contextmanager
-def peers_may_fail(folder: os.PathLike[str]) -> Iterator[None]:
+def peers_may_fail(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Turns a lost connection into `PeerLost` with the way to continue."""
     try:
         yield

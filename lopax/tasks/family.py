@@ -19,7 +19,7 @@ from lopax._core.config import from_dict
 from lopax._core.errors import ConfigError, UnknownName
 from lopax._core.task import TaskFamily
 from lopax._core.types import Key
-from lopax.data import ImageDataset, prepare
+from lopax.data import ImageDataset
 from lopax.tasks.settings import (
     AutoencoderSettings,
     ConvSettings,
@@ -93,9 +93,7 @@ def supervised_family(
     values = {**settings, "dataset": names[0]}
     described = from_dict(NETWORKS[network], values, where=f"network {network!r}")
     if isinstance(described, ImageSettings):
-        options = {"published_one_percent": described.published_one_percent}
-        size, grey = described.size, described.grey
-        base = described.build_on([prepare(d, size, grey, **options) for d in datasets])
+        base = described.build_on([described.prepared(d) for d in datasets])
     else:
         base = described.build_over(names)
     return SupervisedFamily(base=base, datasets=names, num_strata=len(names))

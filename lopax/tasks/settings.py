@@ -15,7 +15,14 @@ from typing import ClassVar
 from lopax._core.config import check_choice, check_range
 from lopax._core.errors import ConfigError
 from lopax._core.task import Task
-from lopax.data import PreparedDataset, TextDataset, load, prepare, prepare_vectors
+from lopax.data import (
+    ImageDataset,
+    PreparedDataset,
+    TextDataset,
+    load,
+    prepare,
+    prepare_vectors,
+)
 from lopax.tasks.conv import NORMS, ConvNet
 from lopax.tasks.heads import Classification, Head, Reconstruction
 from lopax.tasks.networks import ACTIVATIONS, MLP, Network, check_sizes
@@ -81,9 +88,16 @@ class ImageSettings(Settings):
         return self.build_over((self.dataset,))
 
     def build_over(self, datasets: Sequence[str]) -> SupervisedTask:
-        options = {"published_one_percent": self.published_one_percent}
-        prepared = [prepare(d, self.size, self.grey, **options) for d in datasets]
-        return self.build_on(prepared)
+        return self.build_on([self.prepared(d) for d in datasets])
+
+    def prepared(self, dataset: str | ImageDataset) -> PreparedDataset:
+        """A data set as these settings want it, whatever their own `dataset` is."""
+        return prepare(
+            dataset,
+            self.size,
+            self.grey,
+            published_one_percent=self.published_one_percent,
+        )
 
     def build_on(self, prepared: Sequence[PreparedDataset]) -> SupervisedTask:
         """The task over data sets already prepared.

@@ -1,7 +1,8 @@
 """Suites: which tasks are run for how long when optimizers are compared. Tables only.
 
 `lite` uses the architectures of the published evaluation at sizes that suit a CPU; no
-task of it is a meta-training task (those are one MLP of 32 units at 8x8 grey pixels).
+task of it is a meta-training task (those of `recipes/` are small MLPs, convolutions
+and autoencoders at 8x8 grey pixels and a character GRU of 16 units).
 `smoke` needs no downloaded data and seconds. `stress` is a set of pass/fail problems.
 `velodrome` is the published evaluation itself; it wants a GPU.
 """
@@ -137,6 +138,23 @@ SUITES.add(
             registered("wine_mlp_deep", 600),
         ),
         eval_every=200,
+    ),
+)
+
+SUITES.add(
+    "validation",
+    Suite(
+        name="validation",
+        about="what the bundled weights were chosen by; shares no task with the others",
+        tasks=(
+            registered("mnist_mlp_layernorm", 600),
+            registered("cifar100_coarse10_mlp_tanh", 600),
+            registered("fashion_mnist_mlp_deep", 600),
+            registered("fashion_mnist_autoencoder", 600),
+            registered("mnist_conv", 300, lanes=1),
+            registered("wikitext2_valid_gru_lm", 300, lanes=4),
+        ),
+        eval_every=300,
     ),
 )
 

@@ -3,8 +3,8 @@
 A name is DATASET_VARIANT (`digits_conv`, `tinyshakespeare_gru_lm`). Every variant
 exists on embedded data sets, which are always there, and on the larger ones. The
 published evaluation tasks keep their published names (`lopax.tasks.velodrome`).
-Variants marked as held out are never used in meta-training: the meta-training
-architecture is `mlp_32` at 8x8 grey only.
+Variants marked as held out are never used in meta-training, whose tasks (`recipes/`)
+are `mlp_32` and smaller relatives of the others that have no name here.
 """
 
 from __future__ import annotations

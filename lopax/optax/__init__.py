@@ -1,0 +1,18 @@
+"""Learned optimizers as optax transformations, and what belongs to using them."""
+
+from lopax.optax.adapter import from_rule, optimizer, scale_by
+from lopax.optax.horizon import extend
+from lopax.optax.report import HorizonWarning, info
+from lopax.optax.states import AccumulationState, OptimizerState, Report
+
+__all__ = [
+    "AccumulationState",
+    "HorizonWarning",
+    "OptimizerState",
+    "Report",
+    "extend",
+    "from_rule",
+    "info",
+    "optimizer",
+    "scale_by",
+]

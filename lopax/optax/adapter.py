@@ -1,0 +1,250 @@
+"""`lopax.optimizer` and `lopax.scale_by`: a rule and its theta, as optax wants them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lopax._core.errors import ConfigError, MissingHorizon, MissingParams
+from lopax._core.optimizer import LearnedOptimizer
+from lopax._core.types import Flag, Params, Scalar, Theta, Updates
+from lopax.architectures import architecture
+from lopax.blocks import narrow_momenta
+from lopax.optax import report as reports
+from lopax.optax import storage
+from lopax.optax.accumulation import accumulate
+from lopax.optax.states import OptimizerState
+from lopax.pretrained.index import read_weights
+from lopax.theta import bundled_weights, load_optimizer
+
+
+def optimizer(
+    name: str,
+    *,
+    num_steps: Any = None,
+    theta: Theta | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    weight_decay: float = 0.0,
+    mask: Any | Callable[[Params], Any] | None = None,
+    lr_multiplier: float | optax.Schedule = 1.0,
+    accumulate_beyond: int | None = None,
+    momentum_dtype: str = "float32",
+    report: bool = False,
+    **config: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """A pretrained learned optimizer, to be used wherever optax is.
+
+        opt = lopax.optimizer("celo", num_steps=2_000)
+        state = opt.init(params)
+        loss, grads = jax.value_and_grad(loss_fn)(params, batch)
+        updates, state = opt.update(grads, state, params, value=loss)
+        params = optax.apply_updates(params, updates)
+
+    **Arguments:**
+
+    - `name`: an architecture, see `lopax.list_optimizers()`.
+    - `num_steps`: how many updates the run will make. Rules that follow the fraction
+        of training done (Celo, VeLO) need it; it may be left out for the others.
+        `lopax.extend` changes it later.
+    - `theta`: meta-parameters in memory; or
+    - `weights`: a weights file or the name of bundled weights. Default: the bundled
+        weights of this architecture.
+    - `weight_decay`: decoupled; each step removes `weight_decay` times the rule's own
+        step scale (for Celo 0.001 times its schedule) of each parameter, so that
+        values customary for AdamW fit.
+    - `mask`: a pytree of bools, or a function from parameters to one, saying which
+        parameters decay. Default: all.
+    - `lr_multiplier`: a factor on every update, or an optax schedule of it.
+    - `accumulate_beyond`: the longest run the rule can be trusted with. If `num_steps`
+        is larger, ceil(num_steps / accumulate_beyond) gradients and losses are
+        averaged for every step of the rule; in between, the updates are zero.
+    - `momentum_dtype`: "float32" or "bfloat16", what momenta are kept in.
+    - `report`: keep per-tensor diagnostics of the last step in the state, for
+        `lopax.info`. Costs one more pass over gradients, parameters and updates.
+    - `config`: settings of the architecture, over those saved with the weights.
+
+    Raises `UnknownName`, `MissingHorizon`, `ConfigError`, `StructureMismatch`; the
+    update raises `MissingLoss` / `MissingParams` when they are needed and not given.
+    """
+    rule, theta = _load(name, theta, weights, config)
+    return from_rule(
+        rule,
+        theta,
+        num_steps=num_steps,
+        weight_decay=weight_decay,
+        mask=mask,
+        lr_multiplier=lr_multiplier,
+        accumulate_beyond=accumulate_beyond,
+        momentum_dtype=momentum_dtype,
+        report=report,
+    )
+
+
+def scale_by(
+    name: str,
+    *,
+    num_steps: Any = None,
+    theta: Theta | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    momentum_dtype: str = "float32",
+    **config: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """The rule's direction alone, for a chain of one's own; as `optax.scale_by_adam`
+    it points uphill and knows neither weight decay nor a learning rate.
+
+        opt = optax.chain(
+            lopax.scale_by("celo", num_steps=2_000),
+            optax.add_decayed_weights(1e-5),
+            optax.scale_by_learning_rate(1.0),
+        )
+
+    Unlike Adam's, the direction has the rule's own size (and Celo's own schedule) in
+    it, so that 1.0 is the learning rate to start from. Arguments and errors as for
+    `optimizer`.
+    """
+    rule, theta = _load(name, theta, weights, config)
+    return from_rule(
+        rule,
+        theta,
+        num_steps=num_steps,
+        momentum_dtype=momentum_dtype,
+        lr_multiplier=-1.0,
+    )
+
+
+def from_rule(
+    rule: LearnedOptimizer,
+    theta: Theta,
+    *,
+    num_steps: Any = None,
+    weight_decay: float = 0.0,
+    mask: Any | Callable[[Params], Any] | None = None,
+    lr_multiplier: float | optax.Schedule = 1.0,
+    accumulate_beyond: int | None = None,
+    momentum_dtype: str = "float32",
+    report: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """`optimizer` for an architecture object and its meta-parameters."""
+    if num_steps is None and rule.needs_horizon:
+        raise MissingHorizon(rule.name)
+    if isinstance(num_steps, (int, float)) and num_steps < 1:
+        raise ConfigError(f"num_steps = {num_steps}: must be at least 1")
+    if isinstance(weight_decay, (int, float)) and weight_decay < 0:
+        raise ConfigError(f"weight_decay = {weight_decay}: must be >= 0")
+    every = _gradients_per_step(num_steps, accumulate_beyond)
+    if every > 1 and num_steps is not None:
+        num_steps = num_steps // every
+    narrow = narrow_momenta.choose(rule, momentum_dtype)
+
+    def keep(state: Any, named: dict[str, Any]) -> Any:
+        return storage.without_placeholders(narrow.pack(state), named)
+
+    def init_fn(params: Params) -> OptimizerState:
+        named = storage.by_name(params, params)
+        return OptimizerState(
+            rule=keep(rule.init(theta, named, num_steps), named),
+            count=jnp.zeros((), jnp.int32),
+            step_scale=jnp.zeros((), jnp.float32),
+            report=reports.empty(named) if report else (),
+        )
+
+    def update_fn(
+        updates: Updates,
+        state: OptimizerState,
+        params: Params | None = None,
+        **extra: Any,
+    ) -> tuple[Updates, OptimizerState]:
+        if params is None:
+            raise MissingParams(rule.name)
+        named, grads = (storage.by_name(params, x) for x in (params, updates))
+        kept = narrow.unpack(storage.with_placeholders(state.rule, named))
+        moves, rule_state, found = rule.update(theta, grads, kept, named, **extra)
+        factor = lr_multiplier
+        if callable(factor):
+            factor = factor(state.count * every)
+        scale = jnp.asarray(found.step_scale, jnp.float32)
+        updates = storage.in_place(params, moves)
+        updates = _finish(
+            updates, params, found.skipped, scale, factor, weight_decay, mask
+        )
+        after = OptimizerState(
+            rule=keep(rule_state, named),
+            count=state.count + 1,
+            step_scale=jnp.where(found.skipped, state.step_scale, scale),
+            report=(
+                reports.of(storage.by_name(params, updates), named, found)
+                if report
+                else ()
+            ),
+        )
+        return updates, after
+
+    base = optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
+    return base if every == 1 else accumulate(base, every)
+
+
+def _load(
+    name: str,
+    theta: Theta | None,
+    weights: str | os.PathLike[str] | None,
+    config: dict[str, Any],
+) -> tuple[LearnedOptimizer, Theta]:
+    """The architecture and its meta-parameters, from memory, a file or the bundle."""
+    # `optax.inject_hyperparams` hands **config on as one argument of that name.
+    config = {**config.pop("config", {}), **config}
+    if theta is not None and weights is not None:
+        raise ConfigError("give theta= or weights=, not both")
+    if theta is not None:
+        rule = architecture(name, **config)
+        return rule, rule.theta_from_arrays(rule.theta_to_arrays(theta))
+    architecture(name)  # an unknown name is reported as such
+    file = bundled_weights(name) if weights is None else read_weights(weights)
+    return load_optimizer(file, name, config)
+
+
+def _gradients_per_step(num_steps: Any, limit: int | None) -> int:
+    if limit is None:
+        return 1
+    if not isinstance(limit, int) or limit < 1:
+        raise ConfigError(
+            f"accumulate_beyond = {limit!r}: must be a whole number of at least 1"
+        )
+    if not isinstance(num_steps, int):
+        raise ConfigError(
+            "accumulate_beyond needs num_steps as a plain number, because it decides "
+            f"what the state consists of; num_steps = {num_steps!r}"
+        )
+    return math.ceil(num_steps / limit)
+
+
+def _finish(
+    updates: Updates,
+    params: Params,
+    skipped: Flag,
+    step_scale: Scalar,
+    factor: Any,
+    weight_decay: Any,
+    mask: Any,
+) -> Updates:
+    """Weight decay and the user's multiplier, computed in float32."""
+    if isinstance(weight_decay, (int, float)) and weight_decay == 0.0:
+        decays = jax.tree.map(lambda _: False, params)
+    elif mask is None:
+        decays = jax.tree.map(lambda _: True, params)
+    else:
+        decays = mask(params) if callable(mask) else mask
+    rate = jnp.where(skipped, 0.0, weight_decay * step_scale)
+
+    def one(update: Any, param: Any, decay: bool) -> Any:
+        step = update.astype(jnp.float32)
+        if decay:
+            step = step - rate * param.astype(jnp.float32)
+        return (factor * step).astype(update.dtype)
+
+    return jax.tree.map(one, updates, params, decays)

@@ -1,0 +1,162 @@
+"""The optimizer in other people's training code: files, orbax, Flax NNX, Equinox, and
+every block of code of the page "Use it in JAX"."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax_rules import assert_same, make, params_tree
+from quick_compile import quick_compilation  # noqa: F401
+
+import lopax
+
+ROOT = Path(__file__).parents[1]
+X = jnp.asarray(np.random.default_rng(0).normal(size=(32, 4)), jnp.float32)
+Y = X @ jnp.asarray([1.0, -2.0, 0.5, 3.0])
+
+
+def some_steps(opt: Any, state: Any, steps: int) -> Any:
+    params = params_tree()
+    update = jax.jit(opt.update)
+    updates: Any = None
+    for t in range(steps):
+        updates, state = update(params, state, params, value=1.0 / (t + 1))
+    return updates, state
+
+
+def chain() -> Any:
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        make("celo", 40, accumulate_beyond=20, momentum_dtype="bfloat16", report=True),
+    )
+
+
+def test_a_saved_state_continues_to_the_bit(tmp_path):
+    opt = chain()
+    _, state = some_steps(opt, opt.init(params_tree()), 3)
+    lopax.save_state(tmp_path / "s.safetensors", state)
+    like = jax.eval_shape(opt.init, params_tree())
+    again = lopax.load_state(tmp_path / "s.safetensors", like=like)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    assert_same(again, state, 0, 0)
+    assert_same(some_steps(opt, again, 3), some_steps(opt, state, 3), 0, 0)
+
+
+def test_orbax(tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint", reason="orbax is not installed")
+    opt = chain()
+    _, state = some_steps(opt, opt.init(params_tree()), 3)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        shapes = jax.eval_shape(opt.init, params_tree())
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
+        )
+        again = checkpointer.restore(tmp_path / "state", like)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    assert_same(again, state, 0, 0)
+    assert_same(some_steps(opt, again, 1), some_steps(opt, state, 1), 0, 0)
+
+
+def test_flax_nnx():
+    nnx = pytest.importorskip("flax.nnx", reason="flax is not installed")
+    model = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(
+        model, lopax.optimizer("celo", num_steps=60), wrt=nnx.Param
+    )
+
+    @nnx.jit
+    def step(model, optimizer):
+        def loss_fn(model):
+            return jnp.mean(jnp.square(model(X)[:, 0] - Y))
+
+        loss, grads = nnx.value_and_grad(loss_fn)(model)
+        optimizer.update(model, grads, value=loss)
+        return loss
+
+    losses = [float(step(model, optimizer)) for _ in range(20)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert lopax.info(optimizer.opt_state)["step"] == 20
+    optimizer.opt_state = lopax.extend(optimizer.opt_state, 100)
+    step(model, optimizer)
+    found = lopax.info(optimizer.opt_state)
+    assert (found["step"], found["num_steps"]) == (21, 100)
+
+
+def test_flax_train_state():
+    train_state = pytest.importorskip("flax.training.train_state", reason="no flax")
+    params = {"w": jnp.ones((4,))}
+    opt = lopax.optimizer("celo", num_steps=60)
+    state = train_state.TrainState.create(
+        apply_fn=lambda p, x: x @ p["w"], params=params, tx=opt
+    )
+
+    @jax.jit
+    def step(state):
+        def loss_fn(params):
+            return jnp.mean(jnp.square(state.apply_fn(params, X) - Y))
+
+        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        updates, opt_state = state.tx.update(
+            grads, state.opt_state, state.params, value=loss
+        )
+        params = optax.apply_updates(state.params, updates)
+        moved = state.replace(params=params, opt_state=opt_state, step=state.step + 1)
+        return moved, loss
+
+    losses = []
+    for _ in range(20):
+        state, loss = step(state)
+        losses.append(float(loss))
+    assert losses[-1] < 0.9 * losses[0]
+    assert lopax.info(state)["step"] == 20
+    assert lopax.info(lopax.extend(state, 100))["num_steps"] == 100
+
+
+def test_equinox():
+    eqx: Any = pytest.importorskip("equinox", reason="equinox is not installed")
+    model = eqx.nn.Linear(4, 1, key=jax.random.key(0))
+    opt = lopax.optimizer("celo", num_steps=60)
+    state = opt.init(eqx.filter(model, eqx.is_inexact_array))
+
+    @eqx.filter_jit
+    def step(model, state):
+        def loss_fn(model):
+            return jnp.mean(jnp.square(jax.vmap(model)(X)[:, 0] - Y))
+
+        loss, grads = eqx.filter_value_and_grad(loss_fn)(model)
+        params = eqx.filter(model, eqx.is_inexact_array)
+        updates, state = opt.update(grads, state, params, value=loss)
+        return eqx.apply_updates(model, updates), state, loss
+
+    losses = []
+    for _ in range(20):
+        model, state, loss = step(model, state)
+        losses.append(float(loss))
+    assert losses[-1] < 0.9 * losses[0]
+    assert lopax.info(state)["step"] == 20
+
+
+def test_every_block_of_the_page_runs(tmp_path, monkeypatch):
+    """In order, in one namespace, as a reader would run them."""
+    pytest.importorskip("flax.nnx", reason="flax is not installed")
+    pytest.importorskip("equinox", reason="equinox is not installed")
+    pytest.importorskip("orbax.checkpoint", reason="orbax is not installed")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "use_in_jax.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) >= 8
+    space: dict[str, Any] = {}
+    for block in blocks:
+        run = compile(block, "docs/use_in_jax.md", "exec")
+        exec(run, space)
+    assert space["accuracy"] > 0.9
