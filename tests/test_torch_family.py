@@ -20,7 +20,7 @@ from torch_common import (
 import lopax.torch as lt
 from lopax._core.errors import ConfigError
 from lopax.pretrained import list_weights
-from lopax.torch import elements
+from lopax.torch import elements, progress
 
 
 def celo2(params: Any, **options: Any) -> Any:
@@ -213,3 +213,11 @@ def test_weights_that_are_not_bundled_are_asked_for(name: str) -> None:
         assert way in str(caught.value)
     options = {"theta": random_theta(name), **SETTINGS.get(name, {})}
     lt.optimizer(name, named, num_steps=5, **options)
+
+
+def test_time_stands_still_past_the_horizon() -> None:
+    history = progress.update(progress.init(10, "cpu"), torch.tensor(1.0))
+    centres = torch.tensor(progress.CENTRES)
+    at_end, past = (progress.inputs(centres, history, torch.tensor(x)) for x in (1, 7))
+    before = progress.inputs(centres, history, torch.tensor(0.9))
+    assert torch.equal(at_end, past) and not torch.equal(before, at_end)
