@@ -155,9 +155,9 @@ def test_names_are_those_of_evaluate():
     assert get("adam@0.01").name == "adam@0.01" and get("adam@0.01").rates == ()
     assert get("Mine=celo").name == "Mine" and get("Mine=celo").learned
     for name in contestants.BASELINES:
-        params = [torch.nn.Parameter(torch.ones(2))]
+        params = [("w", torch.nn.Parameter(torch.ones(2)))]
         assert get(name).make(params, 5, 0.5).param_groups[0]["lr"] == 0.5
-    decoupled = get("nadamw").make([torch.nn.Parameter(torch.ones(2))], 5, 0.5)
+    decoupled = get("nadamw").make([("w", torch.nn.Parameter(torch.ones(2)))], 5, 0.5)
     assert decoupled.param_groups[0]["decoupled_weight_decay"]
 
 

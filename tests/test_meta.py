@@ -28,6 +28,7 @@ from lopax._core.errors import (
 )
 from lopax._core.tree import named_leaves
 from lopax.architectures import architecture
+from lopax.blocks import scheduler
 from lopax.estimators import perturb
 from lopax.meta import (
     EstimatorConfig,
@@ -247,7 +248,11 @@ def test_meta_training_lowers_the_meta_loss(families):
         return PhaseTrainer(run, phase, families)
 
     before = initial_theta(trainer(0.1).run)
-    before["scheduler"]["head"]["b"] = jnp.zeros((1,))
+    # A scheduler without a head says 0.1.
+    before["scheduler"] = scheduler.init_theta(jax.random.key(2), 18)
+    before["scheduler"]["head"] = jax.tree.map(
+        jnp.zeros_like, before["scheduler"]["head"]
+    )
     learner, judge = trainer(0.1), trainer(1e-12)
     after = learner.advance(learner.init(before, jax.random.key(0)), 20)[0].theta
     losses = [

@@ -26,6 +26,9 @@ from lopax._core.errors import ConfigError, PeerLost
 from lopax.estimators.particles import AXIS
 from lopax.meta.checkpoint import is_key
 
+_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE", "heartbeat", "peer", "onnection")
+"""What an error that a lost process causes speaks of."""
+
 _SCHEDULERS = ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_HOSTNAMES")
 
 
@@ -152,8 +155,9 @@ def peers_may_fail(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Turns a lost connection into `PeerLost` with the way to continue."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # A collective that fails while it is dispatched surfaces as ValueError.
+        if jax.process_count() == 1 or not any(w in str(error) for w in _LOST):
             raise
         raise PeerLost(
             f"process {jax.process_index()} of {jax.process_count()} lost another "
