@@ -24,7 +24,6 @@ from lopax.tasks.settings import (
     AutoencoderSettings,
     ConvSettings,
     ImageMLPSettings,
-    ImageSettings,
     RecurrentSettings,
     Settings,
     TransformerSettings,
@@ -92,8 +91,5 @@ def supervised_family(
     names = tuple(d if isinstance(d, str) else d.name for d in datasets)
     values = {**settings, "dataset": names[0]}
     described = from_dict(NETWORKS[network], values, where=f"network {network!r}")
-    if isinstance(described, ImageSettings):
-        base = described.build_on([described.prepared(d) for d in datasets])
-    else:
-        base = described.build_over(names)
+    base = described.build_over(datasets)
     return SupervisedFamily(base=base, datasets=names, num_strata=len(names))

@@ -45,17 +45,18 @@ class Settings(abc.ABC):
     def build(self) -> Task:
         """Loads the data and makes the task."""
 
-    def build_over(self, datasets: Sequence[str]) -> SupervisedTask:
+    def build_over(self, datasets: Sequence[str | ImageDataset]) -> SupervisedTask:
         """One task over several data sets, of which its `dataset` selects one.
 
         Raises `ConfigError` if these settings cannot share a network among them.
         """
-        if len(datasets) != 1:
+        names = tuple(d if isinstance(d, str) else d.name for d in datasets)
+        if len(names) != 1:
             raise ConfigError(
-                f"datasets = {tuple(datasets)!r}: {type(self).__name__} takes one data "
-                "set; give each a task group of its own"
+                f"datasets = {names!r}: {type(self).__name__} takes one data set; give "
+                "each a task group of its own"
             )
-        built = dataclasses.replace(self, dataset=datasets[0]).build()
+        built = dataclasses.replace(self, dataset=names[0]).build()
         assert isinstance(built, SupervisedTask)
         return built
 
@@ -87,23 +88,17 @@ class ImageSettings(Settings):
     def build(self) -> SupervisedTask:
         return self.build_over((self.dataset,))
 
-    def build_over(self, datasets: Sequence[str]) -> SupervisedTask:
-        return self.build_on([self.prepared(d) for d in datasets])
-
-    def prepared(self, dataset: str | ImageDataset) -> PreparedDataset:
-        """A data set as these settings want it, whatever their own `dataset` is."""
-        return prepare(
-            dataset,
-            self.size,
-            self.grey,
-            published_one_percent=self.published_one_percent,
-        )
-
-    def build_on(self, prepared: Sequence[PreparedDataset]) -> SupervisedTask:
-        """The task over data sets already prepared.
-
-        Raises `ConfigError` if there is none or if they differ in classes or shape.
-        """
+    def build_over(self, datasets: Sequence[str | ImageDataset]) -> SupervisedTask:
+        """Raises `ConfigError` if the data sets differ in classes or shape."""
+        prepared = [
+            prepare(
+                dataset,
+                self.size,
+                self.grey,
+                published_one_percent=self.published_one_percent,
+            )
+            for dataset in datasets
+        ]
         classes = [(p.name, p.num_classes) for p in prepared]
         if len({count for _, count in classes}) != 1:
             raise ConfigError(
