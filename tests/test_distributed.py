@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from lopax._core.errors import ConfigError
+from lopax._core.machine import usable_cores
 from lopax._core.tree import named_leaves
 from lopax.cli.main import main
 from lopax.meta import build_families, load_recipe, read_log, train
-from lopax.meta.distributed import Cluster, connect, particle_mesh
+from lopax.meta.distributed import Cluster, connect, even_devices, particle_mesh
 from lopax.theta import load_theta
 
 RECIPE = """
@@ -66,6 +67,14 @@ def alone(tmp_path_factory):
     return train(run, build_families(run.tasks), folder / "run").theta
 
 
+def test_particles_spread_evenly_over_as_many_devices_as_they_can():
+    assert even_devices([32], 8) == 8
+    assert even_devices([8], 8) == 4  # two on each at least
+    assert even_devices([40, 8], 16) == 4
+    assert even_devices([9], 4) == 3
+    assert even_devices([5], 4) == 1
+
+
 @pytest.mark.parametrize("devices", [2, 4])
 def test_the_number_of_devices_changes_nothing(devices, alone, tmp_path):
     run = load_recipe(recipe(tmp_path))
@@ -90,6 +99,21 @@ def test_a_run_continues_on_another_number_of_devices(alone, tmp_path):
         run, families, folder, mesh=particle_mesh(jax.devices()[:2]), resume=True
     )
     close(alone, found.theta)
+
+
+def test_a_cpu_is_used_as_a_device_for_each_core(alone, tmp_path):
+    command = [sys.executable, "-m", "lopax", "train", str(recipe(tmp_path))]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "run")],
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    count = even_devices([4], usable_cores())
+    assert done.returncode == 0, done.stderr
+    assert (f"({count} devices)" in done.stderr) == (count > 1), done.stderr
+    close(alone, load_theta(tmp_path / "run" / "weights.safetensors"))
 
 
 def start(process: int, port: int, *arguments: str) -> subprocess.Popen:

@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
     from lopax import evaluate
     from lopax.cli import train
     from lopax.cli.judging import GridDisplay, show
+    from lopax.meta.distributed import request_cpu_devices
     from lopax.pretrained import list_weights
     from lopax.theta import load_theta
 
@@ -47,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
             f"{folder} exists already: remove it, or choose another folder with --out"
         )
     print("1/2  meta-training Celo on digits: the rule, then the scheduler")
+    request_cpu_devices()
     code = train.execute(run, folder)
     if code:
         return code

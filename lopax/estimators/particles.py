@@ -35,29 +35,26 @@ class ParticleSettings:
     """Path-name patterns of the meta-parameters that are trained; the others get no
     noise and no gradient."""
     chunk: int | None = None
-    """Particles that run together (vmapped); chunks run one after the other. A chunk
-    whose states fit the cache is faster on a CPU. None: all at once."""
+    """At most so many particles run together (vmapped), one chunk after the other. A
+    chunk whose states fit the cache is faster on a CPU. None: all at once."""
     mesh: Mesh | None = None
     """Devices to spread the particles over, along an axis called "particles"."""
 
     def __post_init__(self) -> None:
         check_range(self, "num_particles", low=1)
-        per_device = self.num_particles
-        if self.mesh is not None:
-            devices = self.mesh.shape[AXIS]
-            if self.num_particles % devices:
-                raise ConfigError(
-                    f"num_particles = {self.num_particles}: must be a multiple of the "
-                    f"{devices} devices"
-                )
-            per_device //= devices
         if self.chunk is not None:
             check_range(self, "chunk", low=1)
-            if per_device % min(self.chunk, per_device):
-                raise ConfigError(
-                    f"chunk = {self.chunk}: must divide the {per_device} particles "
-                    "per device"
-                )
+        if self.mesh is not None and self.num_particles % self.mesh.shape[AXIS]:
+            raise ConfigError(
+                f"num_particles = {self.num_particles}: must be a multiple of the "
+                f"{self.mesh.shape[AXIS]} devices"
+            )
+
+    def together(self, local: int) -> int:
+        """How many of a device's `local` particles run together: as many as divide
+        them evenly and are within `chunk`."""
+        most = min(self.chunk or local, local)
+        return next(n for n in range(most, 0, -1) if local % n == 0)
 
     def strata(self, family: TaskFamily) -> jax.Array:
         """[N] int32: which stratum of the family each particle trains on."""
@@ -80,7 +77,7 @@ def run_chunks(
 
     def run(state: Any, strata: jax.Array, keys: Key) -> tuple[Any, Any]:
         local = strata.shape[0]
-        size = min(settings.chunk or local, local)
+        size = settings.together(local)
         if size == local:
             state, sums = chunk_fn(state, strata, keys)
         else:

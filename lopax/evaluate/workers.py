@@ -20,6 +20,7 @@ from typing import Any
 
 from lopax._core.config import from_dict, to_dict
 from lopax._core.errors import ConfigError, ResumeMismatch
+from lopax._core.machine import usable_cores
 from lopax.evaluate.grid import Book, Job, portable, run_job
 from lopax.evaluate.run import RunConfig
 from lopax.evaluate.store import Record
@@ -36,9 +37,7 @@ def default_workers() -> int:
 
     if jax.default_backend() != "cpu":
         return 1
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return usable_cores()
 
 
 def pack(job: Job) -> str:

@@ -23,8 +23,10 @@ from jax.sharding import PartitionSpec as P
 
 from lopax._core.config import check_range
 from lopax._core.errors import ConfigError, PeerLost
+from lopax._core.machine import usable_cores
 from lopax.estimators.particles import AXIS
 from lopax.meta.checkpoint import is_key
+from lopax.meta.config import RunConfig
 
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE", "heartbeat", "peer", "onnection")
 """What an error that a lost process causes speaks of."""
@@ -91,6 +93,40 @@ def connect(cluster: Cluster, timeout: int = 300) -> None:
 def particle_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over `devices` (default: all of the job) for the particle axis."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
+
+
+def request_cpu_devices(count: int | None = None) -> None:
+    """Makes `count` virtual CPU devices (default: one for each usable core).
+
+    Each runs its particles on a core of its own, which is much faster than one device
+    whose small operations use several threads. Without effect once JAX has started
+    its CPU backend, or if XLA_FLAGS says how many there are.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    with contextlib.suppress(RuntimeError):  # the backend has started
+        jax.config.update("jax_num_cpu_devices", count or usable_cores())
+
+
+def default_mesh(run: RunConfig) -> Mesh | None:
+    """For one process: the CPU devices, as many as the run's particles spread evenly
+    over; None for one device, and for accelerators, of which one is used."""
+    if jax.default_backend() != "cpu":
+        return None
+    particles = [run.estimator_of(p).particles // len(run.tasks) for p in run.phases]
+    count = even_devices(particles, min(len(jax.devices()), usable_cores()))
+    return particle_mesh(jax.devices()[:count]) if count > 1 else None
+
+
+def even_devices(particles: Sequence[int], most: int, least: int = 2) -> int:
+    """The largest number of devices, at most `most`, that divides each of `particles`
+    and leaves at least `least` on every device; one if there is none."""
+    fits = (
+        n
+        for n in range(most, 1, -1)
+        if all(count % n == 0 and count // n >= least for count in particles)
+    )
+    return next(fits, 1)
 
 
 def place(state: Any, mesh: Mesh | None) -> Any:
