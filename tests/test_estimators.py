@@ -17,6 +17,7 @@ from lopax._core.errors import ConfigError
 from lopax._core.task import TaskFamily
 from lopax.estimators import (
     ESTIMATORS,
+    NRES,
     PES,
     FullES,
     FullGradient,
@@ -26,8 +27,8 @@ from lopax.estimators import (
     TruncatedES,
     Unroller,
 )
+from lopax.estimators.antithetic import combine, difference_weights
 from lopax.estimators.particles import AXIS
-from lopax.estimators.pes import combine, difference_weights
 
 THETA = LearnedRate().init_theta(None)
 
@@ -69,7 +70,8 @@ def test_pes_estimate_equals_the_published_one(suffix: str, sign: float | None):
     weights = difference_weights(losses, jnp.asarray(file["is_done"]), sign)
     noise = [jnp.asarray(file[f"perturbation/{k}"]) for k in "bw"]
     accumulator = [jnp.asarray(file[f"accumulator/{k}"]) for k in "bw"]
-    grad, following = combine(weights, noise, accumulator, file["std"])
+    total = [a + e for a, e in zip(accumulator, noise, strict=True)]
+    grad, following = combine(weights, noise, total, file["std"])
     for g, a, k in zip(grad, following, "bw", strict=True):
         np.testing.assert_allclose(g / 6, file[f"grad{suffix}/{k}"], rtol=2e-5)
         np.testing.assert_array_equal(a, file[f"next_accumulator{suffix}/{k}"])
@@ -79,8 +81,8 @@ def test_losses_after_a_reset_are_credited_to_the_new_noise_only():
     losses = jnp.zeros((4, 1, 2)).at[0, 0, 0].set(1.0).at[3, 0, 0].set(6.0)
     done = jnp.zeros((4, 1), bool).at[1, 0].set(True)
     weights = difference_weights(losses, done)
-    noise, accumulator = [jnp.asarray([[1.0]])], [jnp.asarray([[10.0]])]
-    grad, following = combine(weights, noise, accumulator, 1.0)
+    noise, total = [jnp.asarray([[1.0]])], [jnp.asarray([[11.0]])]
+    grad, following = combine(weights, noise, total, 1.0)
     # Three valid steps; the first difference sees 11, the last only 1.
     np.testing.assert_allclose(grad[0], [0.5 * (1.0 / 3 * 11 + 6.0 / 3 * 1)], 1e-6)
     np.testing.assert_allclose(following[0], [[1.0]])
@@ -161,6 +163,81 @@ def test_pes_is_unbiased_over_windows_and_truncated_es_is_not():
     assert gap > 10.0 * short_sighted.std() / np.sqrt(MANY)
 
 
+def test_noise_reuse_is_unbiased_over_windows():
+    """As above, but the whole run moves by one perturbation."""
+    sigma, length = 0.3, 4
+
+    def second_window(z: np.ndarray) -> float:
+        rates = np.repeat(z, 2 * length)
+        return parabola_losses(rates)[length : 2 * length - 1].mean()
+
+    expected = smoothed_gradient(second_window, 1, sigma)
+    parts = {
+        "unroller": unroller(2 * length - 1),
+        "settings": ParticleSettings(num_particles=1),
+        "truncation": length,
+        "sigma": sigma,
+    }
+    samples = by_particle(NRES(**parts), 4)
+    check_mean(samples[1], expected, 0.2)
+    check_mean(samples[3], expected, 0.2)  # the next run, after the reset
+
+
+class Jump(LearnedRate):
+    """Forgets at once: every update sets x to theta["rate"]."""
+
+    def update(self, theta, grads, state, params, *, value=None, **extra):
+        _, state, info = super().update(theta, grads, state, params, value=value)
+        return {"x": theta["rate"][0] - params["x"]}, state, info
+
+
+def test_the_variance_of_noise_reuse_does_not_grow_with_the_windows():
+    """Where losses depend on the last noise only, PES multiplies them with the noise of
+    all windows so far. (A window's first loss is still that of the noise before.)"""
+    parts = {
+        "unroller": unroller(100, optimizer=Jump()),
+        "settings": ParticleSettings(num_particles=1),
+        "truncation": 3,
+        "sigma": 0.1,
+    }
+    reused, persistent = (by_particle(e(**parts), 5) for e in (NRES, PES))
+    for windows, (a, b) in enumerate(zip(reused, persistent, strict=True), 1):
+        if windows > 1:  # the first begins at x = 1 whatever the noise
+            assert abs(a.mean() - b.mean()) < 0.1
+            # Gaussian noise: var (c e)(1 e) = |c|^2 w + (sum c)^2, c = (.., 1/3, 2/3).
+            ratio = (5 / 9 * windows + 1) / 2
+            assert b.var() / a.var() == pytest.approx(ratio, rel=0.08)
+
+
+def test_noise_is_kept_for_a_run_and_changes_at_its_end():
+    """Runs of six steps and a reset, in windows of four: the first run ends inside the
+    second window, the second run with the third."""
+    nres = NRES(
+        unroller=unroller(6),
+        settings=ParticleSettings(num_particles=3),
+        truncation=4,
+        sigma=0.3,
+    )
+    states = [nres.init(THETA, jax.random.key(0))]
+    step = jax.jit(nres.step)
+    for i in range(3):
+        states.append(step(THETA, states[-1], jax.random.key(1 + i))[1])
+    noise = [np.asarray(s.accumulator[0])[:, 0] for s in states]
+    np.testing.assert_array_equal(noise[0], noise[1])
+    assert np.all(noise[1] != noise[2])
+    np.testing.assert_array_equal(noise[2], noise[3])
+    for steps, state, e in ((4, states[1], noise[0]), (5, states[3], noise[2])):
+        np.testing.assert_array_equal(state.particles.step, steps)
+        shrink = 1.0 - np.exp(-1.0 + np.stack([e, -e], 1))
+        np.testing.assert_allclose(
+            state.particles.inner.params["x"], shrink**steps, rtol=1e-4, atol=1e-6
+        )
+
+
+def test_one_estimator_has_two_names():
+    assert ESTIMATORS["es_single"] is ESTIMATORS["nres"] is NRES
+
+
 def test_pes_equals_es_when_one_window_covers_the_unroll():
     parts = {
         "unroller": unroller(5),
@@ -195,6 +272,9 @@ def test_back_propagation_is_exact():
 
 # What every estimator must do.
 
+NAMES = [name for name in ESTIMATORS if name != "es_single"]  # another name of nres
+WINDOW_ES = ("pes", "nres", "truncated_es")
+
 
 def tiny(name: str, **settings) -> Any:
     make: Any = ESTIMATORS[name]
@@ -206,34 +286,35 @@ def tiny(name: str, **settings) -> Any:
     return make(**parts, **({"truncation": 4} if "truncation" in names else {}))
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", NAMES)
 def test_frozen_leaves_get_no_gradient_and_no_noise(name: str):
     grads, _, state = run(tiny(name, trainable=("unused",)), 3)
     np.testing.assert_array_equal(grads["rate"], 0.0)
-    if name in ("pes", "truncated_es"):
-        particles = state.particles if name == "pes" else state
+    if name in WINDOW_ES:
         # Both trajectories of every pair ran with the same rate.
-        x = particles.inner.params["x"]
+        x = state.particles.inner.params["x"]
         np.testing.assert_array_equal(x[:, 0], x[:, 1])
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", NAMES)
 def test_chunks_and_devices_do_not_change_the_estimate(name: str):
     mesh = Mesh(np.asarray(jax.devices()[:4]), (AXIS,))
     whole, infos, _ = run(tiny(name), 4)
-    for layout in ({"chunk": 2}, {"mesh": mesh}, {"mesh": mesh, "chunk": 1}):
+    for layout in ({"chunk": 3}, {"mesh": mesh}, {"mesh": mesh, "chunk": 1}):
         other, other_infos, _ = run(tiny(name, **layout), 4)
         np.testing.assert_allclose(whole["rate"], other["rate"], rtol=2e-4)
         np.testing.assert_allclose(infos.inner_steps, other_infos.inner_steps)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", NAMES)
 def test_inner_steps_are_counted(name: str):
     _, infos, _ = run(tiny(name), 4)
     copies = 1 if ESTIMATORS[name].uses_backprop else 2
-    windows = name in ("pes", "truncated_es", "truncated_backprop")
+    windows = name in (*WINDOW_ES, "truncated_backprop")
     # Windows of 4 over runs of 6 steps and a reset: the reset is no inner step.
     expected = [4, 3, 4, 3] if windows else [6] * 4
+    if name == "pipeline_backprop":  # whole windows; resets happen between them
+        expected = [4] * 4
     np.testing.assert_allclose(infos.inner_steps, 8.0 * copies * np.asarray(expected))
 
 
@@ -252,7 +333,7 @@ class Exploding(TaskFamily):
         return Task()
 
 
-@pytest.mark.parametrize("name", ["pes", "full_es", "truncated_es"])
+@pytest.mark.parametrize("name", [*WINDOW_ES, "full_es"])
 def test_diverging_inner_problems_stay_bounded_and_are_counted(name: str):
     estimator = tiny(name)
     broken = dataclasses.replace(estimator.unroller, family=Exploding())
@@ -290,7 +371,7 @@ def test_bad_settings_are_refused():
         Horizon(low=9, high=3)
     with pytest.raises(ConfigError, match="one fixed horizon"):
         FullGradient(unroller=unroller(3, 9), settings=ParticleSettings())
-    with pytest.raises(ConfigError, match="chunk = 3: must divide the 8"):
-        ParticleSettings(num_particles=8, chunk=3)
+    with pytest.raises(ConfigError, match="chunk = 0"):
+        ParticleSettings(num_particles=8, chunk=0)
     with pytest.raises(ConfigError, match=r"'rats' matches no meta-parameter.*rate"):
         run(tiny("pes", trainable=("rats",)))

@@ -59,6 +59,7 @@ class LearnedOptimizer(abc.ABC):
     name: ClassVar[str]
     needs_loss: ClassVar[bool]
     needs_horizon: ClassVar[bool]
+    takes_validation: ClassVar[bool] = False
     reference: ClassVar[str]
 
     @abc.abstractmethod
@@ -96,6 +97,15 @@ class LearnedOptimizer(abc.ABC):
 
         Raises `MissingLoss` / `MissingParams` if the rule needs what was not given.
         """
+
+    def observe_validation(self, state: Any, loss: Scalar) -> Any:
+        """State after a look at the loss [] on validation data, between two updates.
+
+        Rules with `takes_validation` use it, the others return the state unchanged. A
+        non-finite loss changes nothing.
+        """
+        del loss
+        return state
 
     def theta_from_arrays(self, arrays: Mapping[str, Any]) -> Theta:
         """Theta from a flat mapping of path names, ours or the published ones.

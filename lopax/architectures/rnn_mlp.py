@@ -9,9 +9,11 @@ MLP 17 numbers, and all LSTMs share the mean of 18.
 Needs the loss, not the horizon; sees every parameter, of any shape (dimensions from
 the fourth on are folded into one; the published code fails beyond four). Gradients are
 clipped at ten times their own running size. The loss on validation data is an input:
-hand it in with `observe_validation`, before the first step and now and then after it;
-a run that never does shows the rule a validation loss of zero, as the published code
-does. 35,799 meta-parameters, all of which act.
+hand it in with `observe_validation`, before the first step and now and then after it.
+Until then its feature is masked: zero, which says "as the average training loss". The
+published code shows a validation loss of zero instead, the best news there is; a theta
+that was meta-trained so wants `unseen_validation="zero"`. 35,799 meta-parameters, all
+of which act.
 """
 
 from __future__ import annotations
@@ -24,20 +26,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopax._core import tree as trees
-from lopax._core.config import check_range
+from lopax._core.config import check_choice, check_range
 from lopax._core.optimizer import Leaf, OptState, TensorRule
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import accumulators, loss_normalizer, tensor_features, time_features
 from lopax.blocks.loss_normalizer import LossMoments
 from lopax.blocks.normalize import rms_scale
 from lopax.blocks.tensor_features import flag, log_magnitude, mean, norm, variance
-from lopax.nets import dense_mlp, initializers, linear, lstm, mlp
+from lopax.nets import initializers, linear, lstm, mlp
 from lopax.nets.lstm import LSTMState
 
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
 TRAIN_DECAY, VALID_DECAY, CLIP_DECAY = 0.9, 0.95, 0.99
 TO_LSTM, TO_ALL, TO_MLP = 16, 18, 17  # sizes of the three messages
 BEFORE_LOSS, AFTER_LOSS = TO_LSTM + 13, 3  # places of the tensor's own features
+UNSEEN = ("mask", "zero")
 NUM_MLP_INPUTS = 3 + 4 * len(DECAYS) + time_features.NUM_TIME + 3 + TO_MLP
 
 
@@ -52,6 +55,9 @@ class RNNMLPConfig:
     exp_mult: float = 1e-3
     clip_mult: float = 10.0
     """Gradients are clipped at this many times their running root mean square."""
+    unseen_validation: str = "mask"
+    """What the rule is shown before the first validation loss: "mask", a feature of
+    zero, or "zero", a loss of zero, as the published code."""
 
     def __post_init__(self) -> None:
         check_range(self, "lstm", low=1)
@@ -59,6 +65,7 @@ class RNNMLPConfig:
         check_range(self, "step_mult", above=0.0)
         check_range(self, "exp_mult", low=0.0)
         check_range(self, "clip_mult", above=0.0)
+        check_choice(self, "unseen_validation", UNSEEN)
 
 
 class RNNMLPShared(NamedTuple):
@@ -87,6 +94,7 @@ class RNNMLP(TensorRule[RNNMLPShared, RNNMLPContext, RNNMLPState]):
     name: ClassVar[str] = "rnn_mlp"
     needs_loss: ClassVar[bool] = True
     needs_horizon: ClassVar[bool] = False
+    takes_validation: ClassVar[bool] = True
     reference: ClassVar[str] = "Metz et al., 2020, arXiv 2009.11243"
 
     def __init__(self, config: RNNMLPConfig | None = None):
@@ -169,6 +177,8 @@ class RNNMLP(TensorRule[RNNMLPShared, RNNMLPContext, RNNMLPState]):
         losses = [
             loss_normalizer.score(train, x, TRAIN_DECAY) for x in (value, valid_loss)
         ]
+        if self.config.unseen_validation == "mask":
+            losses[1] = jnp.where(shared.valid.count > 0, losses[1], 0.0)
 
         def repeat(row: Array) -> Array:
             return jnp.broadcast_to(row, (summaries.shape[0], row.shape[0]))
@@ -218,7 +228,7 @@ class RNNMLP(TensorRule[RNNMLPShared, RNNMLPContext, RNNMLPState]):
             *context.messages[int(index)],
         ]
         one = jnp.ones((), jnp.float32)
-        outputs = dense_mlp.apply_dense(
+        outputs = mlp.apply_dense(
             theta["net"],
             [*channels, *constants],
             [*(rms_scale(x) for x in channels), *(one for _ in constants)],
