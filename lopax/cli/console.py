@@ -82,6 +82,8 @@ class TrainingDisplay:
             f"loss {log['loss']:.3f}  |grad| {log['grad_norm']:.2f}  "
             f"{self._speed:,.0f} inner steps/s"
         )
+        if "best" in log:
+            text = f"best {log['best']:.3f}  lost {log['lost']:.0f}  {text}"
         if self._live:
             self._bar.update(self._task, completed=p.step, phase=p.phase, metrics=text)
         elif time.monotonic() - self._last > self._every or p.step == p.total:

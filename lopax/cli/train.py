@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from lopax._core.config import config_hash, from_dict
-from lopax._core.errors import ConfigError, FileFormatError
+from lopax._core.errors import ConfigError, FileFormatError, MissingExtra
 from lopax.cli import flags
 
 ABOUT = """Meta-train a learned optimizer.
@@ -23,8 +23,8 @@ lopax train recipes/celo.toml [--out FOLDER] [--outer.learning-rate 1e-3 ...]
 lopax train --resume FOLDER
 
 Values come from the defaults, then the recipe, then the flags; the merged
-configuration is saved with the run. Every field of lopax.meta.RunConfig but the tables
-`settings`, `tasks` and `phases` has a flag: lopax train RECIPE -- --help lists them.
+configuration is saved with the run. Every field of lopax.meta.RunConfig has a flag but
+the tables `settings`, `tasks`, `phases`, `population`: lopax train RECIPE -- --help.
 Ctrl-C saves and stops; a run killed in any other way resumes from its last checkpoint,
 bit for bit, on as many devices as there are then.
 
@@ -43,7 +43,8 @@ class TrainFlags:
     out: Path | None = None
     """The folder of a new run; default runs/NAME-HASH."""
     devices: int | None = None
-    """Spread particles over this many devices (on a CPU: virtual ones)."""
+    """Spread particles (of a population: members) over this many devices. Default: on
+    a CPU a virtual one for each core, as far as they divide evenly; one accelerator."""
     distributed: bool = False
     """This is one of several processes that share the particles; the others run the
     same command. Slurm, Open MPI and TPU pods are read from the environment."""
@@ -59,10 +60,11 @@ class TrainFlags:
 
 def main(argv: Sequence[str]) -> int:
     own, rest = _split(argv)
-    if own.devices is not None:
-        _request_cpu_devices(own.devices)
-    from lopax import meta  # after the flags: importing JAX fixes the devices
+    from lopax import meta
     from lopax.meta import distributed
+
+    if own.devices is not None or not own.distributed:
+        distributed.request_cpu_devices(own.devices)
 
     cluster = distributed.Cluster(
         coordinator=own.coordinator,
@@ -83,7 +85,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         run = meta.RunConfig() if own.recipe is None else meta.load_recipe(own.recipe)
         if rest:
-            run = flags.override(run, rest, "train", ("settings", "tasks", "phases"))
+            tables = ("settings", "tasks", "phases", "population")
+            run = flags.override(run, rest, "train", tables)
         folder = own.out or Path("runs") / f"{run.name}-{config_hash(run, 8)}"
     return execute(
         run,
@@ -128,10 +131,13 @@ def execute(
     devices: int | None = None,
     track: Sequence[str] = (),
 ) -> int:
-    """Trains in the foreground with progress; returns the exit code."""
+    """Trains in the foreground with progress; returns the exit code.
+
+    `devices`: as for the command; a CPU has as many as were requested.
+    """
     import jax
 
-    from lopax import meta
+    from lopax import evaluate, meta
     from lopax.cli.console import TrainingDisplay
     from lopax.meta import distributed, tracking
 
@@ -145,9 +151,12 @@ def execute(
         mesh = distributed.particle_mesh(jax.devices()[:devices])
     elif jax.process_count() > 1:
         mesh = distributed.particle_mesh()
+    else:
+        mesh = distributed.default_mesh(run)
     first = jax.process_index() == 0
     trackers = [tracking.tracker(name, run, folder) for name in track if first]
-    print(f"run folder: {folder}", file=sys.stderr)
+    spread = "" if mesh is None else f" ({mesh.size} devices)"
+    print(f"run folder: {folder}{spread}", file=sys.stderr)
     with stop_on_signal() as should_stop, TrainingDisplay(run.total_steps) as display:
         outcome = meta.train(
             run,
@@ -171,11 +180,15 @@ def execute(
         f"{outcome.seconds:.0f} s ({rate:,.0f} inner steps/s)"
     )
     print(f"weights: {folder / 'weights.safetensors'}")
+    if run.population is not None and first:
+        with contextlib.suppress(MissingExtra):  # the lineage can be drawn later, too
+            print(f"family tree: {evaluate.write_family_tree(folder)}")
     return 0
 
 
 def evaluator(run: Any) -> Any:
-    """Final training losses on the run's validation tasks, mean over two seeds."""
+    """Final training losses on the run's validation tasks, mean over two seeds; of
+    agents the final returns, too."""
     from lopax import evaluate, tasks
 
     made = {name: tasks.task(name) for name in run.eval_tasks}
@@ -190,6 +203,9 @@ def evaluator(run: Any) -> Any:
             result = evaluate.run(spec, task, config, seeds=[0, 1])
             losses = evaluate.final_loss(result.train)
             found[name] = float(losses.mean())
+            if "test/return" in result.metrics:
+                returns = result.metrics["test/return"][..., -1]
+                found[f"{name} return"] = float(returns.mean())
         return found
 
     return score
@@ -215,9 +231,3 @@ class stop_on_signal:
             raise KeyboardInterrupt
         self._asked = True
         print("\nstopping after this step (again to stop at once)", file=sys.stderr)
-
-
-def _request_cpu_devices(count: int) -> None:
-    """Virtual CPU devices; has an effect only before JAX starts its CPU backend."""
-    flag = f"--xla_force_host_platform_device_count={count}"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

@@ -313,7 +313,11 @@ def panel(width: float = 4.4, height: float = 3.0) -> tuple[Figure, Axes]:
     except ImportError:
         raise MissingExtra("matplotlib", "plot", "drawing figures") from None
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
+    return figure, style(figure.add_subplot())
+
+
+def style(axes: Axes) -> Axes:
+    """Gives axes the report's style, and returns them."""
     axes.tick_params(colors=INK, labelsize=8.5, width=0.6)
     axes.tick_params(which="minor", labelsize=7, width=0.4)
     axes.xaxis.label.set(color=INK, fontsize=9)
@@ -323,7 +327,7 @@ def panel(width: float = 4.4, height: float = 3.0) -> tuple[Figure, Axes]:
         spine.set_visible(side in ("left", "bottom"))
     axes.grid(color=FADED, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
-    return figure, axes
+    return axes
 
 
 def _back_to_front(summary: Summary, palette: Mapping[str, str]) -> list[str]:

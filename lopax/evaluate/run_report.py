@@ -13,7 +13,7 @@ import numpy as np
 
 from lopax._core.config import config_hash, to_dict
 from lopax._core.errors import FileFormatError
-from lopax.evaluate import plots
+from lopax.evaluate import family_tree, plots
 from lopax.evaluate.report import template
 from lopax.evaluate.scores import smooth
 
@@ -52,6 +52,10 @@ def write_run_report(
     if names:
         figures["Validation tasks"] = curve_figure(
             evaluations, names, "final training loss", decay=0.0
+        )
+    if (folder / family_tree.LINEAGE).exists():
+        figures["Family tree"] = family_tree.family_tree(
+            family_tree.read_lineage(folder)
         )
     page = template("run.html.jinja", escape=True).render(
         title=f"Meta-training run {run.name}",

@@ -2,6 +2,7 @@
 
 from lopax.meta.checkpoint import load_state, save_state
 from lopax.meta.config import (
+    AgentsConfig,
     EstimatorConfig,
     OuterConfig,
     PhaseConfig,
@@ -11,15 +12,23 @@ from lopax.meta.config import (
 )
 from lopax.meta.families import build_families, build_family
 from lopax.meta.loop import Outcome, Progress, read_log, train
+from lopax.meta.population import PopulationState, PopulationTrainer
+from lopax.meta.population_config import PopulationConfig
+from lopax.meta.selection import SELECTIONS
 from lopax.meta.trainer import MetaState, PhaseTrainer, StepInfo, build_estimator
 
 __all__ = [
+    "SELECTIONS",
+    "AgentsConfig",
     "EstimatorConfig",
     "MetaState",
     "Outcome",
     "OuterConfig",
     "PhaseConfig",
     "PhaseTrainer",
+    "PopulationConfig",
+    "PopulationState",
+    "PopulationTrainer",
     "Progress",
     "RunConfig",
     "StepInfo",

@@ -9,11 +9,14 @@ from typing import Any
 
 from lopax._core.config import check_choice, check_range, from_dict, merge, to_dict
 from lopax._core.errors import ConfigError, FileFormatError
+from lopax.meta import learned_outer
+from lopax.meta.population_config import PopulationConfig
 from lopax.tasks import NETWORKS
+from lopax.tasks.rl import AGENTS
 
 AUGMENTATIONS = ("none", "global", "tensor", "parameter", "mixed")
-OUTER_OPTIMIZERS = ("adamw", "adam", "sgd")
-SCHEDULES = ("constant", "cosine")
+HAND_MADE = ("adamw", "adam", "sgd")
+SCHEDULES = ("constant", "cosine", "halving")
 META_LOSSES = ("loss", "log")
 
 
@@ -49,6 +52,22 @@ class TasksConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AgentsConfig:
+    """A group of training tasks: agents that learn to act in one environment."""
+
+    environment: str
+    """A name of `lopax.tasks.rl.ENVIRONMENTS`, or gymnax:NAME."""
+    agent: str = "a2c"
+    """A key of `lopax.tasks.rl.AGENTS`."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of the agent (hidden, envs, length, gamma...). `envs` is how many environments
+    each agent's gradients are averaged over."""
+
+    def __post_init__(self) -> None:
+        check_choice(self, "agent", AGENTS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EstimatorConfig:
     """How the meta-gradient is estimated."""
 
@@ -63,9 +82,19 @@ class EstimatorConfig:
     sign: float | None = None
     """Replace loss differences by their sign times this."""
     objective: str = "mean"
-    """Meta-loss of a full unroll (full_es)."""
+    """Meta-loss of a run: "mean", "last" or "min" of its losses, or "last_recompute",
+    the mean over `recompute` fresh batches at its end."""
+    objective_split: str = "train"
+    """Data the meta-loss is taken on: "train", "valid" (inner validation),
+    "extra_valid" (outer validation, never shown to a rule) or "test"."""
+    recompute: int = 10
+    validation_every: int = 0
+    """Inner steps between validation losses shown to the rule; 0: none."""
     horizon_low: int = 100
     horizon_high: int = 2000
+    horizon_averaged: bool = False
+    """Weigh the losses of runs of `horizon_high` steps as drawn lengths would on
+    average, instead of drawing lengths."""
     staggered: bool = True
     chunk: int | None = 8
     """Particles that run together; a cache-sized chunk is fastest on a CPU."""
@@ -73,6 +102,11 @@ class EstimatorConfig:
     """How much later losses of a run count; see `lopax.estimators.Unroller`."""
     first_order: bool = False
     """Treat inner gradients as constants (back-propagating estimators)."""
+    flatness: str = "none"
+    """Penalty on the inner loss's curvature (back-propagating estimators): a measure of
+    `lopax.estimators.Flatness`, or "none"."""
+    flatness_weight: float = 1e-2
+    flatness_iterations: int = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +114,16 @@ class OuterConfig:
     """How theta follows the meta-gradient."""
 
     optimizer: str = "adamw"
+    """adamw, adam or sgd; or learned: an architecture, the name of bundled weights, or
+    "self", the rule that is being trained, with its theta as it is at the start. A
+    learned rule follows the horizon of the phase and the meta-loss; of the fields
+    below it heeds clipping, `average`, `multiplier`, and `schedule` and `warmup` as
+    fractions of `learning_rate`."""
+    weights: str | None = None
+    """Weights (name or file) of a learned rule; default: those bundled."""
+    multiplier: float = 1.0
+    """Factor on every update of theta. In a population, where the members' own
+    factors start."""
     learning_rate: float = 3e-4
     weight_decay: float = 1e-4
     b1: float = 0.9
@@ -89,18 +133,27 @@ class OuterConfig:
     final_fraction: float = 0.0
     """Where a cosine schedule ends, as a fraction of the learning rate."""
     decay_steps: int | None = None
-    """Outer steps over which a cosine schedule falls; default: the phase's length. A
-    longer one stops the phase early on its way down."""
+    """Outer steps over which a cosine schedule falls, or between two steps down of a
+    halving one; default: the phase's length. A longer one stops the phase early on its
+    way down."""
     warmup: int = 0
     """Outer steps of linear warm-up."""
     clip_norm: float | None = None
     """Global-norm clipping of the meta-gradient."""
+    clip_value: float | None = None
+    """Elementwise clipping of the meta-gradient, before that by norm."""
     average: float = 0.0
     """Decay of a moving average of theta; the average is what is evaluated and
     shipped. 0: none."""
 
     def __post_init__(self) -> None:
-        check_choice(self, "optimizer", OUTER_OPTIMIZERS)
+        check_choice(self, "optimizer", (*HAND_MADE, *learned_outer.names()))
+        if self.weights is not None and self.optimizer in (*HAND_MADE, "self"):
+            raise ConfigError(
+                f"OuterConfig.weights = {self.weights!r}: optimizer = "
+                f"{self.optimizer!r} takes none; name the architecture they are for"
+            )
+        check_range(self, "multiplier", above=0.0)
         check_choice(self, "schedule", SCHEDULES)
         check_range(self, "learning_rate", above=0.0)
         check_range(self, "weight_decay", low=0.0)
@@ -113,6 +166,13 @@ class OuterConfig:
             check_range(self, "decay_steps", low=1)
         if self.clip_norm is not None:
             check_range(self, "clip_norm", above=0.0)
+        if self.clip_value is not None:
+            check_range(self, "clip_value", above=0.0)
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the rule has meta-parameters of its own."""
+        return self.optimizer not in HAND_MADE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,10 +202,12 @@ class RunConfig:
     start_from: str | None = None
     """Weights (name or file) to start from instead of a fresh theta."""
     seed: int = 0
-    tasks: tuple[TasksConfig, ...] = (TasksConfig(),)
+    tasks: tuple[TasksConfig | AgentsConfig, ...] = (TasksConfig(),)
     estimator: EstimatorConfig = dataclasses.field(default_factory=EstimatorConfig)
     outer: OuterConfig = dataclasses.field(default_factory=OuterConfig)
     phases: tuple[PhaseConfig, ...] = (PhaseConfig(),)
+    population: PopulationConfig | None = None
+    """Train a population instead of one theta."""
     published_freezing: bool = False
     """Perturb and decay frozen meta-parameters too, as the published Celo code does
     (only their gradient is zero). For reproductions."""
@@ -180,7 +242,14 @@ class RunConfig:
             )
         for phase in self.phases:
             self.estimator_of(phase)
-            self.outer_of(phase)
+            outer = self.outer_of(phase)
+            if self.population is not None:
+                self.population.check_phase(
+                    phase.name,
+                    phase.outer_steps,
+                    self.log_every,
+                    trains_itself=outer.optimizer == learned_outer.SELF,
+                )
 
     def settings_of(self, phase: PhaseConfig) -> dict[str, Any]:
         """The architecture's settings in a phase."""

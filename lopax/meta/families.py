@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lopax._core.task import TaskFamily
-from lopax.meta.config import TasksConfig
+from lopax._core.task import SingleTask, TaskFamily
+from lopax.meta.config import AgentsConfig, TasksConfig
 from lopax.tasks import LogLoss, Reparametrised, supervised_family
+from lopax.tasks.rl import agent_task
 
 
-def build_family(config: TasksConfig) -> TaskFamily:
+def build_family(config: TasksConfig | AgentsConfig) -> TaskFamily:
     """The family of one group.
 
-    Raises `DatasetNotFound` / `UnknownName` if a data set is not there, `ConfigError`
-    for settings out of range.
+    Raises `DatasetNotFound` / `UnknownName` if a data set or environment is not there,
+    `ConfigError` for settings out of range, `MissingExtra` for an environment of a
+    package that is not installed.
     """
+    if isinstance(config, AgentsConfig):
+        return SingleTask(
+            agent_task(config.agent, config.environment, **config.settings)
+        )
     family: TaskFamily = supervised_family(
         config.network, config.datasets, **config.settings
     )
@@ -25,6 +31,8 @@ def build_family(config: TasksConfig) -> TaskFamily:
     return LogLoss(family) if config.meta_loss == "log" else family
 
 
-def build_families(groups: Sequence[TasksConfig]) -> tuple[TaskFamily, ...]:
+def build_families(
+    groups: Sequence[TasksConfig | AgentsConfig],
+) -> tuple[TaskFamily, ...]:
     """The families of all groups; raises as `build_family`."""
     return tuple(build_family(group) for group in groups)

@@ -3,6 +3,7 @@
     run/config.json          the merged configuration
     run/metrics.jsonl        one line per `log_every` outer steps
     run/evaluations.jsonl    one line per evaluation
+    run/lineage.jsonl        a population's: one line per member and generation
     run/checkpoint.safetensors   everything needed to continue bit for bit
     run/phase-<name>.safetensors, run/weights.safetensors   theta
 
@@ -32,13 +33,15 @@ from lopax._version import __version__
 from lopax.architectures import architecture
 from lopax.meta import checkpoint, distributed
 from lopax.meta.config import PhaseConfig, RunConfig
-from lopax.meta.trainer import MetaState, PhaseTrainer, StepInfo
+from lopax.meta.population import PopulationTrainer
+from lopax.meta.trainer import PhaseTrainer
 from lopax.pretrained.files import atomic_write, read_arrays
 from lopax.theta import load_theta, save_theta
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
+LINEAGE = "lineage.jsonl"
 WEIGHTS = "weights.safetensors"
 
 
@@ -104,7 +107,8 @@ def train(
 
     Raises `ResumeMismatch` if the folder holds a run of another configuration,
     `ConfigError` / `UnknownName` for a bad configuration, `PeerLost` if another
-    process of the job is gone.
+    process of the job is gone, `PopulationLost` if all members of a population
+    diverged.
     """
     with distributed.peers_may_fail(folder):
         return _train(
@@ -145,23 +149,28 @@ def _train(
         if index < tally.phase:
             theta = load_theta(folder / f"phase-{phase.name}.safetensors")
             continue
-        trainer = PhaseTrainer(run, phase, families, mesh, outer_optimizer)
+        make = PhaseTrainer if run.population is None else PopulationTrainer
+        trainer: Any = make(run, phase, families, mesh, outer_optimizer)
         state = trainer.init(theta, jax.random.fold_in(jax.random.key(run.seed), index))
         if tally.step or (resume and (folder / CHECKPOINT).exists()):
             state = _restore(folder, state, tally)
         while tally.step < phase.outer_steps:
             state, info = trainer.advance(state, run.log_every)
-            metrics = summarise(info)
+            metrics = trainer.summarise(info)
             step = tally.step + run.log_every
             tally = Tally(
                 index, step, tally.inner_steps + metrics["inner_steps"], spent()
             )
             done = step == phase.outer_steps
-            overall = step + sum(p.outer_steps for p in run.phases[:index])
+            earlier = sum(p.outer_steps for p in run.phases[:index])
+            overall = step + earlier
             line = {"step": overall, "phase": phase.name, **metrics}
             line["seconds"] = round(tally.seconds, 3)
             if writer:
                 _append(folder / METRICS, line)
+                for born in trainer.lineage(info):
+                    born["step"] += earlier
+                    _append(folder / LINEAGE, {"phase": phase.name, **born})
             if listener is not None:
                 listener(
                     Progress(
@@ -205,19 +214,6 @@ def initial_theta(run: RunConfig) -> Theta:
     return optimizer.init_theta(jax.random.key(run.seed))
 
 
-def summarise(info: StepInfo) -> dict[str, float]:
-    """One line of metrics from the reports of several outer steps."""
-    host = jax.tree.map(np.asarray, info)
-    return {
-        "loss": float(np.mean(host.estimate.loss)),
-        "grad_norm": float(np.mean(host.grad_norm)),
-        "update_norm": float(np.mean(host.update_norm)),
-        "inner_steps": float(np.sum(host.estimate.inner_steps)),
-        "finished": float(np.sum(host.estimate.finished)),
-        "diverged": float(np.sum(host.estimate.diverged)),
-    }
-
-
 def _open_folder(run: RunConfig, folder: Path, resume: bool) -> Tally:
     """Creates or checks the folder; returns where to continue."""
     saved = folder / "config.json"
@@ -250,7 +246,7 @@ def _open_folder(run: RunConfig, folder: Path, resume: bool) -> Tally:
     return tally
 
 
-def _save(folder: Path, run: RunConfig, state: MetaState, tally: Tally) -> None:
+def _save(folder: Path, run: RunConfig, state: Any, tally: Tally) -> None:
     state = distributed.gather(state)
     if jax.process_index():
         return
@@ -263,7 +259,7 @@ def _save(folder: Path, run: RunConfig, state: MetaState, tally: Tally) -> None:
     )
 
 
-def _restore(folder: Path, state: MetaState, tally: Tally) -> MetaState:
+def _restore(folder: Path, state: Any, tally: Tally) -> Any:
     """The checkpoint's state, if it is one inside this phase."""
     if tally.step == 0:
         return state
@@ -305,7 +301,7 @@ def _append(path: Path, line: Mapping[str, Any]) -> None:
 
 def _truncate_logs(folder: Path, last_step: int) -> None:
     if jax.process_index() == 0:
-        for name in (METRICS, EVALUATIONS):
+        for name in (METRICS, EVALUATIONS, LINEAGE):
             _truncate(folder / name, last_step)
 
 

@@ -26,13 +26,16 @@ from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.architectures import architecture
 from lopax.estimators import (
     ESTIMATORS,
+    Flatness,
     Horizon,
     Mixture,
+    Objective,
     ParticleSettings,
+    Regularised,
     Unroller,
     perturb,
 )
-from lopax.meta import distributed, outer
+from lopax.meta import distributed, learned_outer, outer
 from lopax.meta.config import EstimatorConfig, PhaseConfig, RunConfig
 
 
@@ -55,6 +58,19 @@ class StepInfo(NamedTuple):
     update_norm: Scalar
 
 
+def summarise(info: StepInfo) -> dict[str, float]:
+    """One line of metrics from the reports of several outer steps."""
+    host = jax.tree.map(np.asarray, info)
+    return {
+        "loss": float(np.mean(host.estimate.loss)),
+        "grad_norm": float(np.mean(host.grad_norm)),
+        "update_norm": float(np.mean(host.update_norm)),
+        "inner_steps": float(np.sum(host.estimate.inner_steps)),
+        "finished": float(np.sum(host.estimate.finished)),
+        "diverged": float(np.sum(host.estimate.diverged)),
+    }
+
+
 def build_estimator(
     config: EstimatorConfig,
     optimizer: LearnedOptimizer,
@@ -68,9 +84,7 @@ def build_estimator(
     make = ESTIMATORS[config.name]
     known = {f.name for f in dataclasses.fields(make)}  # type: ignore[arg-type]
     wanted = {
-        k: getattr(config, k)
-        for k in ("truncation", "sigma", "sign", "objective")
-        if k in known
+        k: getattr(config, k) for k in ("truncation", "sigma", "sign") if k in known
     }
     if config.particles % len(families):
         raise ConfigError(
@@ -83,22 +97,45 @@ def build_estimator(
         chunk=config.chunk,
         mesh=mesh,
     )
-    horizon = Horizon(
-        low=config.horizon_low, high=config.horizon_high, staggered=config.staggered
-    )
 
     def part(family: TaskFamily) -> Estimator:
-        unroller = Unroller(
-            optimizer=optimizer,
-            family=family,
-            horizon=horizon,
-            first_order=config.first_order,
-            emphasis=config.emphasis,
+        unroller = build_unroller(config, optimizer, family)
+        estimator: Any = make(unroller=unroller, settings=settings, **wanted)  # type: ignore[call-arg]
+        if config.flatness == "none":
+            return estimator
+        penalty = Flatness(
+            measure=config.flatness,
+            weight=config.flatness_weight,
+            iterations=config.flatness_iterations,
         )
-        return make(unroller=unroller, settings=settings, **wanted)  # type: ignore[call-arg]
+        return Regularised(base=estimator, flatness=penalty)
 
     parts = [part(family) for family in families]
     return parts[0] if len(parts) == 1 else Mixture(parts=parts)
+
+
+def build_unroller(
+    config: EstimatorConfig, optimizer: LearnedOptimizer, family: TaskFamily
+) -> Unroller:
+    """How a configuration's inner problems run. Raises `ConfigError`."""
+    return Unroller(
+        optimizer=optimizer,
+        family=family,
+        horizon=Horizon(
+            low=config.horizon_low,
+            high=config.horizon_high,
+            staggered=config.staggered,
+            averaged=config.horizon_averaged,
+        ),
+        objective=Objective(
+            kind=config.objective,
+            split=config.objective_split,
+            recompute=config.recompute,
+        ),
+        validation_every=config.validation_every,
+        first_order=config.first_order,
+        emphasis=config.emphasis,
+    )
 
 
 class PhaseTrainer:
@@ -125,16 +162,14 @@ class PhaseTrainer:
         self.run, self.phase, self.mesh = run, phase, mesh
         self.optimizer = architecture(run.architecture, **run.settings_of(phase))
         self.outer_config = run.outer_of(phase)
-        if outer_optimizer is None:
-            outer_optimizer = outer.build(self.outer_config, phase.outer_steps)
-        self.outer = optax.with_extra_args_support(outer_optimizer)
-        self._estimator_config = run.estimator_of(phase)
-        arrays, self._rebuild = split_arrays(tuple(families))
-        self._arrays = arrays
-        self._placed = distributed.replicate(arrays, mesh)
-        self._init = jax.jit(self._init_fn)
+        self._outer_optimizer = outer_optimizer
+        self.outer = self._build_outer()
+        self.estimator_config = run.estimator_of(phase)
+        self.arrays, self.rebuild = split_arrays(tuple(families))
+        self._placed = distributed.replicate(self.arrays, mesh)
+        self._init = jax.jit(self.start)
         self._advance = jax.jit(
-            self._advance_fn, static_argnames="count", donate_argnums=1
+            self.outer_steps, static_argnames="count", donate_argnums=1
         )
 
     def init(self, theta: Theta, key: Key) -> MetaState:
@@ -142,11 +177,20 @@ class PhaseTrainer:
         pattern matches nothing."""
         perturb.trainable_mask(theta, self.phase.trainable)
         theta = jax.tree.map(np.asarray, theta)
-        return distributed.place(self._init(self._arrays, theta, key), self.mesh)
+        return distributed.place(self._init(self.arrays, theta, key), self.mesh)
 
     def advance(self, state: MetaState, count: int) -> tuple[MetaState, StepInfo]:
         """`count` outer steps; `state` is consumed. Info leaves are [count]."""
         return self._advance(self._placed, state, count=count)
+
+    def summarise(self, info: StepInfo) -> dict[str, float]:
+        """One line of metrics."""
+        return summarise(info)
+
+    def lineage(self, info: StepInfo) -> tuple[()]:
+        """Nothing; see `lopax.meta.population`."""
+        del info
+        return ()
 
     def lower(self, state: MetaState, count: int) -> Any:
         """The lowered program of `advance`, for benchmarks of compile time."""
@@ -154,12 +198,27 @@ class PhaseTrainer:
 
     def _estimator(self, arrays: list[Any]) -> Estimator:
         noisy = ("*",) if self.run.published_freezing else self.phase.trainable
-        families = self._rebuild(arrays)
+        families = self.rebuild(arrays)
         return build_estimator(
-            self._estimator_config, self.optimizer, families, noisy, self.mesh
+            self.estimator_config, self.optimizer, families, noisy, self.mesh
         )
 
-    def _init_fn(self, arrays: list[Any], theta: Theta, key: Key) -> MetaState:
+    def _build_outer(
+        self, theta: Theta | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        adjustable = self.run.population is not None
+        config = self.outer_config
+        if self._outer_optimizer is None:
+            steps = self.phase.outer_steps
+            rule = outer.build(config, steps, self.optimizer, theta, adjustable)
+        elif adjustable:
+            rule = learned_outer.scaled(self._outer_optimizer, config.multiplier)
+        else:
+            rule = self._outer_optimizer
+        return optax.with_extra_args_support(rule)
+
+    def start(self, arrays: list[Any], theta: Theta, key: Key) -> MetaState:
+        """`init`, to be compiled; `arrays` are the families' (`self.arrays`)."""
         key, start = jax.random.split(key)
         # Copies, so that the donated state never aliases the caller's arrays; with
         # strong types, so that the second call of `advance` fits the first's program.
@@ -167,13 +226,13 @@ class PhaseTrainer:
         return MetaState(
             theta=theta,
             average=jax.tree.map(jnp.array, theta),
-            outer=self.outer.init(self._followed(theta)),
+            outer=self._build_outer(theta).init(self.followed(theta)),
             estimator=self._estimator(arrays).init(theta, start),
             key=key,
             step=jnp.zeros((), jnp.int32),
         )
 
-    def _followed(self, theta: Theta) -> list[Any]:
+    def followed(self, theta: Theta) -> list[Any]:
         """The leaves the outer optimizer sees: the trainable ones, or with
         `published_freezing` all (so that weight decay reaches frozen ones)."""
         if self.run.published_freezing:
@@ -181,9 +240,10 @@ class PhaseTrainer:
         mask = perturb.trainable_mask(theta, self.phase.trainable)
         return perturb.trainable_leaves(theta, mask)
 
-    def _advance_fn(
+    def outer_steps(
         self, arrays: list[Any], state: MetaState, count: int
     ) -> tuple[MetaState, StepInfo]:
+        """`advance`, to be compiled."""
         estimator = self._estimator(arrays)
         mask = perturb.trainable_mask(state.theta, self.phase.trainable)
 
@@ -191,9 +251,9 @@ class PhaseTrainer:
             key, now = jax.random.split(state.key)
             grad, est_state, info = estimator.step(state.theta, state.estimator, now)
             grad = jax.tree.map(lambda g, m: g if m else jnp.zeros_like(g), grad, mask)
-            followed = self._followed(state.theta)
+            followed = self.followed(state.theta)
             updates, outer_state = self.outer.update(
-                self._followed(grad), state.outer, followed, value=info.loss
+                self.followed(grad), state.outer, followed, value=info.loss
             )
             moved: Any = optax.apply_updates(followed, updates)
             if self.run.published_freezing:
