@@ -13,17 +13,17 @@ back-propagation through the run, so gradients arrive detached, as in the paper.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from lopax._core.config import check_range
 from lopax._core.optimizer import Leaf
 from lopax._core.types import Count, Key, Theta
 from lopax.blocks.counted_rule import CountedRule
+from lopax.blocks.log_sign import log_and_sign
 from lopax.nets import initializers, linear, lstm
 from lopax.nets.lstm import LSTMState
 
@@ -87,7 +87,7 @@ class L2OLSTM(CountedRule[tuple[LSTMState, ...]]):
     ) -> tuple[Array, tuple[LSTMState, ...]]:
         del context, index, param
         # The paper drops the optimizee's second derivatives from the meta-gradient.
-        signal = _log_and_sign(jax.lax.stop_gradient(grad), self.config.log_range)
+        signal = log_and_sign(jax.lax.stop_gradient(grad), self.config.log_range)
         states = []
         for i, old in enumerate(state):
             new = lstm.apply(theta[f"lstm{i}"], signal, old)
@@ -95,12 +95,3 @@ class L2OLSTM(CountedRule[tuple[LSTMState, ...]]):
             signal = new.hidden
         output = linear.apply(theta["head"], signal)[..., 0]
         return self.config.step_mult * output, tuple(states)
-
-
-def _log_and_sign(grad: Array, log_range: float) -> Float[Array, "*s 2"]:
-    """Two numbers of order one for gradients over many orders of magnitude."""
-    smallest = math.exp(-log_range)
-    size = jnp.maximum(jnp.abs(grad), smallest)
-    log = jnp.log(size) / log_range
-    sign = jnp.clip(grad / smallest, -1.0, 1.0)
-    return jnp.stack([log, sign], axis=-1)

@@ -23,6 +23,7 @@ COMMANDS = {
     "report": ("report", "write the report of a folder of results or of a run"),
     "tune": ("tune", "tune baselines' learning rates on a task or a suite"),
     "compare": ("compare", "optimizers on your own problem, with a report"),
+    "explain": ("explain", "what a meta-trained rule sees and does, on one page"),
     "reproduce": ("reproduce", "re-run a paper's claim at small scale"),
     "list": ("listing", "list optimizers, weights, tasks, suites, datasets, ..."),
     "convert": ("convert", "convert a weights file, or export an AlgoPerf submission"),

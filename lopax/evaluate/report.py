@@ -81,14 +81,20 @@ def render_markdown(summary: Summary, **options: Any) -> str:
     )
 
 
-def template(name: str, escape: bool) -> Any:
-    """A jinja2 template of the package; raises `MissingExtra` without jinja2."""
+def template(name: str, escape: bool, package: str = "lopax.evaluate") -> Any:
+    """A jinja2 template of a package, which may include ours; raises `MissingExtra`
+    without jinja2."""
     try:
         import jinja2
     except ImportError:
         raise MissingExtra("jinja2", "report", "writing a report") from None
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lopax.evaluate"),
+        loader=jinja2.ChoiceLoader(
+            [
+                jinja2.PackageLoader(p)
+                for p in dict.fromkeys((package, "lopax.evaluate"))
+            ]
+        ),
         autoescape=escape,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

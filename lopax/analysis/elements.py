@@ -1,0 +1,163 @@
+"""Per-element networks: what enters their first layer, channel by channel.
+
+Celo, Celo2, VeLO, Adafac-MLP, STAR and µLO apply one small MLP to every element. This
+names its inputs and puts changed networks in its place, so that a channel can be taken
+away without touching the architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lopax._core.errors import NotApplicable
+from lopax._core.optimizer import LearnedOptimizer
+from lopax._core.types import Count, Theta
+from lopax.architectures.adafac_mlp import AdafacMLP
+from lopax.architectures.celo import Celo
+from lopax.architectures.celo2 import EPS, Celo2, Celo2Base
+from lopax.architectures.mulo import MuLO
+from lopax.architectures.star import STAR
+from lopax.architectures.velo import VeLO
+from lopax.blocks import accumulators, element_features, time_features
+from lopax.blocks.element_features import (
+    ADAFAC_GROUPS,
+    CELO2_MATRIX_GROUPS,
+    VELO_GROUPS,
+    ElementView,
+    FeatureGroup,
+)
+from lopax.blocks.normalize import matrix_rms_scale, rms_scale
+
+
+class InputGroup(NamedTuple):
+    """A named stretch of the network's inputs."""
+
+    name: str
+    meaning: str
+    start: int
+    channels: int
+
+
+class ElementNet(NamedTuple):
+    """What is known of an architecture's per-element network."""
+
+    key: str  # where theta keeps it
+    groups: tuple[FeatureGroup, ...]
+    scale: Callable[[Array], Array]  # a channel's normaliser
+    timed: bool  # eleven features of the step count follow the groups
+
+    @property
+    def inputs(self) -> tuple[InputGroup, ...]:
+        """All groups in order, time included."""
+        found, start = [], 0
+        for group in self.groups:
+            meaning = group.meaning.replace("+-", "±")
+            found.append(InputGroup(group.name, meaning, start, group.channels))
+            start += group.channels
+        if self.timed:
+            meaning = "steps made so far"
+            found.append(InputGroup("time", meaning, start, time_features.NUM_TIME))
+        return tuple(found)
+
+    @property
+    def num_inputs(self) -> int:
+        return sum(g.channels for g in self.inputs)
+
+    def means(
+        self, grads: Sequence[Array], params: Sequence[Array], states: Any, step: Count
+    ) -> Float[Array, "inputs"]:
+        """The mean of every (normalised) input over elements, then over tensors.
+
+        **Arguments:**
+
+        - `states`: the tensors' states after this step's gradients. Tensors treated
+            by another rule (Adam's, in Celo2) and vectors that lack row and column
+            inputs where the network splits them are left out.
+        """
+        rows = []
+        for grad, param, state in zip(grads, params, states, strict=True):
+            if not hasattr(state, "factored") or not grad.size:
+                continue
+            if self.groups is CELO2_MATRIX_GROUPS and grad.ndim < 2:
+                continue
+            views = accumulators.factored_views(state.factored, grad.shape)
+            view = ElementView(grad, param, state.momenta, state.second, views)
+            channels = element_features.compute(self.groups, view)
+            rows.append(jnp.stack([jnp.mean(x * self.scale(x)) for x in channels]))
+        mean = jnp.mean(jnp.stack(rows), axis=0)
+        if self.timed:
+            mean = jnp.concatenate([mean, time_features.tanh_of_step(step)])
+        return mean
+
+    def without(
+        self, theta: Theta, group: InputGroup, means: Float[Array, "inputs"]
+    ) -> Theta:
+        """Theta whose network sees the group's mean instead of the group."""
+        net = theta[self.key]
+        rows = slice(group.start, group.start + group.channels)
+        # A bank of networks has a leading axis; inputs are always the last but one.
+        weights = net["w0"][..., rows, :]
+        constant = jnp.einsum("...ij,i->...j", weights, means[rows])
+        changed = {
+            **net,
+            "w0": net["w0"].at[..., rows, :].set(0.0),
+            "b0": net["b0"] + constant,
+        }
+        return {**theta, self.key: changed}
+
+    def weight_sizes(self, theta: Theta) -> Float[np.ndarray, "groups"]:
+        """Root sum of squares of the first layer's weights, by group."""
+        w0 = np.asarray(theta[self.key]["w0"], np.float64)
+        return np.asarray(
+            [
+                np.sqrt(np.sum(w0[..., g.start : g.start + g.channels, :] ** 2))
+                for g in self.inputs
+            ]
+        )
+
+
+def _all_axes(x: Array) -> Array:
+    return rms_scale(x)
+
+
+def _matrix_axes(x: Array) -> Array:
+    return matrix_rms_scale(x, EPS)
+
+
+_VELO = ElementNet("rule", VELO_GROUPS, _all_axes, False)
+_ADAFAC = ElementNet("net", ADAFAC_GROUPS, _all_axes, True)
+_CELO2 = ElementNet("rule", CELO2_MATRIX_GROUPS, _matrix_axes, False)
+_NETS: dict[type[LearnedOptimizer], ElementNet] = {
+    Celo: _VELO,
+    Celo2: _CELO2,
+    Celo2Base: _CELO2,
+    VeLO: _VELO._replace(key="bank"),
+    AdafacMLP: _ADAFAC,
+    STAR: _ADAFAC,
+    MuLO: _ADAFAC,
+}
+
+
+def has_element_net(optimizer: LearnedOptimizer) -> bool:
+    """Whether `element_net` knows the architecture."""
+    return isinstance(optimizer, tuple(_NETS))
+
+
+def element_net(optimizer: LearnedOptimizer) -> ElementNet:
+    """The per-element network of an architecture; raises `NotApplicable` if it has
+    none with named inputs."""
+    for kind, net in _NETS.items():
+        if isinstance(optimizer, kind):
+            return net
+    names = ", ".join(k.name for k in _NETS)
+    raise NotApplicable(
+        f"{optimizer.name!r} has no per-element network with named inputs, so there is "
+        f"no feature to take away: importance works for {names}. For "
+        f"{optimizer.name!r} use compare_directions, gradient_response and "
+        "invariances; recurrent_view if it is a coordinate-wise recurrent rule"
+    )
