@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float
 
 from lopax._core.errors import ConfigError
-from lopax._core.optimizer import LearnedOptimizer, OptState
+from lopax._core.optimizer import Leaf, LearnedOptimizer, OptState, TensorRule
 from lopax._core.types import Count
 
 DTYPES = ("float32", "bfloat16")
@@ -56,11 +56,14 @@ def choose(rule: LearnedOptimizer, dtype: str) -> Packing:
 def supported(rule: LearnedOptimizer) -> bool:
     """Whether the rule's state has fields of a name in `FIELDS`."""
     theta = jax.eval_shape(rule.init_theta, jax.random.key(0))
-    params = {"w": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
-    state = jax.eval_shape(lambda t, p: rule.init(t, p, 1), theta, params)
+    if not isinstance(rule, TensorRule):
+        return False
+    # One tensor's state, not a tree's: some rules take one network's tree only.
+    param = jax.ShapeDtypeStruct((2, 2), jnp.float32)
+    place = Leaf(0, "w", (2, 2))
+    state = jax.eval_shape(lambda t, p: rule.init_leaf(t, place, p), theta, param)
     found = []
-    if isinstance(state, OptState):
-        _map_momenta(lambda x: found.append(x) or x, state.tensors)
+    _map_momenta(lambda x: found.append(x) or x, state)
     return bool(found)
 
 

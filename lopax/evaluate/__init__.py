@@ -25,7 +25,9 @@ from lopax.evaluate.baselines import (
 from lopax.evaluate.compare import Comparison, bench, compare
 from lopax.evaluate.cost import Cost, measure
 from lopax.evaluate.failures import FailureMap, failure_map
+from lopax.evaluate.family_tree import Lineage, read_lineage, write_family_tree
 from lopax.evaluate.grid import Event, Job, Outcome, pending, run_grid, run_study
+from lopax.evaluate.hybrids import hub
 from lopax.evaluate.profiles import Profile, performance_profile, time_profile
 from lopax.evaluate.refs import (
     optimizer_spec,
@@ -71,6 +73,7 @@ __all__ = [
     "Installed",
     "Interval",
     "Job",
+    "Lineage",
     "Merge",
     "OptimizerSpec",
     "Outcome",
@@ -96,6 +99,7 @@ __all__ = [
     "final_loss",
     "final_loss_score",
     "from_transformation",
+    "hub",
     "install",
     "iqm",
     "learned",
@@ -110,6 +114,7 @@ __all__ = [
     "pending",
     "performance_profile",
     "probability_of_improvement",
+    "read_lineage",
     "read_torch_comparison",
     "render_html",
     "render_markdown",
@@ -125,5 +130,6 @@ __all__ = [
     "time_profile",
     "tune",
     "user_problem",
+    "write_family_tree",
     "write_report",
 ]

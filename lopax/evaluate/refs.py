@@ -2,8 +2,9 @@
 
 Optimizers: `adam` (a baseline, tuned), `adam@0.001` (at one learning rate), `celo` (a
 learned optimizer with its bundled weights), `celo:weights.safetensors` (with others),
-each optionally as `LABEL=...`. The sets `published`, `contemporary` and `baselines`
-stand for all their members.
+each optionally as `LABEL=...`. `hub:celo+adam@0.001` is a hybrid of two (`lopax.hub`),
+`hub-fixed:...` and `hub-published:...` its other weightings. The sets `published`,
+`contemporary` and `baselines` stand for all their members.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from lopax._core.task import Task, check_task
 from lopax.architectures import ARCHITECTURES, config_of
 from lopax.evaluate.baselines import BASELINES, CONTEMPORARY, PUBLISHED, default_rate
 from lopax.evaluate.fingerprint import task_fingerprint
+from lopax.evaluate.hybrids import hub
 from lopax.evaluate.run import RunConfig
 from lopax.evaluate.specs import OptimizerSpec, from_transformation, learned
 from lopax.evaluate.study import Problem
@@ -75,6 +77,8 @@ def optimizer_spec(reference: str) -> OptimizerSpec:
             raise ConfigError(
                 f"optimizer {reference!r}: {rate!r} is no learning rate > 0"
             ) from None
+    elif name.partition("-")[0] == "hub":
+        spec = _hub(reference, name, weights)
     elif name in ARCHITECTURES:
         spec = _learned(name, weights)
     elif weights:
@@ -84,6 +88,20 @@ def optimizer_spec(reference: str) -> OptimizerSpec:
     else:
         raise UnknownName("optimizer", name, [*ARCHITECTURES, *BASELINES, *SETS])
     return dataclasses.replace(spec, name=label or spec.name, reference=reference)
+
+
+def _hub(reference: str, name: str, members: str) -> OptimizerSpec:
+    learned, plus, hand_made = members.rpartition("+")
+    if not plus:
+        raise ConfigError(
+            f"optimizer {reference!r}: write hub:LEARNED+HAND_MADE, such as "
+            "'hub:celo+adam@0.001'"
+        )
+    return hub(
+        optimizer_spec(learned),
+        optimizer_spec(hand_made),
+        weighting=name.partition("-")[2] or "max",
+    )
 
 
 def _learned(name: str, weights: str) -> OptimizerSpec:

@@ -2,16 +2,19 @@
 
 from lopax.optax.adapter import from_rule, optimizer, scale_by
 from lopax.optax.horizon import extend
+from lopax.optax.hybrid import HubState, hub
 from lopax.optax.report import HorizonWarning, info
 from lopax.optax.states import AccumulationState, OptimizerState, Report
 
 __all__ = [
     "AccumulationState",
     "HorizonWarning",
+    "HubState",
     "OptimizerState",
     "Report",
     "extend",
     "from_rule",
+    "hub",
     "info",
     "optimizer",
     "scale_by",
