@@ -1,6 +1,7 @@
 """What a learned step costs against optax.adamw, in one process, in turn.
 
     python benchmarks/optimizer_step.py [--quick] [--rules celo celo_adam ...]
+    python benchmarks/optimizer_step.py --rules celo2_base velo --against celo
 
 The step is jitted, takes gradients, state and parameters, donates the state and
 returns updates; forward and backward passes are not part of it.
@@ -22,7 +23,11 @@ from harness import Result, finish, paired
 import lopax
 from lopax._core.tree import count_elements
 
-TARGET_RATIO = 4.0
+TARGET_RATIO = {
+    ("celo", "adamw"): 4.0,
+    ("celo2_base", "celo"): 1.3,
+    ("velo", "celo"): 2.0,
+}
 TARGET_BYTES = 24.0
 TARGET_COMPILE = 20.0
 
@@ -94,6 +99,7 @@ class Stepper:
             return opt.update(grads, state, params, value=jnp.float32(1.0))
 
         self.state = opt.init(params)
+        self.state_bytes = sum(x.nbytes for x in jax.tree.leaves(self.state))
         lowered = jax.jit(step, donate_argnums=1).lower(grads, self.state, params)
         started = time.perf_counter()
         self.compiled = lowered.compile()
@@ -109,7 +115,9 @@ class Stepper:
         return self.compiled.memory_analysis().temp_size_in_bytes
 
 
-def learned(name: str) -> Any:
+def transformation(name: str) -> Any:
+    if name == "adamw":
+        return optax.adamw(1e-3)
     rule = lopax.architecture(name)
     theta = jax.jit(rule.init_theta)(jax.random.key(0))
     return rule.transformation(theta, 1000)
@@ -119,28 +127,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under 50 seconds")
     parser.add_argument("--rules", nargs="+", default=["celo", "celo_adam"])
+    parser.add_argument("--against", default="adamw", help="adamw, or a rule")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     args = parser.parse_args()
     rounds = 7 if args.quick else 40
     results = []
-    for case, shapes in CASES.items():
+    for case in args.cases:
+        shapes = CASES[case]
         params, grads = arrays(shapes(), 0), arrays(shapes(), 1)
         size = count_elements(params)
-        adamw = Stepper(optax.adamw(1e-3), params, grads)
+        other = Stepper(transformation(args.against), params, grads)
         for name in args.rules:
-            step = Stepper(learned(name), params, grads)
-            value, reference, ratio = paired(step, adamw, rounds)
+            step = Stepper(transformation(name), params, grads)
+            value, reference, ratio = paired(step, other, rounds)
             label = f"{name}/{case}"
-            goal = TARGET_RATIO if name == "celo" else None
+            goal = TARGET_RATIO.get((name, args.against))
             results += [
                 Result(
                     benchmark="optimizer_step",
                     case=label,
-                    metric="ms",
+                    metric=f"ms, against {args.against}",
                     value=1e3 * value,
                     reference=1e3 * reference,
                     ratio=ratio,
                     target=goal,
                     ok=goal is None or ratio <= goal,
+                ),
+                Result(
+                    benchmark="optimizer_step",
+                    case=label,
+                    metric="state bytes/parameter",
+                    value=step.state_bytes / size,
                 ),
                 Result(
                     benchmark="optimizer_step",
