@@ -134,7 +134,8 @@ def test_ctrl_c_saves_and_exits_with_130(tmp_path):
 
 
 def test_lists(capsys):
-    for what in ("optimizers", "weights", "tasks", "suites", "datasets", "baselines"):
+    lists = ("optimizers", "weights", "tasks", "suites", "datasets", "environments")
+    for what in (*lists, "baselines"):
         assert main(["list", what]) == 0
         assert "name" in capsys.readouterr().out
     assert main(["list", "tasks", "digits_*"]) == 0

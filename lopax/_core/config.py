@@ -100,6 +100,8 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
+        if isinstance(value, Mapping):
+            args = _nearest(args, value)
         problem: ConfigError | None = None
         for option in args:
             if option is type(None):
@@ -131,6 +133,18 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             f"is {type(value).__name__}"
         )
     return value
+
+
+def _nearest(options: tuple[Any, ...], value: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Of several configuration classes, the one that has most of the given keys, so
+    that an error speaks of what was meant; other options stay as they are."""
+    classes = [o for o in options if dataclasses.is_dataclass(o)]
+    if len(classes) < 2:
+        return options
+    best = max(
+        classes, key=lambda c: len({f.name for f in dataclasses.fields(c)} & set(value))
+    )
+    return tuple(o for o in options if o is best or o not in classes)
 
 
 def merge(base: Mapping[str, Any], *overrides: Mapping[str, Any]) -> dict[str, Any]:

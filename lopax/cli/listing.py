@@ -11,8 +11,9 @@ import tyro
 from lopax._core.errors import UnknownName
 from lopax.cli import flags
 
-ABOUT = """List what there is: optimizers, weights, tasks, suites, datasets, baselines,
-estimators. PATTERN is a shell pattern such as 'digits_*'."""
+ABOUT = """List what there is: optimizers, weights, tasks, suites, datasets,
+environments, baselines, estimators, reproductions. PATTERN is a shell pattern such as
+'digits_*'."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,17 @@ def _datasets(pattern: str) -> Rows:
     return ["name", "here", "about"], rows
 
 
+def _environments(pattern: str) -> Rows:
+    from lopax.tasks.rl import ENVIRONMENTS
+
+    rows = []
+    for name in ENVIRONMENTS.names(pattern):
+        made = ENVIRONMENTS[name]
+        shape = "x".join(map(str, made.observation_shape))
+        rows.append([name, shape, str(made.num_actions)])
+    return ["name", "observations", "actions"], rows
+
+
 def _baselines(pattern: str) -> Rows:
     from lopax.evaluate import BASELINES
 
@@ -119,6 +131,7 @@ LISTS: dict[str, Callable[[str], Rows]] = {
     "tasks": _tasks,
     "suites": _suites,
     "datasets": _datasets,
+    "environments": _environments,
     "baselines": _baselines,
     "estimators": _estimators,
     "reproductions": _reproductions,

@@ -11,11 +11,15 @@ from lopax.tasks.family import (
     SupervisedFamily,
     supervised_family,
 )
+from lopax.tasks.finetuning import FineTuning, FineTuningSettings, fine_tuning
 from lopax.tasks.functions import FunctionTask, from_functions
 from lopax.tasks.heads import Classification, Head, Reconstruction
 from lopax.tasks.meta_loss import LogLoss, LogLossTask
 from lopax.tasks.networks import MLP, Network
+from lopax.tasks.pretraining import Pretrained, PretrainingSettings, pretrained
 from lopax.tasks.quadratic import Quadratic
+from lopax.tasks.rotated_quadratics import RotatedQuadratic, RotatedQuadratics
+from lopax.tasks.sampled import SampledTask
 from lopax.tasks.sources import ExampleBank, Source, TextBank, bank_of, text_bank
 from lopax.tasks.supervised import SupervisedTask
 from lopax.tasks.table import (
@@ -36,16 +40,23 @@ __all__ = [
     "Classification",
     "ConvNet",
     "ExampleBank",
+    "FineTuning",
+    "FineTuningSettings",
     "FunctionTask",
     "Head",
     "LogLoss",
     "LogLossTask",
     "Network",
+    "Pretrained",
+    "PretrainingSettings",
     "Quadratic",
     "Reconstruction",
     "RecurrentLM",
     "Reparametrised",
     "ReparametrisedTask",
+    "RotatedQuadratic",
+    "RotatedQuadratics",
+    "SampledTask",
     "SingleTask",
     "Source",
     "SupervisedFamily",
@@ -57,8 +68,10 @@ __all__ = [
     "TransformerLM",
     "bank_of",
     "check_task",
+    "fine_tuning",
     "from_functions",
     "list_tasks",
+    "pretrained",
     "supervised_family",
     "task",
     "task_available",

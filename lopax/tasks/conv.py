@@ -88,7 +88,7 @@ class ConvNet(Network):
             name = f"conv{i}"
             layer = params[name]
             x = ACTIVATIONS[self.activation](
-                _convolve(x, layer["w"], stride) + layer["b"]
+                convolve(x, layer["w"], stride) + layer["b"]
             )
             if self.norm == "layer":
                 x = layer_norm(layer, x)
@@ -121,7 +121,7 @@ class ConvNet(Network):
         return normal * layer["scale"] + layer["offset"], running
 
 
-def _convolve(x: Array, w: Array, stride: int) -> Array:
+def convolve(x: Array, w: Array, stride: int) -> Array:
     """[n, h, w, c] with [3, 3, c, o], zero padding, one output per `stride` pixels.
 
     XLA's CPU convolution is twenty to forty times slower inside a loop than outside

@@ -17,12 +17,12 @@ from lopax._core.registry import Registry
 from lopax._core.task import Task
 from lopax.data import available
 from lopax.tasks.quadratic import Quadratic
+from lopax.tasks.rl import A2CSettings, PPOSettings
 from lopax.tasks.settings import (
     AutoencoderSettings,
     ConvSettings,
     ImageMLPSettings,
     RecurrentSettings,
-    Settings,
     TransformerSettings,
     VectorMLPSettings,
 )
@@ -158,6 +158,39 @@ for _name, _quadratic in (
     ("quadratic_noisy", Quadratic(dimension=20, condition=100.0, noise=0.1)),
 ):
     TASKS.add(_name, TaskEntry(_quadratic, "quadratic bowl, known answer", True))
+for _name, _agent, _about, _held_out in (
+    (
+        "catch_a2c",
+        A2CSettings(environment="catch"),
+        "Catch, actor-critic: Optim4RL's meta-training environment",
+        False,
+    ),
+    (
+        "cartpole_a2c",
+        A2CSettings(environment="cartpole"),
+        "CartPole, actor-critic",
+        True,
+    ),
+    (
+        "cartpole_ppo",
+        PPOSettings(environment="cartpole", length=32),
+        "CartPole, PPO",
+        True,
+    ),
+    (
+        "small_dense_long_a2c",
+        A2CSettings(environment="grid_small_dense_long", hidden=(32,)),
+        "gridworld 6x4, actor-critic",
+        True,
+    ),
+    (
+        "big_sparse_short_a2c",
+        A2CSettings(environment="grid_big_sparse_short", channels=(16,), hidden=(32,)),
+        "gridworld 10x12, convolutional actor-critic",
+        True,
+    ),
+):
+    TASKS.add(_name, TaskEntry(_agent, _about, _held_out))
 for _name, _published in VELODROME.items():
     _about = f"{_published.settings.dataset}: {_published.about} (published)"
     TASKS.add(_name, TaskEntry(_published.settings, _about, True))
@@ -176,7 +209,7 @@ def task(name: str, **overrides: Any) -> Task:
     if overrides:
         values = merge(to_dict(settings), overrides)
         settings = from_dict(type(settings), values, where=f"task {name!r}")
-    return settings.build() if isinstance(settings, Settings) else settings
+    return settings if isinstance(settings, Task) else settings.build()
 
 
 def list_tasks(pattern: str = "*", *, only_available: bool = False) -> list[str]:
