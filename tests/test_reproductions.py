@@ -12,8 +12,17 @@ from lopax._core.errors import ConfigError
 from lopax.cli.main import main
 from lopax.meta import build_families
 from lopax.meta.config import PhaseConfig
-from lopax.reproductions import REPRODUCTIONS, Check, Reproduction, Results, Trial
-from lopax.reproductions.study import Score, carry_out, shortened
+from lopax.reproductions import (
+    REPRODUCTIONS,
+    CaseStudy,
+    Check,
+    Measured,
+    RecipeStudy,
+    Results,
+    Score,
+    Trial,
+)
+from lopax.reproductions.study import shortened
 
 GROUP = meta.TasksConfig(
     datasets=("digits",), settings={"hidden": (4,), "batch_size": 16}, augment="none"
@@ -38,7 +47,7 @@ def judge(results: Results):
     return (Check("more outer steps help", trained < barely, found),)
 
 
-TOY = Reproduction(
+TOY = RecipeStudy(
     name="toy",
     claim="Meta-training helps.",
     source="nobody",
@@ -68,7 +77,7 @@ TOY = Reproduction(
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
     said: list[str] = []
-    return folder, carry_out(TOY, folder, meta_seeds=(0, 1), say=said.append), said
+    return folder, TOY.results(folder, meta_seeds=(0, 1), say=said.append), said
 
 
 def test_every_variant_seed_and_test_is_there(done):
@@ -91,21 +100,20 @@ def test_every_variant_seed_and_test_is_there(done):
 def test_nothing_runs_twice(done):
     folder, results, _ = done
     said: list[str] = []
-    again = carry_out(TOY, folder, meta_seeds=(0, 1), say=said.append)
+    again = TOY.results(folder, meta_seeds=(0, 1), say=said.append)
     assert again == results
     assert not any("meta-training" in line for line in said)
 
 
 def test_the_report_says_what_was_found(done):
     folder, results, _ = done
-    good = reproductions.write(TOY, results, judge(results), folder, "lopax ...")
+    outcome = TOY.outcome(results)
+    good = reproductions.write(TOY, outcome, folder, "lopax ...")
     text = good.read_text()
     assert text.startswith("# toy: pass") and "| trained |" in text
     assert (folder / "report.png").stat().st_size > 5_000
-    bad = [Check("x", False, "y")]
-    assert (
-        "# toy: fail" in reproductions.write(TOY, results, bad, folder, "c").read_text()
-    )
+    bad = outcome._replace(checks=[Check("x", False, "y")])
+    assert "# toy: fail" in reproductions.write(TOY, bad, folder, "c").read_text()
 
 
 def test_divergence_is_never_a_pass(done):
@@ -115,7 +123,10 @@ def test_divergence_is_never_a_pass(done):
     assert not judge(dataclasses.replace(results, scores=scores))[0].passed
 
 
-@pytest.mark.parametrize("name", REPRODUCTIONS)
+RECIPES = [n for n in REPRODUCTIONS if isinstance(REPRODUCTIONS[n], RecipeStudy)]
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_rules_can_pass_and_fail(name):
     """With made-up numbers: all small passes or fails, and not finite fails."""
     study = REPRODUCTIONS[name]
@@ -139,6 +150,41 @@ def test_rules_can_pass_and_fail(name):
     for run in study.variants.values():
         assert build_families(run.tasks)
         assert shortened(run, 0.1).total_steps < run.total_steps
+
+
+def test_cases_are_measured_once_and_shown(tmp_path):
+    calls: list[tuple[int, float]] = []
+
+    def measure(case):
+        calls.append((case.seed, case.steps(10)))
+        curve = [1.0, float("nan"), 0.5]
+        return Measured({"loss": np.float32(case.seed), "gap": np.inf}, {"run": curve})
+
+    study = CaseStudy(
+        name="toy",
+        claim="c",
+        source="s",
+        rule="r",
+        minutes=0.1,
+        settings={"rate": 0.1},
+        variants={"a": measure, "b": lambda _: Measured({"loss": 2.0})},
+        judge=lambda r: [Check("small", r.mean("a", "loss") < 1.0, "")],
+    )
+    first = study.carry_out(tmp_path, share=0.5, say=lambda _: None)
+    again = study.carry_out(tmp_path, share=0.5, say=lambda _: None)
+    assert calls == [(0, 5), (1, 5), (2, 5)] and not first.passed
+    assert list(map(list, first.tables[0].rows)) == [
+        ["a", "1 (0 to 2)", "inf (inf to inf)"],
+        ["b", "2 (2 to 2)", ""],
+    ]
+    assert again.tables == first.tables
+    changed = dataclasses.replace(study, settings={"rate": 0.2})
+    changed.carry_out(tmp_path, meta_seeds=(0,), say=lambda _: None)
+    assert calls[-1] == (0, 10)
+    text = reproductions.write(study, first, tmp_path, "lopax ...").read_text()
+    assert text.startswith("# toy: fail") and "| b | 2 (2 to 2) |  |" in text
+    with pytest.raises(ConfigError, match="share = 2"):
+        study.carry_out(tmp_path, share=2)
 
 
 def test_shares_that_cannot_be():

@@ -41,6 +41,9 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--meta-seeds {args.meta_seeds}: must be at least 1")
     from lopax import reproductions
     from lopax.cli.console import table
+    from lopax.meta.distributed import request_cpu_devices
+
+    request_cpu_devices()
 
     study = reproductions.REPRODUCTIONS[args.name]
     folder = args.out or Path("runs") / f"reproduce-{study.name}"
@@ -49,30 +52,19 @@ def main(argv: Sequence[str]) -> int:
         f"about {study.minutes:.0f} minutes in all; runs in {folder}", file=sys.stderr
     )
     started = time.monotonic()
-    results = reproductions.carry_out(
-        study,
+    found = study.carry_out(
         folder,
         meta_seeds=range(args.meta_seeds),
         share=args.share,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    checks = study.judge(results)
-    rows = [list(row) for row in reproductions.rows(results)]
-    if rows:
-        table(study.name, list(reproductions.COLUMNS), rows)
-    table(
-        "meta-loss",
-        ["variant", "per meta-seed"],
-        [
-            [name, ", ".join(f"{v:.3g}" for v in values)]
-            for name, values in results.meta_loss.items()
-        ],
-    )
-    for check in checks:
+    for title, columns, rows in found.tables:
+        table(f"{study.name}: {title}", list(columns), [list(row) for row in rows])
+    for check in found.checks:
         print(f"{'pass' if check.passed else 'FAIL'}: {check.claim}: {check.found}")
     command = f"lopax reproduce {study.name}"
     if args.meta_seeds != 3 or args.share != 1.0:
         command += f" --meta-seeds {args.meta_seeds} --share {args.share}"
-    report = reproductions.write(study, results, checks, folder, command)
+    report = reproductions.write(study, found, folder, command)
     print(f"report: {report} ({time.monotonic() - started:.0f} s)")
-    return 0 if all(c.passed for c in checks) else 1
+    return 0 if found.passed else 1

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lopax import meta
-from lopax.reproductions.study import Check, Reproduction, Results
+from lopax.reproductions.outcome import Check
+from lopax.reproductions.study import RecipeStudy, Results
 
 
 def _recipe(architecture: str) -> meta.RunConfig:
@@ -46,7 +47,7 @@ def judge(results: Results) -> Sequence[Check]:
     )
 
 
-HIERARCHY = Reproduction(
+HIERARCHY = RecipeStudy(
     name="hierarchy",
     claim="A rule with a recurrent network per tensor copes with tensors of different "
     "scale better than a rule that sees elements only.",

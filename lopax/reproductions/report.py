@@ -2,72 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lopax._core.atomic import atomic_write
 from lopax._core.errors import MissingExtra
-from lopax.reproductions.study import Check, Reproduction, Results
+from lopax.reproductions.outcome import Outcome, Panel, Reproduction, Table
 
-COLUMNS = ("test", "variant", "mean loss", "last loss", "worst seed", "accuracy")
-
-
-def rows(results: Results) -> list[tuple[str, ...]]:
-    """Trial, variant and its scores as text; means over meta-seeds."""
-    found = []
-    for test, variants in results.scores.items():
-        for variant in variants:
-            values = [
-                results.over_seeds(test, variant, field)
-                for field in ("mean", "last", "worst", "accuracy")
-            ]
-            found.append((test, variant, *(f"{v:.3g}" for v in values)))
-    return found
+PER_ROW = 4
 
 
-def write(
-    study: Reproduction,
-    results: Results,
-    checks: Sequence[Check],
-    folder: Path,
-    command: str,
-) -> Path:
+def write(study: Reproduction, found: Outcome, folder: Path, command: str) -> Path:
     """Writes report.md and report.png; returns the first."""
-    _plot(study, results, folder / "report.png")
-    passed = all(c.passed for c in checks)
+    folder.mkdir(parents=True, exist_ok=True)
+    _plot(study, found.panels, folder / "report.png")
     lines = [
-        f"# {study.name}: {'pass' if passed else 'fail'}",
+        f"# {study.name}: {'pass' if found.passed else 'fail'}",
         "",
         study.claim,
         "",
-        f"Source: {study.source}. Rule: {study.rule}",
+        f"Source: {study.source}. Rule: {study.rule}.",
         "",
         f"`{command}`",
         "",
-        "![meta-loss and last losses](report.png)",
+        "![a dot per variant and meta-seed](report.png)",
         "",
         "| check | found | |",
         "|---|---|---|",
         *(
             f"| {c.claim} | {c.found} | {'pass' if c.passed else 'FAIL'} |"
-            for c in checks
+            for c in found.checks
         ),
-        "",
-        "| variant | meta-loss at the end, per meta-seed |",
-        "|---|---|",
-        *(
-            f"| {name} | {', '.join(f'{v:.3g}' for v in values)} |"
-            for name, values in results.meta_loss.items()
-        ),
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        "|" + "---|" * len(COLUMNS),
-        *(f"| {' | '.join(row)} |" for row in rows(results)),
-        "",
-        "Losses are training losses; means over meta-seeds and inner seeds, except "
-        '"worst seed", the largest over both.',
+        *(line for table in found.tables for line in _table(table)),
     ]
     path = folder / "report.md"
     with atomic_write(path) as temporary:
@@ -75,37 +43,74 @@ def write(
     return path
 
 
-def _plot(study: Reproduction, results: Results, path: Path) -> None:
+def _table(table: Table) -> list[str]:
+    return [
+        "",
+        f"{table.title[:1].upper()}{table.title[1:]}:",
+        "",
+        f"| {' | '.join(table.columns)} |",
+        "|" + "---|" * len(table.columns),
+        *(f"| {' | '.join(row)} |" for row in table.rows),
+    ]
+
+
+def _plot(study: Reproduction, panels: Sequence[Panel], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtra("matplotlib", "plot", "lopax reproduce") from None
-    panels = 1 + len(results.scores)
-    figure = Figure(figsize=(2.6 * panels + 1.2, 3.2), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    values = {v: list(x) for v, x in results.meta_loss.items()}
-    _dots(axes[0], "meta-loss", values)
-    for axis, (test, variants) in zip(axes[1:], results.scores.items(), strict=True):
-        _dots(axis, test, {v: [s.last for s in x] for v, x in variants.items()})
-    figure.suptitle(f"{study.name} (a dot per meta-seed)", fontsize=10)
+    across = min(PER_ROW, len(panels))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(3.0 * across + 1.0, 3.2 * down), layout="constrained")
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for axis, panel in zip(axes, panels, strict=False):
+        if panel.curves:
+            _curves(axis, panel.curves)
+        else:
+            _dots(axis, panel.dots)
+        axis.set_title(panel.title, fontsize=9)
+        axis.tick_params(labelsize=7)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    figure.suptitle(f"{study.name} (one per meta-seed)", fontsize=10)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
 
 
-def _dots(axis, title: str, values: dict[str, list[float]]) -> None:
-    """A column of dots per variant; losses that are not finite sit at the top edge."""
+def _wide(values: Sequence[float]) -> bool:
+    """Whether positive values span enough to want a logarithmic axis."""
+    return bool(values) and min(values) > 0 and max(values) / min(values) > 20
+
+
+def _dots(axis, values: Mapping[str, Sequence[float]]) -> None:
+    """A column of dots per variant; values that are not finite sit at the top edge."""
     finite = [x for xs in values.values() for x in xs if np.isfinite(x)]
     top = max(finite, default=1.0)
-    for i, (_, xs) in enumerate(values.items()):
-        shown = [x if np.isfinite(x) else 3.0 * top for x in xs]
-        marks = np.isfinite(xs)
+    edge = top + (2.0 * abs(top) if _wide(finite) else 0.3 * abs(top) + 1e-9)
+    for i, xs in enumerate(values.values()):
+        shown = [x if np.isfinite(x) else edge for x in xs]
         axis.plot([i] * len(xs), shown, "o", color=f"C{i}", alpha=0.8)
-        for x, ok in zip(shown, marks, strict=True):
-            if not ok:
-                axis.annotate("diverged", (i, x), ha="center", fontsize=7)
-    positive = all(x > 0 for x in finite)
-    if finite and positive and top / min(finite) > 20:
+        for x, y in zip(xs, shown, strict=True):
+            if not np.isfinite(x):
+                axis.annotate("diverged", (i, y), ha="center", fontsize=7)
+    if _wide(finite):
         axis.set_yscale("log")
-    axis.set_xticks(range(len(values)), values, rotation=35, ha="right", fontsize=8)
+    axis.set_xticks(range(len(values)), values, rotation=35, ha="right")
     axis.margins(x=0.3)
-    axis.set_title(title, fontsize=9)
+
+
+def _curves(axis, values: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """A line per meta-seed, a colour per variant; gaps where not finite."""
+    finite = [
+        x for seeds in values.values() for c in seeds for x in c if np.isfinite(x)
+    ]
+    for i, (variant, seeds) in enumerate(values.items()):
+        for j, curve in enumerate(seeds):
+            at = np.linspace(0.0, 1.0, len(curve))
+            shown = np.where(np.isfinite(curve), curve, np.nan)
+            label = variant if j == 0 else None
+            axis.plot(at, shown, color=f"C{i}", alpha=0.8, lw=1, label=label)
+    if _wide(finite):
+        axis.set_yscale("log")
+    axis.set_xlabel("share of the run", fontsize=8)
+    axis.legend(fontsize=7)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lopax import meta
-from lopax.reproductions.study import Check, Reproduction, Results, Trial
+from lopax.reproductions.outcome import Check
+from lopax.reproductions.study import RecipeStudy, Results, Trial
 
 
 def _recipe(name: str, weight_decay: float = 0.0, **settings: Any) -> meta.RunConfig:
@@ -52,7 +53,7 @@ def judge(results: Results) -> Sequence[Check]:
     )
 
 
-STAR = Reproduction(
+STAR = RecipeStudy(
     name="star",
     claim="A nominal term, a preconditioner and weight decay on theta make a learned "
     "rule meta-train faster and stay stable on other networks and longer runs.",

@@ -1,8 +1,7 @@
-"""What a small-scale re-run of a paper's claim is, and how it is carried out.
+"""Reproductions made of meta-training recipes.
 
-A reproduction is a set of meta-training recipes (the variants), a set of test problems,
-and a rule that reads the table of results and says what passed. Everything is repeated
-over meta-seeds. Runs are kept in a folder and resumed: nothing runs twice.
+A set of recipes (the variants), a set of test problems, and a rule that reads the table
+of results. Runs are resumed: nothing runs twice.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ import numpy as np
 from lopax import evaluate, meta, tasks
 from lopax._core.atomic import atomic_write
 from lopax._core.config import check_range, config_hash
-from lopax._core.errors import ConfigError
+from lopax.meta import distributed
+from lopax.reproductions.outcome import (
+    Check,
+    Outcome,
+    Panel,
+    Reproduction,
+    Table,
+    check_share,
+)
 from lopax.theta import load_theta
-
-
-class Check(NamedTuple):
-    """One statement of the pass rule."""
-
-    claim: str
-    passed: bool
-    found: str  # the numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,17 +75,13 @@ class Results:
         return float(np.mean(self.meta_loss[variant]))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Reproduction:
-    """See the module docstring."""
+COLUMNS = ("test", "variant", "mean loss", "last loss", "worst seed", "accuracy")
 
-    name: str
-    claim: str
-    source: str
-    rule: str
-    """When it counts as reproduced, in words."""
-    minutes: float
-    """On two idle cores, all meta-seeds."""
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipeStudy(Reproduction):
+    """A reproduction made of meta-training recipes and tests of what they trained."""
+
     variants: Mapping[str, meta.RunConfig]
     tests: Mapping[str, Trial]
     baselines: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
@@ -95,53 +90,92 @@ class Reproduction:
     meta_window: int = 20
     """Outer steps at the end over which the meta-loss is averaged."""
 
+    def carry_out(
+        self,
+        folder: Path,
+        *,
+        meta_seeds: Sequence[int] = (0, 1, 2),
+        share: float = 1.0,
+        say: Callable[[str], None] = print,
+    ) -> Outcome:
+        found = self.results(folder, meta_seeds=meta_seeds, share=share, say=say)
+        return self.outcome(found)
+
+    def results(
+        self,
+        folder: Path,
+        *,
+        meta_seeds: Sequence[int],
+        share: float = 1.0,
+        say: Callable[[str], None] = print,
+    ) -> Results:
+        """Meta-trains all variants and runs all tests, or reads what is there."""
+        meta_loss: dict[str, list[float]] = {}
+        scores: dict[str, dict[str, list[Score]]] = {name: {} for name in self.tests}
+        for variant, recipe in self.variants.items():
+            for seed in meta_seeds:
+                run = dataclasses.replace(shortened(recipe, share), seed=seed)
+                where = folder / f"{variant}-{seed}-{config_hash(run, 8)}"
+                trained = _meta_train(run, where, f"{variant}, meta-seed {seed}", say)
+                log = meta.read_log(trained.parent / "metrics.jsonl")
+                lines = max(1, self.meta_window // run.log_every)
+                tail = [line["loss"] for line in log[-lines:]]
+                meta_loss.setdefault(variant, []).append(float(np.mean(tail)))
+                for name, test in self.tests.items():
+                    score = _scored(run, trained, name, test, where)
+                    scores[name].setdefault(variant, []).append(score)
+        for baseline, rates in self.baselines.items():
+            for name, test in self.tests.items():
+                say(f"{baseline}: best of {len(rates)} learning rates on {name}")
+                scores[name][baseline] = [_tuned(baseline, rates, test)]
+        return Results(meta_loss=meta_loss, scores=scores)
+
+    def outcome(self, results: Results) -> Outcome:
+        """Checks, tables and panels of what was found."""
+        losses = Table(
+            "meta-loss at the end",
+            ("variant", "per meta-seed"),
+            [
+                (name, ", ".join(f"{v:.3g}" for v in values))
+                for name, values in results.meta_loss.items()
+            ],
+        )
+        tests = Table(
+            "training losses, means over meta-seeds and inner seeds; worst seed: the "
+            "largest last loss over both",
+            COLUMNS,
+            _rows(results),
+        )
+        panels = [Panel("meta-loss", dots=results.meta_loss)] + [
+            Panel(test, dots={v: [s.last for s in x] for v, x in variants.items()})
+            for test, variants in results.scores.items()
+        ]
+        tables = [losses, tests] if results.scores else [losses]
+        return Outcome(self.judge(results), tables, panels)
+
+
+def _rows(results: Results) -> list[tuple[str, ...]]:
+    """Test, variant and its scores as text."""
+    found = []
+    for test, variants in results.scores.items():
+        for variant in variants:
+            values = [
+                results.over_seeds(test, variant, field)
+                for field in ("mean", "last", "worst", "accuracy")
+            ]
+            found.append((test, variant, *(f"{v:.3g}" for v in values)))
+    return found
+
 
 def shortened(run: meta.RunConfig, share: float) -> meta.RunConfig:
     """The recipe with fewer outer steps, a multiple of its logging interval."""
-    if not 0.0 < share <= 1.0:
-        raise ConfigError(f"share = {share!r}: must be a number > 0 and <= 1")
+    check_share(share)
 
     def cut(phase: meta.PhaseConfig) -> meta.PhaseConfig:
         lines = max(1, math.floor(share * phase.outer_steps / run.log_every))
         return dataclasses.replace(phase, outer_steps=lines * run.log_every)
 
     return dataclasses.replace(run, phases=tuple(cut(p) for p in run.phases))
-
-
-def carry_out(
-    study: Reproduction,
-    folder: Path,
-    *,
-    meta_seeds: Sequence[int] = (0, 1, 2),
-    share: float = 1.0,
-    say: Callable[[str], None] = print,
-) -> Results:
-    """Meta-trains all variants and runs all tests, or reads what `folder` has of them.
-
-    **Arguments:**
-
-    - `share`: of the outer steps; below one the rule is not expected to pass.
-    - `say`: told a line at a time what is being done.
-    """
-    meta_loss: dict[str, list[float]] = {}
-    scores: dict[str, dict[str, list[Score]]] = {name: {} for name in study.tests}
-    for variant, recipe in study.variants.items():
-        for seed in meta_seeds:
-            run = dataclasses.replace(shortened(recipe, share), seed=seed)
-            where = folder / f"{variant}-{seed}-{config_hash(run, 8)}"
-            trained = _meta_train(run, where, f"{variant}, meta-seed {seed}", say)
-            log = meta.read_log(trained.parent / "metrics.jsonl")
-            lines = max(1, study.meta_window // run.log_every)
-            tail = [line["loss"] for line in log[-lines:]]
-            meta_loss.setdefault(variant, []).append(float(np.mean(tail)))
-            for name, test in study.tests.items():
-                score = _scored(run, trained, name, test, where)
-                scores[name].setdefault(variant, []).append(score)
-    for baseline, rates in study.baselines.items():
-        for name, test in study.tests.items():
-            say(f"{baseline}: best of {len(rates)} learning rates on {name}")
-            scores[name][baseline] = [_tuned(baseline, rates, test)]
-    return Results(meta_loss=meta_loss, scores=scores)
 
 
 def _meta_train(
@@ -163,7 +197,8 @@ def _meta_train(
 
     families = meta.build_families(run.tasks)
     resume = (where / "config.json").exists()
-    meta.train(run, families, where, resume=resume, listener=listener)
+    mesh = distributed.default_mesh(run)
+    meta.train(run, families, where, mesh=mesh, resume=resume, listener=listener)
     return weights
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lopax import meta
-from lopax.reproductions.study import Check, Reproduction, Results, Trial
+from lopax.reproductions.outcome import Check
+from lopax.reproductions.study import RecipeStudy, Results, Trial
 
 _VELO = {"lstm": 64, "bank": 16, "bank_mult": 100.0}
 _OUTER = meta.OuterConfig(optimizer="adam", learning_rate=3e-3, weight_decay=0.0)
@@ -62,7 +63,7 @@ def judge(results: Results) -> Sequence[Check]:
     )
 
 
-VELO_SMALL = Reproduction(
+VELO_SMALL = RecipeStudy(
     name="velo_small",
     claim="A small VeLO beats a grid of Adam at its training horizon; lengths that "
     "vary and rescaled tasks make it stable beyond the short one.",
