@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from lopax._version import __version__
 
 if TYPE_CHECKING:
-    from lopax import data, estimators, evaluate, meta, tasks, torch
+    from lopax import analysis, data, estimators, evaluate, meta, tasks, torch
     from lopax.architectures import architecture
     from lopax.inventory import list_optimizers, list_suites, list_tasks
     from lopax.meta.checkpoint import load_state, save_state
-    from lopax.optax import extend, info, optimizer, scale_by
+    from lopax.optax import extend, hub, info, optimizer, scale_by
     from lopax.pretrained import list_weights
     from lopax.reproductions import list_reproductions
     from lopax.theta import load_theta, save_theta
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "architecture": "lopax.architectures",
     "extend": "lopax.optax",
+    "hub": "lopax.optax",
     "info": "lopax.optax",
     "list_optimizers": "lopax.inventory",
     "list_reproductions": "lopax.reproductions",
@@ -38,7 +39,7 @@ _LAZY = {
     "scale_by": "lopax.optax",
     "save_theta": "lopax.theta",
 }
-_SUBMODULES = {"data", "estimators", "evaluate", "meta", "tasks", "torch"}
+_SUBMODULES = {"analysis", "data", "estimators", "evaluate", "meta", "tasks", "torch"}
 
 
 def __getattr__(name: str) -> Any:
@@ -57,11 +58,13 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "__version__",
+    "analysis",
     "architecture",
     "data",
     "estimators",
     "evaluate",
     "extend",
+    "hub",
     "info",
     "list_optimizers",
     "list_reproductions",

@@ -32,10 +32,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "velo": {"lstm": 4, "bank": 2, "bank_mult": 1.0},
     "adafac_mlp": {},
     "mulo": {"hidden": 8},
+    "plain_mlp": {"hidden": 8},
     "star": {"nominal": 2e-2},
     "rnn_mlp": {"lstm": 4, "hidden": 4},
     "nn_adam": {"lstm": 4, "learning_rate": 2e-2},
     "l2o_lstm": {"lstm": 2},
+    "l2o_gru": {"units": 2, "step_mult": 0.1},
+    "optim4rl": {"units": 2, "lr": 2e-2},
+    "linear_optim": {"units": 2, "lr": 2e-2},
+    "l2lgd2": {"units": 2, "lr": 2e-2},
+    "l3rs": {"hidden": 8, "learning_rate": 2e-2},
     "learned_sgd": {},
     "learned_adam": {"learning_rate": 2e-2},
     "scheduled_adam": {"learning_rate": 2e-2, "knots": 3},
@@ -61,6 +67,11 @@ def theta_of(name: str) -> Theta:
     if name in ("adafac_mlp", "mulo"):
         gain = 20.0 if name == "adafac_mlp" else 2.0
         return {**theta, "net": _passing_on(theta["net"], FIRST_ADAM[name], gain)}
+    if name == "l3rs":  # not zero, so that it follows time and loss
+        output = {**theta["output"], "w": theta["output"]["w"] + 0.05}
+        return {**theta, "output": output}
+    if name == "plain_mlp":  # the momentum of decay 0.9
+        return {"net": _passing_on(theta["net"], 4, 20.0)}
     if name == "rnn_mlp":
         return {**theta, "net": _passing_on(theta["net"], 0, 20.0)}
     if name == "scheduled_adam":
@@ -72,6 +83,14 @@ def theta_of(name: str) -> Theta:
         # A multiplier of about one that still listens to the LSTM.
         head = {**theta["head"], "b": jnp.ones(1)}
         return {**theta, "bank": bank, "controls": controls, "head": head}
+    if name == "l2o_gru":  # half the hidden units, half tanh(gradient)
+        zero = jax.tree.map(jnp.zeros_like, theta)
+        units = SETTINGS[name]["units"]
+        wx = zero["gru"]["wx"].at[0, 2 * units :].set(1.0)
+        head = {**zero["head"], "w": zero["head"]["w"] - 0.5}
+        return {**zero, "gru": {**zero["gru"], "wx": wx}, "head": head}
+    if name in ("linear_optim", "l2lgd2"):  # gradient descent
+        return {**theta, "head": jax.tree.map(jnp.zeros_like, theta["head"])}
     if name == "l2o_lstm":
         # Cell input = sign of the gradient (layer 0), then the layer below (layer 1).
         zero = jax.tree.map(jnp.zeros_like, theta)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from lopax._core.errors import (
     MissingParams,
     StructureMismatch,
 )
-from lopax.architectures import ARCHITECTURES, architecture, config_of
+from lopax.architectures import ARCHITECTURES, architecture, config_of, l3rs
 from lopax.nets import dense_mlp
 
 
@@ -34,25 +35,11 @@ class Row(NamedTuple):
     count: int  # meta-parameters with default settings, as stored here
     published: int  # meta-parameters of the published tree
     settings: dict[str, Any]  # smaller sizes for the tests
+    # The same theta where tensors "rank2_a" and "rank2_b" have changed their roles,
+    # for rules whose theta belongs to the tensors of one network.
+    swapped: Callable[[Any], Any] = lambda theta: theta
 
 
-TABLE = {
-    "celo": Row(35_803, 37_089, {"lstm": 8}),
-    "celo_adam": Row(35_649, 36_865, {"lstm": 8}),
-    "celo2": Row(329, 347, {}),
-    "celo2_base": Row(329, 347, {}),
-    "velo": Row(2_303_233, 2_320_385, {"lstm": 8, "bank": 4}),
-    "adafac_mlp": Row(197, 197, {}),
-    "mulo": Row(2_409, 2_409, {"hidden": 8}),
-    "star": Row(202, 207, {}),
-    "rnn_mlp": Row(35_799, 35_799, {"lstm": 8, "hidden": 8}),
-    "nn_adam": Row(21_896, 21_896, {"lstm": 8}),
-    "l2o_lstm": Row(5_141, 5_141, {"lstm": 4}),
-    "learned_sgd": Row(2, 2, {}),
-    "learned_adam": Row(4, 4, {}),
-    "scheduled_adam": Row(12, 12, {"knots": 3}),
-}
-NAMES = sorted(TABLE)
 STEPS = 4
 SHAPES = {
     "rank0": (),
@@ -64,6 +51,40 @@ SHAPES = {
     "rank5": (2, 1, 2, 2, 3),
     "none": (0, 3),
 }
+TENSORS = l3rs.tensors_of({k: np.zeros(v) for k, v in SHAPES.items()})
+
+
+def swapped_embeddings(theta: Any) -> Any:
+    """For thetas [2]; embeddings are in the order of `TENSORS`."""
+    names = [text.partition(":")[0] for text in TENSORS]
+    a, b = names.index("rank2_a"), names.index("rank2_b")
+    order = [{a: b, b: a}.get(i, i) for i in range(len(names))]
+    return {**theta, "embedding": theta["embedding"][:, np.asarray(order)]}
+
+
+TABLE = {
+    "celo": Row(35_803, 37_089, {"lstm": 8}),
+    "celo_adam": Row(35_649, 36_865, {"lstm": 8}),
+    "celo2": Row(329, 347, {}),
+    "celo2_base": Row(329, 347, {}),
+    "velo": Row(2_303_233, 2_320_385, {"lstm": 8, "bank": 4}),
+    "adafac_mlp": Row(197, 197, {}),
+    "plain_mlp": Row(1_762, 1_762, {"hidden": 8}),
+    "mulo": Row(2_409, 2_409, {"hidden": 8}),
+    "star": Row(202, 207, {}),
+    "rnn_mlp": Row(35_799, 35_799, {"lstm": 8, "hidden": 8}),
+    "nn_adam": Row(21_896, 21_896, {"lstm": 8}),
+    "l2o_lstm": Row(5_141, 5_141, {"lstm": 4}),
+    "l2o_gru": Row(3_361, 3_361, {"units": 4}),
+    "optim4rl": Row(514, 514, {"units": 4}),
+    "linear_optim": Row(275, 275, {"units": 4}),
+    "l2lgd2": Row(281, 281, {"units": 4}),
+    "l3rs": Row(451, 451, {"tensors": TENSORS, "hidden": 8}, swapped_embeddings),
+    "learned_sgd": Row(2, 2, {}),
+    "learned_adam": Row(4, 4, {}),
+    "scheduled_adam": Row(12, 12, {"knots": 3}),
+}
+NAMES = sorted(TABLE)
 
 
 @pytest.fixture(autouse=True)
@@ -188,7 +209,8 @@ def test_swapping_two_tensors_swaps_their_updates(name: str) -> None:
         return {**tree, "rank2_a": tree["rank2_b"], "rank2_b": tree["rank2_a"]}
 
     one, _, _ = run(name, params, grads)
-    two, _, _ = run(name, swap(params), swap(grads))
+    other = TABLE[name].swapped(thetas_of(name))
+    two, _, _ = run(name, swap(params), swap(grads), thetas=other)
     for key in SHAPES:
         got = np.asarray(swap(two)[key], np.float32)
         want = np.asarray(one[key], np.float32)
@@ -235,7 +257,7 @@ def test_a_poisoned_loss_changes_nothing(name: str) -> None:
 def test_what_is_missing_is_said(name: str) -> None:
     rule = rule_of(name)
     theta = jax.tree.map(lambda x: x[0], thetas_of(name))
-    params = {"w": jnp.ones((2, 2))}
+    params, _ = params_and_grads()
     if rule.needs_horizon:
         with pytest.raises(MissingHorizon, match="num_steps"):
             rule.init(theta, params)
@@ -282,6 +304,9 @@ def test_settings_survive_a_file(name: str) -> None:
         ("nn_adam", {"beta1": 1.0}, "beta1"),
         ("scheduled_adam", {"knots": 1}, "knots"),
         ("l2o_lstm", {"log_range": 0.0}, "log_range"),
+        ("l3rs", {"directions": []}, "name at least one"),
+        ("l3rs", {"directions": [{"name": "adam", "settings": {"b3": 1}}]}, "b3"),
+        ("l3rs", {"tensors": ["w", "w"]}, "tensors_of"),
     ],
 )
 def test_bad_settings_are_named(name: str, settings: dict, message: str) -> None:

@@ -243,9 +243,20 @@ def test_slow_momenta_do_not_freeze():
     assert float(jnp.mean(nearest / target)) < 0.6
 
 
+WITHOUT_MOMENTA = (
+    "l2lgd2",
+    "l2o_gru",
+    "l2o_lstm",
+    "l3rs",
+    "learned_sgd",
+    "linear_optim",
+    "optim4rl",
+)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_momenta(name: str):
-    if name in ("l2o_lstm", "learned_sgd"):
+    if name in WITHOUT_MOMENTA:
         with pytest.raises(ConfigError, match=f"{name!r} has no momenta"):
             make(name, momentum_dtype="bfloat16")
         return

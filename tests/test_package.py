@@ -34,7 +34,13 @@ BELOW = {
         "_core", "_version", "architectures", "data", "tasks", "pretrained", "theta",
         "optax", "kernels",
     },
-    "reproductions": {"_core", "evaluate", "meta", "tasks", "theta"},
+    "analysis": {
+        "_core", "_version", "architectures", "blocks", "evaluate", "kernels", "nets",
+        "pretrained", "tasks", "theta",
+    },
+    "reproductions": {
+        "_core", "analysis", "architectures", "evaluate", "meta", "tasks", "theta",
+    },
 }  # fmt: skip
 
 

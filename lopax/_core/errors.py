@@ -124,3 +124,11 @@ class IncompleteResults(LopaxError, ValueError):
 
 class PeerLost(LopaxError, RuntimeError):
     """Another process of a distributed job is gone or never came."""
+
+
+class NotApplicable(LopaxError, TypeError):
+    """An analysis of an architecture it does not apply to; says what would work."""
+
+
+class PopulationLost(LopaxError, ArithmeticError):
+    """Every member of a population has diverged, so that none can be replaced."""

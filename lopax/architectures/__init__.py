@@ -25,9 +25,18 @@ from lopax.architectures.hypers import (
     ScheduledAdam,
     ScheduledAdamConfig,
 )
+from lopax.architectures.l2o_gru import L2OGRU, L2OGRUConfig
 from lopax.architectures.l2o_lstm import L2OLSTM, L2OLSTMConfig
+from lopax.architectures.l3rs import L3RS, L3RSConfig
 from lopax.architectures.mulo import MuLO, MuLOConfig
 from lopax.architectures.nn_adam import NNAdam, NNAdamConfig
+from lopax.architectures.optim4rl import (
+    L2LGD2,
+    ElementGRUConfig,
+    LinearOptim,
+    Optim4RL,
+)
+from lopax.architectures.plain_mlp import PlainMLP, PlainMLPConfig
 from lopax.architectures.rnn_mlp import RNNMLP, RNNMLPConfig
 from lopax.architectures.star import STAR, STARConfig
 from lopax.architectures.velo import VeLO, VeLOConfig
@@ -47,14 +56,20 @@ ARCHITECTURES.add("celo2", Entry(Celo2, Celo2Config))
 ARCHITECTURES.add("celo2_base", Entry(Celo2Base, Celo2BaseConfig))
 ARCHITECTURES.add("velo", Entry(VeLO, VeLOConfig))
 ARCHITECTURES.add("adafac_mlp", Entry(AdafacMLP, AdafacMLPConfig))
+ARCHITECTURES.add("plain_mlp", Entry(PlainMLP, PlainMLPConfig))
 ARCHITECTURES.add("mulo", Entry(MuLO, MuLOConfig))
 ARCHITECTURES.add("star", Entry(STAR, STARConfig))
 ARCHITECTURES.add("rnn_mlp", Entry(RNNMLP, RNNMLPConfig))
 ARCHITECTURES.add("nn_adam", Entry(NNAdam, NNAdamConfig))
 ARCHITECTURES.add("l2o_lstm", Entry(L2OLSTM, L2OLSTMConfig))
+ARCHITECTURES.add("l2o_gru", Entry(L2OGRU, L2OGRUConfig))
+ARCHITECTURES.add("l3rs", Entry(L3RS, L3RSConfig))
 ARCHITECTURES.add("learned_sgd", Entry(LearnedSGD, LearnedSGDConfig))
 ARCHITECTURES.add("learned_adam", Entry(LearnedAdam, LearnedAdamConfig))
 ARCHITECTURES.add("scheduled_adam", Entry(ScheduledAdam, ScheduledAdamConfig))
+ARCHITECTURES.add("optim4rl", Entry(Optim4RL, ElementGRUConfig))
+ARCHITECTURES.add("linear_optim", Entry(LinearOptim, ElementGRUConfig))
+ARCHITECTURES.add("l2lgd2", Entry(L2LGD2, ElementGRUConfig))
 
 
 def architecture(name: str, **config: Any) -> LearnedOptimizer:
