@@ -77,6 +77,49 @@ class Task(abc.ABC):
         return 1e3
 
 
+class WrappedTask(Task):
+    """A task that is `base` but for what a subclass overrides.
+
+    Gradients are the base's own (they may not come from autodiff), so a subclass that
+    changes what is trained overrides `value_and_grad`, not only `loss`.
+    """
+
+    base: Task
+
+    def init(self, key: Key) -> tuple[Params, TaskState]:
+        return self.base.init(key)
+
+    def batch(self, key: Key, split: str = "train") -> Batch:
+        return self.base.batch(key, split)
+
+    def loss(
+        self, params: Params, task_state: TaskState, key: Key, batch: Batch
+    ) -> tuple[Scalar, TaskState]:
+        return self.base.loss(params, task_state, key, batch)
+
+    def value_and_grad(
+        self, params: Params, task_state: TaskState, key: Key, split: str = "train"
+    ) -> tuple[Scalar, Params, TaskState]:
+        return self.base.value_and_grad(params, task_state, key, split)
+
+    def evaluate(
+        self, params: Params, task_state: TaskState, key: Key, split: str
+    ) -> Scalar:
+        return self.base.evaluate(params, task_state, key, split)
+
+    def metrics(
+        self, params: Params, task_state: TaskState, key: Key, split: str
+    ) -> dict[str, Scalar]:
+        return self.base.metrics(params, task_state, key, split)
+
+    def normalize(self, loss: Scalar) -> Scalar:
+        return self.base.normalize(loss)
+
+    @property
+    def loss_bound(self) -> float:
+        return self.base.loss_bound
+
+
 class TaskFamily(abc.ABC):
     """A distribution over tasks of one shape.
 

@@ -8,14 +8,15 @@ from lopax.meta.config import (
     PhaseConfig,
     RunConfig,
     TasksConfig,
-    load_recipe,
 )
 from lopax.meta.families import build_families, build_family
 from lopax.meta.loop import Outcome, Progress, read_log, train
 from lopax.meta.population import PopulationState, PopulationTrainer
 from lopax.meta.population_config import PopulationConfig
+from lopax.meta.recipes import load_recipe
 from lopax.meta.selection import SELECTIONS
 from lopax.meta.trainer import MetaState, PhaseTrainer, StepInfo, build_estimator
+from lopax.meta.variety import VarietyConfig, draw_groups
 
 __all__ = [
     "SELECTIONS",
@@ -33,9 +34,11 @@ __all__ = [
     "RunConfig",
     "StepInfo",
     "TasksConfig",
+    "VarietyConfig",
     "build_estimator",
     "build_families",
     "build_family",
+    "draw_groups",
     "load_recipe",
     "load_state",
     "read_log",

@@ -1,14 +1,12 @@
-"""What a meta-training run is: one frozen dataclass, one TOML recipe."""
+"""What a meta-training run is: one frozen dataclass."""
 
 from __future__ import annotations
 
 import dataclasses
-import tomllib
-from pathlib import Path
 from typing import Any
 
 from lopax._core.config import check_choice, check_range, from_dict, merge, to_dict
-from lopax._core.errors import ConfigError, FileFormatError
+from lopax._core.errors import ConfigError
 from lopax.meta import learned_outer
 from lopax.meta.population_config import PopulationConfig
 from lopax.tasks import NETWORKS
@@ -38,6 +36,9 @@ class TasksConfig:
     """Reparametrisation level; "mixed" draws one per task, as VeLO."""
     augment_low: float = 1e-3
     augment_high: float = 1e3
+    degrade: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Probabilities of worse gradients, see `lopax.tasks.Degradations` (the others are
+    zero here); {}: none."""
     meta_loss: str = "loss"
     """"log": the logarithm of the loss (see `lopax.tasks.LogLoss`)."""
 
@@ -267,20 +268,3 @@ class RunConfig:
     @property
     def total_steps(self) -> int:
         return sum(p.outer_steps for p in self.phases)
-
-
-def load_recipe(path: str | Path) -> RunConfig:
-    """Reads a TOML recipe. Raises `FileFormatError`, `UnknownName`, `ConfigError`."""
-    path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileFormatError(f"no recipe at {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise FileFormatError(f"{path} is not a TOML recipe: {error}") from None
-    for name in ("tasks", "phases"):
-        if isinstance(values.get(name), dict):
-            raise ConfigError(
-                f"{path.name}: [{name}] is one table; write [[{name}]], once for each"
-            )
-    return from_dict(RunConfig, values, where=path.name)

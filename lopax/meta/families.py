@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lopax._core.config import from_dict
 from lopax._core.task import SingleTask, TaskFamily
 from lopax.meta.config import AgentsConfig, TasksConfig
-from lopax.tasks import LogLoss, Reparametrised, supervised_family
+from lopax.tasks import (
+    Degradations,
+    Degraded,
+    LogLoss,
+    Reparametrised,
+    supervised_family,
+)
+from lopax.tasks.degraded import PROBABILITIES
 from lopax.tasks.rl import agent_task
 
 
@@ -24,6 +32,9 @@ def build_family(config: TasksConfig | AgentsConfig) -> TaskFamily:
     family: TaskFamily = supervised_family(
         config.network, config.datasets, **config.settings
     )
+    if config.degrade:
+        odds = dict.fromkeys(PROBABILITIES, 0.0) | config.degrade
+        family = Degraded(family, from_dict(Degradations, odds, "tasks.degrade"))
     if config.augment != "none":
         family = Reparametrised(
             family, config.augment, low=config.augment_low, high=config.augment_high

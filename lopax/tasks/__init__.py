@@ -5,6 +5,7 @@ from __future__ import annotations
 from lopax._core.task import SingleTask, Task, TaskFamily, check_task
 from lopax.tasks.augment import Reparametrised, ReparametrisedTask
 from lopax.tasks.conv import ConvNet
+from lopax.tasks.degraded import Degradations, Degraded, DegradedTask
 from lopax.tasks.family import (
     FOUR_DATASETS,
     NETWORKS,
@@ -39,6 +40,9 @@ __all__ = [
     "TASKS",
     "Classification",
     "ConvNet",
+    "Degradations",
+    "Degraded",
+    "DegradedTask",
     "ExampleBank",
     "FineTuning",
     "FineTuningSettings",

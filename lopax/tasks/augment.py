@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lopax._core.config import check_choice, check_range
-from lopax._core.task import Task, TaskFamily
+from lopax._core.task import Task, TaskFamily, WrappedTask
 from lopax._core.types import Batch, Key, Params, Scalar, TaskState
 
 LEVELS = ("none", "global", "tensor", "parameter", "mixed")
@@ -28,7 +28,7 @@ MIXED_RANGES = {"global": (1e-3, 1e3), "tensor": (1e-2, 1e2), "parameter": (0.1,
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class ReparametrisedTask(Task):
+class ReparametrisedTask(WrappedTask):
     """`base` seen through `tau`, a pytree that broadcasts against the parameters."""
 
     base: Task
@@ -37,9 +37,6 @@ class ReparametrisedTask(Task):
     def init(self, key: Key) -> tuple[Params, TaskState]:
         params, task_state = self.base.init(key)
         return jax.tree.map(jnp.divide, params, self._tau(params)), task_state
-
-    def batch(self, key: Key, split: str = "train") -> Batch:
-        return self.base.batch(key, split)
 
     def loss(
         self, params: Params, task_state: TaskState, key: Key, batch: Batch
@@ -64,13 +61,6 @@ class ReparametrisedTask(Task):
         self, params: Params, task_state: TaskState, key: Key, split: str
     ) -> dict[str, Scalar]:
         return self.base.metrics(self.to_base(params), task_state, key, split)
-
-    def normalize(self, loss: Scalar) -> Scalar:
-        return self.base.normalize(loss)
-
-    @property
-    def loss_bound(self) -> float:
-        return self.base.loss_bound
 
     def to_base(self, params: Params) -> Params:
         """The base task's parameters, tau * params."""

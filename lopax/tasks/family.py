@@ -17,9 +17,15 @@ import jax.numpy as jnp
 
 from lopax._core.config import from_dict
 from lopax._core.errors import ConfigError, UnknownName
-from lopax._core.task import TaskFamily
+from lopax._core.task import Task, TaskFamily
 from lopax._core.types import Key
 from lopax.data import ImageDataset
+from lopax.tasks.rare_settings import (
+    UnrolledSettings,
+    VAESettings,
+    VariedMLPSettings,
+    ViTSettings,
+)
 from lopax.tasks.settings import (
     AutoencoderSettings,
     ConvSettings,
@@ -30,6 +36,7 @@ from lopax.tasks.settings import (
     VectorMLPSettings,
 )
 from lopax.tasks.supervised import SupervisedTask
+from lopax.tasks.unrolled import UnrolledTask
 
 FOUR_DATASETS = ("mnist", "fashion_mnist", "cifar10", "svhn")
 
@@ -40,6 +47,10 @@ NETWORKS: dict[str, type[Settings]] = {
     "vector_mlp": VectorMLPSettings,
     "recurrent": RecurrentSettings,
     "transformer": TransformerSettings,
+    "varied_mlp": VariedMLPSettings,
+    "vae": VAESettings,
+    "vision_transformer": ViTSettings,
+    "learned_optimizer": UnrolledSettings,
 }
 """What a family's network can be, and the settings that describe it."""
 
@@ -53,7 +64,7 @@ class SupervisedFamily(TaskFamily):
     compiled program. Strata are the data sets. Build it with `supervised_family`.
     """
 
-    base: SupervisedTask
+    base: SupervisedTask | UnrolledTask
     datasets: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     num_strata: int = dataclasses.field(metadata={"static": True})
 
@@ -62,8 +73,8 @@ class SupervisedFamily(TaskFamily):
             stratum = jax.random.randint(key, (), 0, self.num_strata)
         return {"dataset": jnp.asarray(stratum, jnp.int32)}
 
-    def task(self, config: dict[str, Any]) -> SupervisedTask:
-        return dataclasses.replace(self.base, dataset=config["dataset"])
+    def task(self, config: dict[str, Any]) -> Task:
+        return self.base.on(config["dataset"])
 
 
 def supervised_family(

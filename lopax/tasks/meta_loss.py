@@ -15,53 +15,23 @@ import jax
 import jax.numpy as jnp
 
 from lopax._core.config import check_range
-from lopax._core.task import Task, TaskFamily
-from lopax._core.types import Batch, Key, Params, Scalar, TaskState
+from lopax._core.task import Task, TaskFamily, WrappedTask
+from lopax._core.types import Key, Scalar
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class LogLossTask(Task):
+class LogLossTask(WrappedTask):
     """`base`, normalised as ln(floor + max(loss, 0) / bound), which is at most
     ln(floor + 1)."""
 
     base: Task
     floor: float = dataclasses.field(default=1e-3, metadata={"static": True})
 
-    def init(self, key: Key) -> tuple[Params, TaskState]:
-        return self.base.init(key)
-
-    def batch(self, key: Key, split: str = "train") -> Batch:
-        return self.base.batch(key, split)
-
-    def loss(
-        self, params: Params, task_state: TaskState, key: Key, batch: Batch
-    ) -> tuple[Scalar, TaskState]:
-        return self.base.loss(params, task_state, key, batch)
-
-    def value_and_grad(
-        self, params: Params, task_state: TaskState, key: Key, split: str = "train"
-    ) -> tuple[Scalar, Params, TaskState]:
-        return self.base.value_and_grad(params, task_state, key, split)
-
-    def evaluate(
-        self, params: Params, task_state: TaskState, key: Key, split: str
-    ) -> Scalar:
-        return self.base.evaluate(params, task_state, key, split)
-
-    def metrics(
-        self, params: Params, task_state: TaskState, key: Key, split: str
-    ) -> dict[str, Scalar]:
-        return self.base.metrics(params, task_state, key, split)
-
     def normalize(self, loss: Scalar) -> Scalar:
         bound = self.base.normalize(jnp.asarray(jnp.inf, jnp.float32))
         share = jnp.maximum(self.base.normalize(loss), 0.0) / bound
         return jnp.log(self.floor + share)
-
-    @property
-    def loss_bound(self) -> float:
-        return self.base.loss_bound
 
 
 @jax.tree_util.register_dataclass

@@ -30,6 +30,10 @@ class SupervisedTask(Task):
     dataset: Any = 0
     """[] int32, which data set of the source; may be traced."""
 
+    def on(self, dataset: Any) -> SupervisedTask:
+        """The task on another data set of its source; [] int32, may be traced."""
+        return dataclasses.replace(self, dataset=dataset)
+
     def init(self, key: Key) -> tuple[Params, TaskState]:
         return self.network.init(key, self.source.input_shape)
 

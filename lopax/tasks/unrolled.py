@@ -34,6 +34,10 @@ class UnrolledTask(Task):
     rule: LearnedOptimizer = dataclasses.field(metadata={"static": True})
     num_steps: int = dataclasses.field(metadata={"static": True})
 
+    def on(self, dataset: Any) -> UnrolledTask:
+        """With the inner task on another data set; needs one that has several."""
+        return dataclasses.replace(self, inner=self.inner.on(dataset))  # type: ignore[attr-defined]
+
     def init(self, key: Key) -> tuple[Params, TaskState]:
         return self.rule.init_theta(key), None
 

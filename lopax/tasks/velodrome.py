@@ -14,31 +14,24 @@ the same, the default uses 80 per cent, which is what it says it does.
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, ClassVar, NamedTuple
-
-import jax
+from typing import Any, NamedTuple
 
 from lopax._core.config import check_choice, check_range
 from lopax._core.errors import ConfigError
-from lopax._core.types import Key, Params, Scalar, TaskState
+from lopax._core.types import Key, Params, TaskState
 from lopax.data import PreparedDataset, TextDataset, load
 from lopax.tasks.conv import ConvNet
-from lopax.tasks.heads import Classification
 from lopax.tasks.language_models import LSTMLM, DecoderLM
 from lopax.tasks.language_task import LanguageTask
+from lopax.tasks.rare_settings import UnrolledSettings, ViTSettings
 from lopax.tasks.settings import (
     AutoencoderSettings,
     ConvSettings,
     ImageMLPSettings,
-    ImageSettings,
     Settings,
 )
 from lopax.tasks.sources import Source
-from lopax.tasks.supervised import SupervisedTask
 from lopax.tasks.tokens import UNITS, VOCABULARY, TokenSettings, token_source
-from lopax.tasks.unrolled import UnrolledTask
-from lopax.tasks.vision_transformer import VisionTransformer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,45 +62,6 @@ class PublishedConvSettings(ConvSettings):
         plain = super().network(data)
         values = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
         return PublishedConvNet(**values)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class ViTTask(SupervisedTask):
-    """A classifier whose meta-loss runs from 0 to 10, reached at ln(2 classes)."""
-
-    def normalize(self, loss: Scalar) -> Scalar:
-        return super().normalize(loss) * (10.0 / self.loss_bound)
-
-    @property
-    def loss_bound(self) -> float:
-        assert isinstance(self.head, Classification)
-        return math.log(2 * self.head.num_classes)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ViTSettings(ImageSettings):
-    """A vision transformer on images of native size."""
-
-    task_class: ClassVar[type[SupervisedTask]] = ViTTask
-    size: int = 32
-    grey: bool = False
-    batch_size: int = 128
-    patch: int = 16
-    width: int = 384
-    inner: int = 1536
-    heads: int = 6
-    layers: int = 6
-
-    def network(self, data: PreparedDataset) -> VisionTransformer:
-        return VisionTransformer(
-            outputs=data.num_classes,
-            patch=self.patch,
-            width=self.width,
-            inner=self.inner,
-            heads=self.heads,
-            layers=self.layers,
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,29 +121,6 @@ class LSTMSettings(PieceSettings):
         )
         return LanguageTask(
             source=self.source(), model=model, batch_size=self.batch_size
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class UnrolledSettings(ImageMLPSettings):
-    """Training Adafac-MLP on runs of an image classifier."""
-
-    hidden: tuple[int, ...] = (32,)
-    batch_size: int = 128
-    num_steps: int = 50
-    """Updates of the inner run."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "num_steps", low=1)
-
-    def build(self) -> UnrolledTask:  # type: ignore[override]
-        from lopax.architectures import architecture
-
-        return UnrolledTask(
-            inner=super().build(),
-            rule=architecture("adafac_mlp", unrolled=False),
-            num_steps=self.num_steps,
         )
 
 
