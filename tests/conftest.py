@@ -5,11 +5,17 @@ from __future__ import annotations
 
 import os
 import tempfile
+from importlib.metadata import version
 
 # Eight virtual CPU devices, so that sharded code is tested everywhere.
 _FLAG = "--xla_force_host_platform_device_count=8"
 if _FLAG.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
+
+# A faster compiler of fusions, slower programs. Unknown flags end the process, so only
+# where it is known.
+if version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 # One thread per worker: on two cores, more only fight each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def params_tree(n: int = 5):
     }
 
 
-def first_update(opt, grads, params):
+def first_update(opt, grads, params) -> Any:
     updates, _ = opt.update(grads, opt.init(params), params, value=1.0)
     return updates
 
@@ -44,7 +46,12 @@ def first_update(opt, grads, params):
 def test_the_formula(name, inverted):
     params = params_tree()
     grads = jax.tree.map(lambda p: 3.0 * p, params)
-    options = {"weighting": name, "temperature": 0.7, "mix": 0.2, "inverted": inverted}
+    options: Any = {
+        "weighting": name,
+        "temperature": 0.7,
+        "mix": 0.2,
+        "inverted": inverted,
+    }
     found = first_update(lopax.hub(SGD, ADAM, **options), grads, params)
     by_rule = first_update(SGD, grads, params)
     by_hand = first_update(ADAM, grads, params)
@@ -107,9 +114,9 @@ def test_each_keeps_its_own_state_and_sees_where_the_parameters_are():
         return jax.tree.map(lambda g: -0.1 * g, updates), state
 
     rule = optax.GradientTransformationExtraArgs(lambda params: (), watch)  # type: ignore[arg-type]
-    hub = lopax.hub(rule, optax.adam(0.3), weighting="fixed", mix=0.25)
-    adam = optax.scale_by_adam()
-    params = {"x": jnp.asarray([1.0, -2.0])}
+    hub: Any = lopax.hub(rule, optax.adam(0.3), weighting="fixed", mix=0.25)
+    adam: Any = optax.scale_by_adam()
+    params: Any = {"x": jnp.asarray([1.0, -2.0])}
     state, alone = hub.init(params), adam.init(params)
     for t in range(4):
         grads = jax.tree.map(lambda p, t=t: p + t, params)
@@ -125,7 +132,7 @@ def test_each_keeps_its_own_state_and_sees_where_the_parameters_are():
 def test_broken_steps_move_nothing_and_poison_nobody():
     params = params_tree()
     theta = lopax.architecture("celo", lstm=8).init_theta(jax.random.key(0))
-    hub = lopax.hub("celo", ADAM, num_steps=10, theta=theta, lstm=8)
+    hub: Any = lopax.hub("celo", ADAM, num_steps=10, theta=theta, lstm=8)
     step = jax.jit(lambda g, s, v: hub.update(g, s, params, value=v))
     grads = jax.tree.map(jnp.ones_like, params)
     state = hub.init(params)
@@ -169,7 +176,8 @@ def test_what_cannot_be_is_said():
         lopax.hub("cello", ADAM, num_steps=10)
     with pytest.raises(ConfigError, match="num_steps="):
         lopax.hub(SGD, ADAM, num_steps=10)
-    for options in ({"weighting": "softmax"}, {"temperature": 0.0}, {"mix": 1.5}):
+    wrong: Any = ({"weighting": "softmax"}, {"temperature": 0.0}, {"mix": 1.5})
+    for options in wrong:
         with pytest.raises(ConfigError, match=next(iter(options.values())).__repr__()):
             lopax.hub(SGD, ADAM, **options)
     params = params_tree()

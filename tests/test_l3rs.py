@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +124,7 @@ def test_against_numpy(per_layer, num_steps):
 def test_it_starts_as_a_sane_step():
     """Zero output weights: the mean of the two directions at the set rate."""
     params, grads, losses = made_up()
-    rule = lopax.architecture("l3rs", tensors=l3rs.tensors_of(params))
+    rule: Any = lopax.architecture("l3rs", tensors=l3rs.tensors_of(params))
     theta = rule.init_theta(jax.random.key(0))
     first = run(rule, theta, params, grads, losses)[0]
     g = grads["dense"]["w"][0]
@@ -134,7 +135,7 @@ def test_it_starts_as_a_sane_step():
 
 def test_other_networks_are_refused():
     params, *_ = made_up()
-    rule = lopax.architecture("l3rs", tensors=l3rs.tensors_of(params))
+    rule: Any = lopax.architecture("l3rs", tensors=l3rs.tensors_of(params))
     theta = rule.init_theta(jax.random.key(0))
     rule.init(theta, params, 10)
     deeper = {**params, "extra": {"b": np.zeros(3)}}
@@ -186,7 +187,7 @@ def test_embeddings_go_by_name_not_by_place():
     params = {"a": {"w": jnp.ones(3)}, "a-b": {"w": jnp.ones(3)}}
     flat = {"a-b/w": jnp.ones(3), "a/w": jnp.ones(3)}
     assert list(trees.named_leaves(params)) != list(trees.named_leaves(flat))
-    rule = lopax.architecture("l3rs", tensors=l3rs.tensors_of(params))
+    rule: Any = lopax.architecture("l3rs", tensors=l3rs.tensors_of(params))
     theta = theta_of(rule)
     grads = jax.tree.map(lambda p: 0.1 * p, params)
     moved = []

@@ -266,7 +266,9 @@ def test_rnn_mlp_is_not_told_a_validation_loss_of_zero():
         for name, valid in (("blank", None), ("2", 2.0), ("0", 0.0)):
             state = blank
             if valid is not None:
-                moments = loss_normalizer.update(blank.shared.valid, valid, 0.95)
+                moments = loss_normalizer.update(
+                    blank.shared.valid, jnp.float32(valid), 0.95
+                )
                 state = blank._replace(shared=blank.shared._replace(valid=moments))
             found, _, _ = update(theta, params, state, params)
             updates[unseen, name] = np.asarray(found["w"])

@@ -276,7 +276,7 @@ def test_groups_of_agents_in_recipes():
         meta.build_family(unknown)
 
 
-@pytest.mark.slow
+@pytest.mark.shortened
 def test_a_short_run_of_the_variants(tmp_path):
     said: list[str] = []
     case = Case(0, 1.0, TINY, tmp_path, said.append)

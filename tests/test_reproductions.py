@@ -130,6 +130,7 @@ RECIPES = [n for n in REPRODUCTIONS if isinstance(REPRODUCTIONS[n], RecipeStudy)
 def test_rules_can_pass_and_fail(name):
     """With made-up numbers: all small passes or fails, and not finite fails."""
     study = REPRODUCTIONS[name]
+    assert isinstance(study, RecipeStudy)
     names = [*study.variants, *study.baselines]
 
     def outcome(level):
@@ -158,7 +159,9 @@ def test_cases_are_measured_once_and_shown(tmp_path):
     def measure(case):
         calls.append((case.seed, case.steps(10)))
         curve = [1.0, float("nan"), 0.5]
-        return Measured({"loss": np.float32(case.seed), "gap": np.inf}, {"run": curve})
+        return Measured(
+            {"loss": float(np.float32(case.seed)), "gap": np.inf}, {"run": curve}
+        )
 
     study = CaseStudy(
         name="toy",

@@ -39,8 +39,8 @@ def test_few_digits_trains_on_few_and_keeps_the_rest_apart():
     # The same images as ever, each once: only the borders between splits moved.
     whole: Any = few_digits(1150, hidden=(3,)).source
     parts = [np.asarray(s.inputs) for s in whole.splits.values()]
-    sums = [np.sort(x.sum(axis=1)) for x in (images, np.concatenate(parts))]
-    np.testing.assert_array_equal(*sums)
+    now, then = (np.sort(x.sum(axis=1)) for x in (images, np.concatenate(parts)))
+    np.testing.assert_array_equal(now, then)
     assert len(labels) == len(images)
 
 
@@ -64,6 +64,7 @@ MEASURES = {
 }
 
 
+@pytest.mark.shortened
 def test_a_rule_judged_by_held_out_losses_is_trained_once_and_measured(tmp_path):
     study = validation.VALIDATION
     here = case(study, tmp_path / "valid")
@@ -94,6 +95,7 @@ def test_the_variants_differ_in_what_they_are_about():
     assert flatness.recipe(settings, "none", 500, 0).estimator.flatness == "none"
 
 
+@pytest.mark.shortened
 def test_a_rule_is_meta_trained_with_a_penalty(tmp_path):
     study = flatness.FLATNESS
     found = study.variants[flatness.LARGEST](

@@ -4,6 +4,7 @@ results."""
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,6 +37,7 @@ def case(folder, settings, share=1e-3):
     return Case(0, share, settings, folder, lambda text: None)
 
 
+@pytest.mark.shortened
 def test_l3rs_in_short(tmp_path):
     found = {
         name: function(case(tmp_path / str(i), L3RS_SMALL))
@@ -95,7 +97,7 @@ def test_the_rule_of_l3rs():
     wins = [c.passed for c in l3rs.judge(l3rs_results(float("nan"), 0.3, 0.2))]
     assert wins == [False, False]
     # A difference within the noise is none.
-    mixed = l3rs_results(0.0, 0.1, 0.2)
+    mixed: Any = l3rs_results(0.0, 0.1, 0.2)
     shuffled = np.random.default_rng(1).normal(0.2, 0.5, size=50)
     mixed.measured["shared coefficients"][0].curves[l3rs.PER_TASK][:] = list(shuffled)
     assert not l3rs.judge(mixed)[1].passed
@@ -126,7 +128,7 @@ def test_hub_problems_are_what_they_say():
     plain, scaled, wide = (start(r) for r in (hub.HORIZON, hub.SCALED, hub.WIDE))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(3.0 * a, b), plain, scaled)
     assert [x["w"].shape[1] for x in wide.values()] == [128, 128, 128, 10]
-    noisy = hub.problem(hub.NOISY, settings)
+    noisy: Any = hub.problem(hub.NOISY, settings)
     assert noisy.rows["train"].size == 100
     # It starts from a network that knows the digits, but not so noisy ones.
     params, state = noisy.init(jax.random.key(0))
@@ -135,10 +137,10 @@ def test_hub_problems_are_what_they_say():
 
 
 def hub_results(**levels):
-    names = {"learned": 0.5, "published": 0.52, "max": 0.95, "adam": 0.96}
-    names = {**dict.fromkeys(hub.CONTESTANTS, 0.8), **names, **levels}
+    usual = {"learned": 0.5, "published": 0.52, "max": 0.95, "adam": 0.96}
+    names: Any = {**dict.fromkeys(hub.CONTESTANTS, 0.8), **usual, **levels}
     return CaseResults(
-        measured={v: [Measured(dict.fromkeys(hub.STEPS, x))] for v, x in names.items()}
+        measured={v: [Measured({r: x for r in hub.STEPS})] for v, x in names.items()}
     )
 
 
