@@ -236,14 +236,16 @@ def test_drawn_groups_are_reproducible_and_varied(tmp_path):
         "degrade = { reduced_batch = 0.5 }\n[[phases]]\nouter_steps = 10\n"
     )
     run = load_recipe(path)
-    assert [g.network for g in run.tasks] == ["mlp", "varied_mlp", "conv"]
-    assert run.tasks[0].degrade == {"reduced_batch": 0.5}
-    for values, error in (
+    drawn = [g for g in run.tasks if isinstance(g, TasksConfig)]
+    assert [g.network for g in drawn] == ["mlp", "varied_mlp", "conv"]
+    assert drawn[0].degrade == {"reduced_batch": 0.5}
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"kinds": ("mpl",)}, "mpl"),
         ({"kinds": ("recurrent",)}, "name data sets in texts"),
         ({"images": ()}, "images or texts"),
         ({"groups": 0}, "groups = 0"),
-    ):
+    ]
+    for values, error in wrong:
         with pytest.raises((ConfigError, UnknownName), match=error):
             VarietyConfig(**values)
 

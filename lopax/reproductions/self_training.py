@@ -19,7 +19,7 @@ import numpy as np
 from lopax import evaluate, meta
 from lopax.reproductions.cases import Case, CaseResults, CaseStudy, Measured
 from lopax.reproductions.outcome import Check
-from lopax.tasks import Classification, SupervisedFamily
+from lopax.tasks import Classification, SupervisedFamily, SupervisedTask
 
 SETTINGS: Mapping[str, Any] = {
     "rule": "adafac_mlp",
@@ -57,10 +57,11 @@ def _families(run: meta.RunConfig, bound: float) -> tuple[SupervisedFamily, ...]
     """Softmax regression on digits with its loss clipped at `bound`."""
     (family,) = meta.build_families(run.tasks)
     assert isinstance(family, SupervisedFamily)
-    head = family.base.head
-    assert isinstance(head, Classification)
-    clipped = _Clipped(num_classes=head.num_classes, limit=bound)
-    base = dataclasses.replace(family.base, head=clipped)
+    task = family.base
+    assert isinstance(task, SupervisedTask)
+    assert isinstance(task.head, Classification)
+    clipped = _Clipped(num_classes=task.head.num_classes, limit=bound)
+    base = dataclasses.replace(task, head=clipped)
     return (dataclasses.replace(family, base=base),)
 
 

@@ -185,9 +185,9 @@ class Degraded(TaskFamily):
     def sample(self, key: Key, stratum: Any = None) -> dict[str, Any]:
         base_key, key = jax.random.split(key)
         odds = self.odds
-        has, size, other = jax.random.uniform(key, (3, len(PROBABILITIES)))
-        has = dict(zip(PROBABILITIES, has, strict=True))
-        size = dict(zip(PROBABILITIES, size, strict=True))
+        draws = jax.random.uniform(key, (3, len(PROBABILITIES)))
+        has: dict[str, Any] = dict(zip(PROBABILITIES, draws[0], strict=True))
+        size: dict[str, Any] = dict(zip(PROBABILITIES, draws[1], strict=True))
 
         def on(name: str) -> Any:
             return has[name] < getattr(odds, name)
@@ -212,7 +212,7 @@ class Degraded(TaskFamily):
             "directions": lambda n: {"directions": count(n, odds.most_directions)},
             "evolution": lambda n: {
                 "pairs": count(n, odds.most_pairs),
-                "distance": 1e-3 * 100.0 ** other[0],
+                "distance": 1e-3 * 100.0 ** draws[2, 0],
             },
             "delayed": lambda n: {"delay": count(n, odds.most_delay)},
         }
