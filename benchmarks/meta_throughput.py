@@ -281,13 +281,17 @@ def plot(results: Sequence[Result], path: str) -> None:
 
     figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
     axis.axhspan(0.8, 1.2, color="0.92", label="within 20 %")
-    for word, mark in (("trajectories", "o-"), ("window of", "s--")):
+    for word, mark, label in (
+        ("trajectories", "o-", "trajectories"),
+        ("window of", "s--", "inner steps a window"),
+        ("batches of", "^:", "batch, per example"),
+    ):
         chosen = [r for r in results if word in r.case and r.ratio is not None]
         sizes = [int(next(t for t in r.case.split() if t.isdigit())) for r in chosen]
-        axis.plot(sizes, [r.ratio for r in chosen], mark, label=word)
+        axis.plot(sizes, [r.ratio for r in chosen], mark, label=label)
     axis.set_xscale("log", base=2)
     axis.set_ylim(0.0, 2.0)
-    axis.set_xlabel("trajectories, or inner steps a window")
+    axis.set_xlabel("trajectories, inner steps a window, batch size")
     axis.set_ylabel("time per inner step / standard")
     axis.legend(frameon=False)
     figure.savefig(path, dpi=150)
