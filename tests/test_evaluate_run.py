@@ -13,7 +13,7 @@ import pytest
 
 from lopax._core.errors import ConfigError, TaskError, UnknownName
 from lopax._core.task import Task
-from lopax.evaluate import baselines, cost, specs
+from lopax.evaluate import baselines, cost, programs, specs
 from lopax.evaluate.run import RunConfig, run
 
 
@@ -210,6 +210,43 @@ def test_a_learned_optimizer_is_run_with_its_horizon_and_hashed_by_its_weights()
     again = specs.learned("celo", jax.tree.map(np.asarray, theta))
     assert spec.settings["weights"] == again.settings["weights"]
     assert spec.settings["weights"] != specs.learned("celo", other).settings["weights"]
+
+
+def test_other_weights_of_a_rule_share_the_program_but_not_the_result():
+    from lopax.architectures import architecture
+
+    first = architecture("learned_sgd").init_theta(jax.random.key(0))
+    second = jax.tree.map(lambda x: x + 2.0, first)
+    programs.clear()
+    found = [
+        run(specs.learned("learned_sgd", theta), TASK, CONFIG, [0]).train[0, 0]
+        for theta in (first, second)
+    ]
+    assert programs.count() == 1
+    assert np.all(np.isfinite(found))
+    assert not np.allclose(found[0], found[1])
+    programs.clear()
+    alone = run(specs.learned("learned_sgd", second), TASK, CONFIG, [0]).train[0, 0]
+    np.testing.assert_array_equal(found[1], alone)
+
+
+def test_a_program_that_calls_python_is_never_shared():
+    """Its text does not say which function is called."""
+
+    def spec(factor: float) -> specs.OptimizerSpec:
+        def called(g: Any) -> Any:
+            return np.asarray(-factor * g, np.float32)
+
+        def update(grads: Any, params: Any) -> Any:
+            shape = jax.ShapeDtypeStruct((5,), jnp.float32)
+            return {"w": jax.pure_callback(called, shape, grads["w"])}
+
+        return specs.from_transformation(f"called {factor}", optax.stateless(update))
+
+    programs.clear()
+    slow, fast = (run(spec(f), TASK, CONFIG, [0]).train[0, 0] for f in (0.01, 0.1))
+    assert programs.count() == 0
+    assert fast[-1] < slow[-1]
 
 
 def test_an_untuned_baseline_keeps_its_rate():

@@ -18,6 +18,7 @@ import optax
 
 from lopax._core.task import Task
 from lopax._core.tree import count_bytes, count_elements, split_arrays
+from lopax._core.types import Theta
 from lopax.evaluate.run import wait
 from lopax.evaluate.specs import OptimizerSpec
 
@@ -56,7 +57,7 @@ def measure(
 
     def timed(steps: int) -> float:
         started = time.perf_counter()
-        wait(program(arrays, jnp.asarray(steps, jnp.int32)))
+        wait(program(spec.theta, arrays, jnp.asarray(steps, jnp.int32)))
         return time.perf_counter() - started
 
     timed(1)  # compiles
@@ -78,12 +79,14 @@ def _trainer(
     rebuild: Callable[[list[Any]], Task],
     num_steps: int,
     rate: float,
-) -> Callable[[list[Any], Any], Any]:
-    def train(arrays: list[Any], steps: Any) -> Any:
+) -> Callable[[Theta | None, list[Any], Any], Any]:
+    def train(theta: Theta | None, arrays: list[Any], steps: Any) -> Any:
         task = rebuild(arrays)
         key = jax.random.key(0)
         params, task_state = task.init(key)
-        optimizer = spec.transformation(num_steps, rate if spec.tunable else None)
+        optimizer = spec.transformation(
+            num_steps, rate if spec.tunable else None, theta
+        )
 
         def step(t: Any, carry: Any) -> Any:
             params, task_state, state = carry

@@ -7,6 +7,7 @@ from typing import Any
 import optax
 
 from lopax._core.errors import ConfigError
+from lopax._core.types import Theta
 from lopax.evaluate.specs import OptimizerSpec
 from lopax.optax.hybrid import Weighting, mixed
 
@@ -40,10 +41,12 @@ def hub(
     name = weighting.pop("weighting", "max")
     weigh = Weighting(name, **weighting)
 
-    def make(num_steps: int, learning_rate: Any) -> optax.GradientTransformation:
+    def make(
+        num_steps: int, learning_rate: Any, theta: Theta | None = None
+    ) -> optax.GradientTransformation:
         rate = learning_rate if hand_made.tunable else None
         return mixed(
-            learned.transformation(num_steps, None),
+            learned.transformation(num_steps, None, theta),
             hand_made.transformation(num_steps, rate),
             weigh,
         )
@@ -52,6 +55,7 @@ def hub(
     return OptimizerSpec(
         name=label or f"hub{mark}({learned.name}+{hand_made.name})",
         make=make,
+        theta=learned.theta,
         learning_rates=hand_made.learning_rates,
         kind="learned",
         settings={

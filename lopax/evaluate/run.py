@@ -1,8 +1,9 @@
 """One optimizer on one task, over seeds and learning rates, as one compiled program.
 
 The whole training run is a `lax.scan`, vmapped over trajectories (a seed and a
-learning rate each). The task's arrays are arguments of the program, not constants in
-it. Nothing is hidden: losses are recorded as they come, non-finite ones included.
+learning rate each). The task's arrays and theta are arguments of the program, not
+constants in it, and equal programs are compiled once. Nothing is hidden: losses are
+recorded as they come, non-finite ones included.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from lopax._core.config import check_range
 from lopax._core.errors import ConfigError, TaskError
 from lopax._core.task import Task
 from lopax._core.tree import split_arrays
-from lopax._core.types import Key
+from lopax._core.types import Key, Theta
+from lopax.evaluate import programs
 from lopax.evaluate.specs import OptimizerSpec
 
 SPLITS = ("valid", "test")
@@ -116,11 +118,14 @@ def run(
     trajectory = functools.partial(_trajectory, spec, rebuild, config)
     started = time.perf_counter()
     if chunk == 1:  # no vmap: batching over one convolution kernel is slow on CPUs
-        program = jax.jit(lambda a, s, r: _stack_one(trajectory(a, s[0], r[0])))
+        program = jax.jit(lambda h, a, s, r: _stack_one(trajectory(h, a, s[0], r[0])))
     else:
-        program = jax.jit(jax.vmap(trajectory, in_axes=(None, 0, 0)))
+        program = jax.jit(jax.vmap(trajectory, in_axes=(None, None, 0, 0)))
+    fixed = (spec.theta, arrays)
     try:
-        compiled = program.lower(arrays, lane_seeds[0], lane_rates[0]).compile()
+        compiled = programs.compiled(
+            program.lower(*fixed, lane_seeds[0], lane_rates[0])
+        )
     except (TypeError, ValueError) as error:
         raise TaskError(f"{spec.name!r} does not run on this task: {error}") from error
     compile_seconds = time.perf_counter() - started
@@ -128,7 +133,7 @@ def run(
     started = time.perf_counter()
     outputs = []
     for i in range(len(lane_seeds)):
-        output = wait(compiled(arrays, lane_seeds[i], lane_rates[i]))
+        output = wait(compiled(*fixed, lane_seeds[i], lane_rates[i]))
         outputs.append(jax.tree.map(np.asarray, output))
         if progress is not None:
             progress(min((i + 1) * chunk, total), total)
@@ -177,6 +182,7 @@ def _trajectory(
     spec: OptimizerSpec,
     rebuild: Callable[[list[Any]], Task],
     config: RunConfig,
+    theta: Theta | None,
     arrays: list[Any],
     seed: Any,
     learning_rate: Any,
@@ -186,7 +192,7 @@ def _trajectory(
     init_key, train_key, eval_key = jax.random.split(jax.random.key(seed), 3)
     params, task_state = task.init(init_key)
     optimizer = spec.transformation(
-        config.num_steps, learning_rate if spec.tunable else None
+        config.num_steps, learning_rate if spec.tunable else None, theta
     )
     zero = jnp.zeros((), jnp.int32)
     losses = jnp.zeros((config.num_steps,), jnp.float32)

@@ -16,8 +16,9 @@ from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.types import Params, Theta
 from lopax.architectures import architecture, config_of
 
-Make = Callable[[int, Any], optax.GradientTransformation]
-"""(num_steps, learning rate [] or None) -> an optax transformation."""
+Make = Callable[..., optax.GradientTransformation]
+"""(num_steps, learning rate [] or None) -> an optax transformation; with a third
+argument, theta, for an entry that has meta-parameters."""
 
 LEARNING_RATES: tuple[float, ...] = (
     *(m * 10.0**e for e in range(-7, 0) for m in (1.0, 3.0)),
@@ -46,6 +47,9 @@ class OptimizerSpec:
     eval_params: Callable[[Any, Params], Params] | None = None
     """(state, params) -> the parameters to evaluate, if they are not the trained
     ones (schedule-free methods)."""
+    theta: Theta | None = None
+    """Meta-parameters. They are an argument of the compiled run, not constants in it,
+    so that other weights of the same rule need no other program."""
     note: str = ""
     """Source and remarks, for the report."""
     reference: str | None = None
@@ -85,9 +89,13 @@ class OptimizerSpec:
         }
 
     def transformation(
-        self, num_steps: int, learning_rate: Any
+        self, num_steps: int, learning_rate: Any, theta: Theta | None = None
     ) -> optax.GradientTransformationExtraArgs:
-        return optax.with_extra_args_support(self.make(num_steps, learning_rate))
+        """`theta`: in place of the entry's own, with the same shapes."""
+        args = [num_steps, learning_rate]
+        if self.theta is not None:
+            args.append(self.theta if theta is None else theta)
+        return optax.with_extra_args_support(self.make(*args))
 
 
 def learned(
@@ -109,13 +117,16 @@ def learned(
     rule = architecture(name, **config)
     settings, defaults = config_of(rule), config_of(architecture(name))
 
-    def make(num_steps: int, learning_rate: Any) -> optax.GradientTransformation:
+    def make(
+        num_steps: int, learning_rate: Any, theta: Theta
+    ) -> optax.GradientTransformation:
         del learning_rate
         return rule.transformation(theta, num_steps if rule.needs_horizon else None)
 
     return OptimizerSpec(
         name=label or name,
         make=make,
+        theta=theta,
         kind="learned",
         settings={
             "architecture": name,
