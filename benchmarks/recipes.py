@@ -2,11 +2,11 @@
 
     python benchmarks/recipes.py [--rules velo star ...] [--seeds 5] [--out FOLDER]
 
-Runs recipes/NAME.toml for every architecture whose recipe starts from a fresh theta
-(all but Celo's and Celo-Adam's, which are recipes for the bundled weights), then trains
-two tasks with theta before and after: the task it was meta-trained on with fresh seeds,
-and another network (three tanh layers on the same digits) for twice the horizon. The
-geometric mean over seeds of the mean loss over all steps is compared.
+Runs recipes/NAME.toml for every architecture (but those of the bundled weights), then
+trains with theta before and after: tasks of the family it was meta-trained on, with
+fresh seeds, and another network (three tanh layers on digits) for twice the horizon,
+unless the rule is for one network. The geometric mean over seeds of the mean loss over
+all steps is compared.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from lopax.meta import distributed
 from lopax.meta.loop import initial_theta
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-BUNDLED = ("celo", "celo_adam")
-TESTS = {"trained on": ("digits_mlp_32", 50), "other net": ("digits_mlp_tanh", 100)}
+BUNDLED = ("celo", "celo_adam", "optim4rl")
 MINUTES = 10.0
 
 
@@ -36,11 +35,25 @@ def names() -> list[str]:
     return sorted(own.difference(BUNDLED))
 
 
-def mean_loss(run: meta.RunConfig, theta, task: str, steps: int, seeds: int) -> float:
+def tests(run: meta.RunConfig) -> dict[str, tuple[tasks.Task, int]]:
+    """Name -> a task and how long to train it."""
+    (family,) = meta.build_families(run.tasks)
+    steps = run.estimator.horizon_high
+    found: dict[str, tuple[tasks.Task, int]] = {
+        "trained on": (tasks.SampledTask(family), steps)
+    }
+    if not isinstance(run.tasks[0], tasks.FineTuningSettings):
+        found["other net"] = (tasks.task("digits_mlp_tanh"), 2 * steps)
+    return found
+
+
+def mean_loss(
+    run: meta.RunConfig, theta, task: tasks.Task, steps: int, seeds: int
+) -> float:
     """Geometric mean over seeds of a run's mean loss; a diverged run counts 1e3."""
     spec = evaluate.learned(run.architecture, theta, **run.settings)
     config = evaluate.RunConfig(num_steps=steps, eval_every=steps, eval_batches=1)
-    found = evaluate.run(spec, tasks.task(task), config, seeds=list(range(seeds)))
+    found = evaluate.run(spec, task, config, seeds=list(range(seeds)))
     losses = np.nan_to_num(found.train[:, 0], nan=1e3, posinf=1e3).clip(1e-6, 1e3)
     return float(np.exp(np.log(losses.mean(axis=1)).mean()))
 
@@ -66,7 +79,7 @@ def main() -> int:
             resume=(folder / "config.json").exists(),
         ).theta
         minutes = (time.process_time() - started) / 60
-        for label, (task, steps) in TESTS.items():
+        for label, (task, steps) in tests(run).items():
             before, after = (
                 mean_loss(run, theta, task, steps, args.seeds)
                 for theta in (initial_theta(run), trained)

@@ -9,7 +9,7 @@ from lopax._core.config import check_choice, check_range, from_dict, merge, to_d
 from lopax._core.errors import ConfigError
 from lopax.meta import learned_outer
 from lopax.meta.population_config import PopulationConfig
-from lopax.tasks import NETWORKS
+from lopax.tasks import NETWORKS, FineTuningSettings
 from lopax.tasks.rl import AGENTS
 
 AUGMENTATIONS = ("none", "global", "tensor", "parameter", "mixed")
@@ -66,6 +66,10 @@ class AgentsConfig:
 
     def __post_init__(self) -> None:
         check_choice(self, "agent", AGENTS)
+
+
+GroupConfig = TasksConfig | AgentsConfig | FineTuningSettings
+"""A group of training tasks; the settings it has tell which kind it is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,7 +207,7 @@ class RunConfig:
     start_from: str | None = None
     """Weights (name or file) to start from instead of a fresh theta."""
     seed: int = 0
-    tasks: tuple[TasksConfig | AgentsConfig, ...] = (TasksConfig(),)
+    tasks: tuple[GroupConfig, ...] = (TasksConfig(),)
     estimator: EstimatorConfig = dataclasses.field(default_factory=EstimatorConfig)
     outer: OuterConfig = dataclasses.field(default_factory=OuterConfig)
     phases: tuple[PhaseConfig, ...] = (PhaseConfig(),)

@@ -6,19 +6,21 @@ from collections.abc import Sequence
 
 from lopax._core.config import from_dict
 from lopax._core.task import SingleTask, TaskFamily
-from lopax.meta.config import AgentsConfig, TasksConfig
+from lopax.meta.config import AgentsConfig, GroupConfig
 from lopax.tasks import (
     Degradations,
     Degraded,
+    FineTuningSettings,
     LogLoss,
     Reparametrised,
+    fine_tuning,
     supervised_family,
 )
 from lopax.tasks.degraded import PROBABILITIES
 from lopax.tasks.rl import agent_task
 
 
-def build_family(config: TasksConfig | AgentsConfig) -> TaskFamily:
+def build_family(config: GroupConfig) -> TaskFamily:
     """The family of one group.
 
     Raises `DatasetNotFound` / `UnknownName` if a data set or environment is not there,
@@ -29,6 +31,8 @@ def build_family(config: TasksConfig | AgentsConfig) -> TaskFamily:
         return SingleTask(
             agent_task(config.agent, config.environment, **config.settings)
         )
+    if isinstance(config, FineTuningSettings):
+        return fine_tuning(config).meta_training
     family: TaskFamily = supervised_family(
         config.network, config.datasets, **config.settings
     )
@@ -43,7 +47,7 @@ def build_family(config: TasksConfig | AgentsConfig) -> TaskFamily:
 
 
 def build_families(
-    groups: Sequence[TasksConfig | AgentsConfig],
+    groups: Sequence[GroupConfig],
 ) -> tuple[TaskFamily, ...]:
     """The families of all groups; raises as `build_family`."""
     return tuple(build_family(group) for group in groups)

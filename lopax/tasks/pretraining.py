@@ -44,7 +44,7 @@ class PretrainingSettings:
     network: str = "mlp"
     """An image classifier of `lopax.tasks.NETWORKS`: "mlp" or "conv"."""
     network_settings: dict[str, Any] = dataclasses.field(
-        default_factory=lambda: {"hidden": (48, 48)}
+        default_factory=lambda: {"hidden": [48, 48]}
     )
     classes: tuple[int, ...] = (0, 1, 2, 3, 4)
     num_steps: int = 1_000
