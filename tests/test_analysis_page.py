@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +13,6 @@ from lopax import meta, save_theta
 from lopax.analysis import explain as explaining
 from lopax.architectures import architecture
 from lopax.cli.main import main
-from lopax.meta import outer
 from lopax.nets import dense_mlp
 from lopax.reproductions import mechanisms
 from lopax.reproductions.cases import Case, CaseResults, Measured
@@ -170,24 +168,3 @@ def test_the_recipe_is_the_described_one():
     assert run.outer.eps == 0.1 and run.outer.clip_value == 5.0
     family = mechanisms._family(mechanisms.SETTINGS)
     assert family == RotatedQuadratics(dimension=5, low=1e-3, high=1.0)
-
-
-def test_halving_and_elementwise_clipping():
-    config = meta.OuterConfig(
-        optimizer="sgd",
-        b1=0.0,
-        learning_rate=0.5,
-        schedule="halving",
-        decay_steps=10,
-        clip_value=2.0,
-        clip_norm=1.0,
-    )
-    rates = [np.asarray(outer.schedule(config, 100)(t)) for t in (0, 9, 10, 25)]
-    np.testing.assert_allclose(rates, [0.5, 0.5, 0.25, 0.125])
-    rule = outer.build(config, 100, architecture("learned_sgd"))
-    grads = {"a": np.array([100.0, 0.0, -2.0], np.float32)}
-    updates: Any = rule.update(grads, rule.init(grads), grads)[0]
-    # First elementwise to (2, 0, -2), then to norm one.
-    np.testing.assert_allclose(
-        updates["a"], -0.5 * np.array([1.0, 0.0, -1.0]) / np.sqrt(2.0), rtol=1e-5
-    )

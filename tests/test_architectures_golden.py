@@ -249,6 +249,19 @@ def test_velo_tensors_hear_each_other_and_the_bugs_are_switches() -> None:
     np.testing.assert_array_equal(last_velo_step("ad", 1), frozen)
 
 
+def test_velo_steps_without_and_with_a_clipped_norm_factor() -> None:
+    params, _ = table_inputs("ad")
+    size = float(np.sqrt(np.mean(np.square(params["a"])) + 1e-9))
+    published = last_velo_step("ad", 1)
+    free = last_velo_step("ad", 1, norm_factor="none")
+    np.testing.assert_allclose(free * size, published, rtol=1e-5)
+    limit = 0.5 * size
+    clipped = last_velo_step("ad", 1, norm_factor="clipped", norm_limit=limit)
+    np.testing.assert_allclose(clipped, 0.5 * published, rtol=1e-5)
+    loose = last_velo_step("ad", 1, norm_factor="clipped", norm_limit=2 * size)
+    np.testing.assert_array_equal(loose, published)
+
+
 def star_reference(theta: Any, grads: Any, p: np.ndarray, c: Any) -> np.ndarray:
     """STAR for one vector, from the formulas, in float64."""
     beta_m, beta_v, beta_f = (

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lopax._core.config import check_range
+from lopax._core.config import check_choice, check_range
 from lopax._core.optimizer import Leaf, TensorRule
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import (
@@ -44,6 +44,7 @@ from lopax.nets.lstm import LSTMState
 
 NUM_SHARED_INPUTS = time_features.NUM_FRACTION + loss_history.NUM_FEATURES
 NUM_TENSOR_INPUTS = 12
+NORM_FACTORS = ("rms", "clipped", "none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,11 @@ class VeLOConfig:
     persistent evolution strategies on small tasks."""
     step_mult: float = 1e-3
     exp_mult: float = 1e-3
+    norm_factor: str = "rms"
+    """How a tensor's size enters its step: "rms", as published, by which a direction
+    that keeps its sign grows exponentially; "clipped", that but at most `norm_limit`;
+    "none"."""
+    norm_limit: float = 1.0
     frozen_lstm: bool = False
     """Never carry the LSTM's state forward. Only for checkpoints from before that bug
     was found; the released ones (names with `bigproblem_v2`) need False."""
@@ -73,6 +79,8 @@ class VeLOConfig:
         check_range(self, "bank_mult", above=0.0)
         check_range(self, "step_mult", above=0.0)
         check_range(self, "exp_mult", low=0.0)
+        check_choice(self, "norm_factor", NORM_FACTORS)
+        check_range(self, "norm_limit", above=0.0)
 
 
 class VeLOShared(NamedTuple):
@@ -194,8 +202,16 @@ class VeLO(TensorRule[VeLOShared, VeLOContext, Moments]):
         net = jax.tree.map(lambda w: w[int(index)], context.nets)
         scales = [rms_scale(x) for x in channels]
         direction, magnitude = dense_mlp.apply(net, channels, scales)
-        scale = context.multiplier[int(index)] * c.step_mult * tensor_rms(param)
+        scale = context.multiplier[int(index)] * c.step_mult * self._norm_factor(param)
         return -direction * jnp.exp(c.exp_mult * magnitude) * scale, state
+
+    def _norm_factor(self, param: Array) -> Scalar:
+        if self.config.norm_factor == "none":
+            return jnp.ones((), param.dtype)
+        size = tensor_rms(param)
+        if self.config.norm_factor == "clipped":
+            return jnp.minimum(size, self.config.norm_limit)
+        return size
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         controls = "rnn_params/rnn_to_controls"

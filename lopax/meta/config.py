@@ -147,6 +147,9 @@ class OuterConfig:
     """Global-norm clipping of the meta-gradient."""
     clip_value: float | None = None
     """Elementwise clipping of the meta-gradient, before that by norm."""
+    accumulate: int = 1
+    """Outer steps whose meta-gradients are averaged, before clipping, for one update of
+    theta; schedules count outer steps all the same."""
     average: float = 0.0
     """Decay of a moving average of theta; the average is what is evaluated and
     shipped. 0: none."""
@@ -166,6 +169,7 @@ class OuterConfig:
         check_range(self, "b2", low=0.0, below=1.0)
         check_range(self, "final_fraction", low=0.0, high=1.0)
         check_range(self, "warmup", low=0)
+        check_range(self, "accumulate", low=1)
         check_range(self, "average", low=0.0, below=1.0)
         if self.decay_steps is not None:
             check_range(self, "decay_steps", low=1)

@@ -11,7 +11,7 @@ from lopax.meta.config import OuterConfig
 
 
 def schedule(config: OuterConfig, total: int) -> optax.Schedule:
-    """Learning rate by outer step of a phase of `total` steps."""
+    """Learning rate by update of theta, in a phase of `total` outer steps."""
     peak = config.learning_rate
     decay_steps = max((config.decay_steps or total) - config.warmup, 1)
     if config.schedule == "cosine":
@@ -20,10 +20,10 @@ def schedule(config: OuterConfig, total: int) -> optax.Schedule:
         main = optax.exponential_decay(peak, decay_steps, 0.5, staircase=True)
     else:
         main = optax.constant_schedule(peak)
-    if not config.warmup:
-        return main
-    ramp = optax.linear_schedule(0.0, peak, config.warmup)
-    return optax.join_schedules([ramp, main], [config.warmup])
+    if config.warmup:
+        ramp = optax.linear_schedule(0.0, peak, config.warmup)
+        main = optax.join_schedules([ramp, main], [config.warmup])
+    return lambda count: main(config.accumulate * count)
 
 
 def build(
@@ -51,6 +51,8 @@ def build(
         rule = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
     if config.clip_value is not None:
         rule = optax.chain(optax.clip(config.clip_value), rule)
+    if config.accumulate > 1:
+        rule = optax.MultiSteps(rule, config.accumulate).gradient_transformation()
     return rule
 
 
@@ -77,7 +79,7 @@ def _learned(
         optimizer, phi = trained, theta
     else:
         optimizer, phi = learned_outer.load(config.optimizer, config.weights)
-    rule = learned_outer.transformation(optimizer, phi, total)
+    rule = learned_outer.transformation(optimizer, phi, -(-total // config.accumulate))
     if config.schedule == "constant" and not config.warmup:
         return rule
     rate = schedule(config, total)
