@@ -4,7 +4,7 @@
 
 Runs recipes/NAME.toml for every architecture (but those of the bundled weights), then
 trains with theta before and after: tasks of the family it was meta-trained on, with
-fresh seeds, and another network (three tanh layers on digits) for twice the horizon,
+fresh seeds, and another network (three tanh layers of 32) for twice the horizon,
 unless the rule is for one network. The geometric mean over seeds of the mean loss over
 all steps is compared.
 """
@@ -43,7 +43,8 @@ def tests(run: meta.RunConfig) -> dict[str, tuple[tasks.Task, int]]:
         "trained on": (tasks.SampledTask(family), steps)
     }
     if not isinstance(run.tasks[0], tasks.FineTuningSettings):
-        found["other net"] = (tasks.task("digits_mlp_tanh"), 2 * steps)
+        other = tasks.task("digits_mlp_tanh", hidden=[32, 32, 32])
+        found["other net"] = (other, 2 * steps)
     return found
 
 
