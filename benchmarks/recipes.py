@@ -21,6 +21,7 @@ import numpy as np
 from harness import Result, finish
 
 from lopax import evaluate, meta, tasks
+from lopax._core.config import config_hash
 from lopax.architectures import ARCHITECTURES
 from lopax.meta import distributed
 from lopax.meta.loop import initial_theta
@@ -70,7 +71,7 @@ def main() -> int:
     for name in args.rules:
         run = meta.load_recipe(RECIPES / f"{name}.toml")
         run = dataclasses.replace(run, name=name)
-        folder = args.out / name
+        folder = args.out / f"{name}-{config_hash(run, 8)}"
         started = time.process_time()
         trained = meta.train(
             run,
