@@ -27,7 +27,7 @@ from lopax._core.errors import (
     UnknownName,
 )
 from lopax._core.tree import named_leaves
-from lopax.architectures import architecture
+from lopax.architectures import ARCHITECTURES, architecture
 from lopax.blocks import scheduler
 from lopax.estimators import perturb
 from lopax.meta import (
@@ -314,6 +314,10 @@ def test_recipes_in_the_repository_are_valid(path):
         theta = jax.eval_shape(rule.init_theta, jax.random.key(0))
         assert any(jax.tree.leaves(perturb.trainable_mask(theta, phase.trainable)))
         assert run.estimator_of(phase).particles % len(run.tasks) == 0
+
+
+def test_every_architecture_has_a_recipe():
+    assert set(ARCHITECTURES) == {load_recipe(p).architecture for p in RECIPES}
 
 
 def test_bad_recipes_say_what_is_wrong(tmp_path):
