@@ -167,6 +167,17 @@ def test_velo_hears_other_tensors_and_carries_its_lstm() -> None:
     assert np.abs(together[1] - frozen[1]).max() > 1e-4 * size
 
 
+def test_velo_without_its_norm_factor() -> None:
+    torch.manual_seed(0)
+    size = float(torch.randn(3, 4).square().mean().sqrt())
+    free, published = velo_step(2, norm_factor="none"), velo_step(2)
+    assert not np.allclose(size, 1.0, atol=0.05)
+    # Differences of parameters of size one: to their rounding.
+    np.testing.assert_allclose(size * free[0], published[0], atol=3e-7)
+    with pytest.raises(ConfigError, match="norm_factor = 'clipped'"):
+        velo_step(1, norm_factor="clipped")
+
+
 def test_velo_s_lstm_starts_where_theta_says() -> None:
     theta = random_theta("velo")
     param = torch.nn.Parameter(torch.ones(2))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lopax._core.config import check_range
+from lopax._core.config import check_choice, check_range
 from lopax.torch import elements, moments, progress, scheduler
 from lopax.torch.celo import FEATURES
 from lopax.torch.elements import ElementRule, Network
@@ -39,6 +39,8 @@ class VeLOConfig:
     bank_mult: float = 100.0
     step_mult: float = 1e-3
     exp_mult: float = 1e-3
+    norm_factor: str = "rms"
+    """"rms" or "none"; the third of the JAX form, "clipped", is not here."""
     frozen_lstm: bool = False
     short_loss_history: bool = False
 
@@ -48,6 +50,7 @@ class VeLOConfig:
         check_range(self, "bank_mult", above=0.0)
         check_range(self, "step_mult", above=0.0)
         check_range(self, "exp_mult", low=0.0)
+        check_choice(self, "norm_factor", ("rms", "none"))
 
 
 class VeLORule(ElementRule):
@@ -171,7 +174,8 @@ class VeLORule(ElementRule):
     def network(self, context: Mapping[str, Tensor], scale: Tensor) -> Network:
         del scale
         multiplier = -context["multiplier"]
-        return Network(FEATURES, context, self.config.exp_mult, multiplier, True)
+        relative = self.config.norm_factor == "rms"
+        return Network(FEATURES, context, self.config.exp_mult, multiplier, relative)
 
 
 def _squares(x: Tensor) -> Tensor:
