@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 from made_data import images
 
-from lopax import evaluate, tasks
+from lopax import evaluate, meta, tasks
 from lopax._core import tree as trees
 from lopax._core.config import to_dict
 from lopax._core.errors import ConfigError
 from lopax._core.task import check_task
+from lopax._core.tree import named_leaves
+from lopax.meta.distributed import particle_mesh
 from lopax.tasks import FineTuningSettings, PretrainingSettings, SampledTask
 from lopax.tasks.pretraining import _pretrained, head_names, pretrained
 from lopax.tasks.sources import decode
@@ -194,3 +198,25 @@ def test_a_family_as_one_task():
     assert drawn == {0, 1}
     assert task.loss_bound == member.loss_bound
     assert task.normalize(jnp.asarray(0.1)) == member.normalize(jnp.asarray(0.1))
+
+
+def test_meta_training_on_them_over_two_devices(tmp_path):
+    """A pretrained trunk is data placed on all devices, and parameters begin as it."""
+    recipe = meta.load_recipe(Path(__file__).parents[1] / "recipes" / "l3rs.toml")
+    run = dataclasses.replace(
+        recipe,
+        log_every=1,
+        estimator=dataclasses.replace(
+            recipe.estimator, particles=4, horizon_low=2, horizon_high=2, chunk=2
+        ),
+        phases=(meta.PhaseConfig(outer_steps=2),),
+    )
+    families = meta.build_families(run.tasks)
+    meshes = {"one": None, "two": particle_mesh(jax.devices()[:2])}
+    one, two = (
+        named_leaves(meta.train(run, families, tmp_path / name, mesh=mesh).theta)
+        for name, mesh in meshes.items()
+    )
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], atol=1e-5)

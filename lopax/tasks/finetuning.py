@@ -71,8 +71,12 @@ class FineTuningTask(Task):
 
     def init(self, key: Key) -> tuple[Params, TaskState]:
         fresh, _ = self.network.init(key, self.images.shape[1:])
-        named = named_leaves(fresh)
-        leaves = [self.trunk.get(name, leaf) for name, leaf in named.items()]
+        # Written into the fresh tensors: the trunk is the task's own data, which may be
+        # placed on devices in another way than what is made inside of a sharded program.
+        leaves = [
+            leaf.at[...].set(self.trunk[name]) if name in self.trunk else leaf
+            for name, leaf in named_leaves(fresh).items()
+        ]
         return jax.tree.structure(fresh).unflatten(leaves), self.trunk_state
 
     def batch(self, key: Key, split: str = "train") -> Batch:
