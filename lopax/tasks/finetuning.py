@@ -71,8 +71,8 @@ class FineTuningTask(Task):
 
     def init(self, key: Key) -> tuple[Params, TaskState]:
         fresh, _ = self.network.init(key, self.images.shape[1:])
-        # Written into the fresh tensors: the trunk is the task's own data, which may be
-        # placed on devices in another way than what is made inside of a sharded program.
+        # Written into the fresh tensors: the trunk is the task's own data, placed on
+        # devices in another way than what is made inside of a sharded program.
         leaves = [
             leaf.at[...].set(self.trunk[name]) if name in self.trunk else leaf
             for name, leaf in named_leaves(fresh).items()
