@@ -86,6 +86,8 @@ def main() -> int:
                 mean_loss(run, theta, task, steps, args.seeds)
                 for theta in (initial_theta(run), trained)
             )
+            said = f"{name}, {label}: {after:.3g} after, {before:.3g} before"
+            print(said, file=sys.stderr, flush=True)
             bound = 1.0 if label == "trained on" else None
             results.append(
                 Result(
