@@ -249,6 +249,23 @@ def test_a_program_that_calls_python_is_never_shared():
     assert fast[-1] < slow[-1]
 
 
+def test_a_program_with_hidden_constants_is_never_shared():
+    """With this option of JAX the text does not say which numbers are meant."""
+    option = "jax_use_simplified_jaxpr_constants"
+    if not hasattr(jax.config, option):
+        pytest.skip("this JAX has no such option")
+
+    def value(constant: Any) -> float:
+        lowered = jax.jit(lambda x: jnp.sum(x * constant)).lower(jnp.ones(1000))
+        return float(programs.compiled(lowered)(jnp.ones(1000)))
+
+    jax.config.update(option, True)
+    try:
+        assert [value(jnp.full(1000, c)) for c in (1.0, 2.0)] == [1000.0, 2000.0]
+    finally:
+        jax.config.update(option, False)
+
+
 def test_an_untuned_baseline_keeps_its_rate():
     spec = baselines.default_rate("adam", 1e-3)
     assert (spec.name, spec.learning_rates) == ("adam@0.001", ())

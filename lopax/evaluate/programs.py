@@ -20,11 +20,12 @@ _recent: collections.OrderedDict[str, jax.stages.Compiled] = collections.Ordered
 def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """Compiles, unless the same text is among the last `KEPT` programs.
 
-    A program that calls back into Python is always compiled: its text does not say
-    which function is called.
+    A program that calls back into Python, or whose constants JAX passes as hidden
+    arguments (`jax_use_simplified_jaxpr_constants`), is always compiled: its text does
+    not say which function is called, or which numbers are meant.
     """
     text = lowered.as_text()
-    if "callback" in text:
+    if "callback" in text or "jax.const" in text:
         return lowered.compile()
     place = jnp.zeros(()).device  # of the default device, which the text leaves open
     key = hashlib.sha256(f"{place}\n{text}".encode()).hexdigest()

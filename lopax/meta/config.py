@@ -9,7 +9,7 @@ from lopax._core.config import check_choice, check_range, from_dict, merge, to_d
 from lopax._core.errors import ConfigError
 from lopax.meta import learned_outer
 from lopax.meta.population_config import PopulationConfig
-from lopax.tasks import NETWORKS, FineTuningSettings
+from lopax.tasks import FOUR_DATASETS, NETWORKS, FineTuningSettings
 from lopax.tasks.rl import AGENTS
 
 AUGMENTATIONS = ("none", "global", "tensor", "parameter", "mixed")
@@ -25,7 +25,7 @@ class TasksConfig:
     A run may have several groups; each gets an equal part of the particles.
     """
 
-    datasets: tuple[str, ...] = ("mnist", "fashion_mnist", "cifar10", "svhn")
+    datasets: tuple[str, ...] = FOUR_DATASETS
     """Names from `lopax list datasets`; one stratum each."""
     network: str = "mlp"
     """A key of `lopax.tasks.NETWORKS`."""

@@ -19,6 +19,7 @@ import numpy as np
 from lopax._core.config import check_range
 from lopax._core.errors import ConfigError, UnknownName
 from lopax.meta.config import TasksConfig
+from lopax.tasks import FOUR_DATASETS
 
 Draw = Callable[[np.random.Generator], dict[str, Any]]
 
@@ -141,7 +142,7 @@ class VarietyConfig:
     groups: int = 8
     """Groups of tasks to draw; kinds take turns."""
     seed: int = 0
-    images: tuple[str, ...] = ("mnist", "fashion_mnist", "cifar10", "svhn")
+    images: tuple[str, ...] = FOUR_DATASETS
     """Data sets with one number of classes; each group has all of them."""
     texts: tuple[str, ...] = ()
     """One is drawn for each group of a text kind."""

@@ -16,10 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from lopax._core.config import check_range
 from lopax._core.errors import ConfigError
 from lopax._core.task import Task, TaskFamily, WrappedTask
+from lopax._core.tree import select
 from lopax._core.types import Batch, Key, Params, Scalar, TaskState
 
 
@@ -128,19 +130,19 @@ class DegradedTask(WrappedTask):
             guess = _by_evolution(
                 loss_at, params, drawn, limits.most_pairs, k_evolution
             )
-            grads = _choose(drawn["pairs"] > 0, guess, grads)
+            grads = select(drawn["pairs"] > 0, guess, grads)
         if "directions" in drawn:
             guess = _projected(grads, drawn, limits.most_directions, k_directions)
-            grads = _choose(drawn["directions"] > 0, guess, grads)
+            grads = select(drawn["directions"] > 0, guess, grads)
         if "noise" in drawn:
             noise = _normal_like(grads, k_noise)
             grads = jax.tree.map(
                 lambda g, n: g + drawn["noise"] * n * _rms(g), grads, noise
             )
         if "normalised" in drawn:
-            norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grads)))
+            norm = optax.global_norm(grads)
             unit = jax.tree.map(lambda g: g / (norm + 1e-12), grads)
-            grads = _choose(drawn["normalised"], unit, grads)
+            grads = select(drawn["normalised"], unit, grads)
         grads = self._rounded(grads)
         if "delay" in drawn:
             grads, past = _delayed(grads, state["past"], drawn["delay"])
@@ -159,7 +161,7 @@ class DegradedTask(WrappedTask):
         if "bfloat16" not in self.drawn:
             return tree
         coarse = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), tree)
-        return _choose(self.drawn["bfloat16"], coarse, tree)
+        return select(self.drawn["bfloat16"], coarse, tree)
 
 
 @jax.tree_util.register_dataclass
@@ -233,10 +235,6 @@ class Degraded(TaskFamily):
         return DegradedTask(base, config["drawn"], self.odds)
 
 
-def _choose(flag: Any, yes: Any, no: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(flag, a, b), yes, no)
-
-
 def _rms(x: Any) -> Any:
     return jnp.sqrt(jnp.mean(jnp.square(x))) if x.size else jnp.zeros((), x.dtype)
 
@@ -256,32 +254,37 @@ def _by_evolution(loss_at: Any, params: Any, drawn: Any, most: int, key: Key) ->
     """mean over pairs of (L(p + d v) - L(p - d v)) / 2d v, with v normal."""
     distance = drawn["distance"]
 
-    def add(i: int, total: Any) -> Any:
-        v = _normal_like(params, jax.random.fold_in(key, i))
+    def slope(v: Any) -> Scalar:
         up, down = (
             loss_at(jax.tree.map(lambda p, n, s=s: p + s * distance * n, params, v))
             for s in (1.0, -1.0)
         )
-        slope = jnp.where(i < drawn["pairs"], (up - down) / (2.0 * distance), 0.0)
-        return jax.tree.map(lambda t, n: t + slope * n, total, v)
+        return (up - down) / (2.0 * distance)
 
-    zero = jax.tree.map(jnp.zeros_like, params)
-    total = jax.lax.fori_loop(0, most, add, zero)
-    return jax.tree.map(lambda t: t / jnp.maximum(drawn["pairs"], 1), total)
+    return _along_directions(slope, params, drawn["pairs"], most, key)
 
 
 def _projected(grads: Any, drawn: Any, most: int, key: Key) -> Any:
     """mean over directions of (v . g) v, with v normal: right on average."""
 
-    def add(i: int, total: Any) -> Any:
-        v = _normal_like(grads, jax.random.fold_in(key, i))
+    def slope(v: Any) -> Scalar:
         products = jax.tree.map(lambda g, n: jnp.sum(g * n), grads, v)
-        along = jnp.where(i < drawn["directions"], sum(jax.tree.leaves(products)), 0.0)
+        return jnp.sum(jnp.stack(jax.tree.leaves(products)))
+
+    return _along_directions(slope, grads, drawn["directions"], most, key)
+
+
+def _along_directions(slope: Any, like: Any, count: Any, most: int, key: Key) -> Any:
+    """mean of slope(v) v over `count` (at most `most`) normal directions v."""
+
+    def add(i: int, total: Any) -> Any:
+        v = _normal_like(like, jax.random.fold_in(key, i))
+        along = jnp.where(i < count, slope(v), 0.0)
         return jax.tree.map(lambda t, n: t + along * n, total, v)
 
-    zero = jax.tree.map(jnp.zeros_like, grads)
+    zero = jax.tree.map(jnp.zeros_like, like)
     total = jax.lax.fori_loop(0, most, add, zero)
-    return jax.tree.map(lambda t: t / jnp.maximum(drawn["directions"], 1), total)
+    return jax.tree.map(lambda t: t / jnp.maximum(count, 1), total)
 
 
 def _delayed(grads: Any, past: Any, delay: Any) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -45,10 +46,7 @@ class VariedMLP(Network):
 
     def init(self, key: Key, input_shape: tuple[int, ...]) -> tuple[Params, TaskState]:
         k_weights, k_width, k_scale, k_choice = jax.random.split(key, 4)
-        size = 1
-        for n in input_shape:
-            size *= n
-        sizes = (size, *self.hidden, self.outputs)
+        sizes = (math.prod(input_shape), *self.hidden, self.outputs)
         pairs = enumerate(itertools.pairwise(sizes))
         params = linears(k_weights, {f"layer{i}": pair for i, pair in pairs})
         widest = min(self.hidden, default=1)
