@@ -259,7 +259,7 @@ def test_velo_steps_without_and_with_a_clipped_norm_factor() -> None:
     clipped = last_velo_step("ad", 1, norm_factor="clipped", norm_limit=limit)
     np.testing.assert_allclose(clipped, 0.5 * published, rtol=1e-5)
     loose = last_velo_step("ad", 1, norm_factor="clipped", norm_limit=2 * size)
-    np.testing.assert_array_equal(loose, published)
+    np.testing.assert_allclose(loose, published, rtol=1e-5)
 
 
 def star_reference(theta: Any, grads: Any, p: np.ndarray, c: Any) -> np.ndarray:
@@ -347,7 +347,7 @@ def test_star_nominal_directions(kind: str, want: float) -> None:
 def test_mulo_scales_hidden_matrices_only() -> None:
     settings = {"hidden": 4, "step_mult": 1e-2}
     scaled = architecture("mulo", base_width=2.0, **settings)
-    plain = architecture("adafac_mlp", **settings)
+    plain = architecture("adafac_mlp", backend="plain", **settings)
     theta = plain.init_theta(jax.random.key(0))
     shapes = {"hidden1": (3, 8, 4), "hidden2": (2, 3), "bias": (4,), "lm_head": (8, 3)}
     params = {k: jnp.ones(s) + 0.1 * jnp.arange(s[-1]) for k, s in shapes.items()}

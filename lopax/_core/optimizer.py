@@ -9,7 +9,7 @@ runs for each leaf.
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import jax
@@ -257,14 +257,16 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         finite: Flag,
         bound: Any,
     ) -> tuple[Any, TensorState]:
-        """`step` with the gradient clipped to +- bound if `finite`, else no change.
+        """The step, `guarded`.
 
         Rules with a fused kernel clip and choose inside it, which saves passes over
         gradient and state.
         """
-        grad = jnp.clip(jnp.where(finite, grad, 0.0), -bound, bound)
-        delta, new = self.step(theta, context, index, grad, state, param)
-        return jnp.where(finite, delta, 0.0), trees.select(finite, new, state)
+
+        def step(grad: Any) -> tuple[Any, TensorState]:
+            return self.step(theta, context, index, grad, state, param)
+
+        return guarded(step, grad, state, finite, bound)
 
     def init(self, theta: Theta, params: Params, num_steps: Any = None) -> OptState:
         if num_steps is None and self.needs_horizon:
@@ -366,6 +368,18 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             update_to_weight=treedef.unflatten(ratio),
         )
         return treedef.unflatten(updates), new_state, info
+
+
+def guarded(
+    step: Callable[[Any], tuple[Any, TensorState]],
+    grad: Any,
+    state: TensorState,
+    finite: Flag,
+    bound: Any,
+) -> tuple[Any, TensorState]:
+    """`step` of the gradient clipped to +- bound if `finite`, else no change."""
+    delta, new = step(jnp.clip(jnp.where(finite, grad, 0.0), -bound, bound))
+    return jnp.where(finite, delta, 0.0), trees.select(finite, new, state)
 
 
 def _only_count(state: OptState, params: Params) -> tuple[OptState, Info]:

@@ -22,10 +22,13 @@ from jaxtyping import Array
 
 from lopax._core.config import check_range
 from lopax._core.optimizer import Leaf
-from lopax._core.types import Count, Key, Theta
+from lopax._core.types import Count, Flag, Key, Theta
 from lopax.blocks import adafac_net, moments
 from lopax.blocks.counted_rule import CountedRule
+from lopax.blocks.element_features import ADAFAC_GROUPS
 from lopax.blocks.moments import Moments
+from lopax.kernels import elements as kernel
+from lopax.kernels.elements import Part
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,8 @@ class AdafacMLPConfig:
     """Step for an output of one, in the parameters' own units."""
     exp_mult: float = 1e-3
     """Scale of the log-magnitude output."""
+    backend: str = "auto"
+    """As Celo's."""
     unrolled: bool | None = None
     """Whether the network is computed weight by weight (one pass over the elements) or
     as matrix products. None: by its width. Back-propagation through many updates of
@@ -47,6 +52,12 @@ class AdafacMLPConfig:
         check_range(self, "hidden", low=1)
         check_range(self, "step_mult", above=0.0)
         check_range(self, "exp_mult", low=0.0)
+        kernel.check_backend(self)
+
+    @property
+    def fits_kernel(self) -> bool:
+        """Whether the fused kernel covers these sizes."""
+        return self.hidden in kernel.WIDTHS
 
 
 class AdafacMLP(CountedRule[Moments]):
@@ -80,11 +91,44 @@ class AdafacMLP(CountedRule[Moments]):
         param: Array,
     ) -> tuple[Array, Moments]:
         del index
-        c = self.config
-        (direction, magnitude), _, state = adafac_net.evaluate(
-            theta, context, grad, state, param, c.unrolled
+        return self._elements(self._part(theta, context), grad, state, param)
+
+    def step_or_keep(
+        self,
+        theta: Theta,
+        context: Count,
+        index: Leaf,
+        grad: Array,
+        state: Moments,
+        param: Array,
+        finite: Flag,
+        bound: float,
+    ) -> tuple[Array, Moments]:
+        if not kernel.chosen(self.config, grad.size):
+            return super().step_or_keep(
+                theta, context, index, grad, state, param, finite, bound
+            )
+        form = kernel.Form(
+            rows=kernel.rows_of(ADAFAC_GROUPS),
+            exp_mult=self.config.exp_mult,
+            vector_eps=1e-6,
         )
-        return -direction * jnp.exp(c.exp_mult * magnitude) * c.step_mult, state
+        part = self._part(theta, context)
+        return kernel.step_or_keep(
+            form, self._elements, part, grad, state, param, finite, bound
+        )
+
+    def _part(self, theta: Theta, step: Count) -> Part:
+        return Part(*adafac_net.at_step(theta, step), self.config.step_mult)
+
+    def _elements(
+        self, part: Part, grad: Array, state: Moments, param: Array
+    ) -> tuple[Array, Moments]:
+        c = self.config
+        (direction, magnitude), _, state = adafac_net.elements(
+            part.net, part.decays, grad, state, param, c.unrolled
+        )
+        return -direction * jnp.exp(c.exp_mult * magnitude) * part.scale, state
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         if not adafac_net.is_published(arrays):

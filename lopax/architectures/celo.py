@@ -14,26 +14,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from lopax._core.config import check_choice, check_range
-from lopax._core.errors import ConfigError
 from lopax._core.optimizer import Leaf, TensorRule
 from lopax._core.types import Count, Flag, Key, Scalar, Theta
-from lopax.blocks import accumulators, element_features, scheduler
-from lopax.blocks.accumulators import Factored
-from lopax.blocks.element_features import VELO_GROUPS, ElementView
+from lopax.blocks import accumulators, element_features, moments, scheduler
+from lopax.blocks.element_features import VELO_GROUPS
+from lopax.blocks.moments import Decays, Moments
 from lopax.blocks.normalize import rms_scale, tensor_rms
 from lopax.blocks.scheduler import SchedulerState
-from lopax.kernels import celo as kernel
+from lopax.kernels import elements as kernel
+from lopax.kernels.elements import Part
 from lopax.nets import mlp
 
 STARTS = ("random", "adam")
-BACKENDS = ("auto", "plain", "fused")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,12 +62,7 @@ class CeloConfig:
 
     def __post_init__(self) -> None:
         check_choice(self, "start", STARTS)
-        check_choice(self, "backend", BACKENDS)
-        if self.backend == "fused" and not self.fits_kernel:
-            raise ConfigError(
-                "CeloConfig.backend = 'fused': the kernel is for hidden = 4 and three "
-                "decays each; use backend='plain'"
-            )
+        kernel.check_backend(self)
         check_range(self, "phase", low=1, high=2)
         check_range(self, "hidden", low=2)
         check_range(self, "lstm", low=1)
@@ -79,17 +73,15 @@ class CeloConfig:
     @property
     def fits_kernel(self) -> bool:
         """Whether the fused kernel covers these sizes."""
-        decays = (len(self.momentum_decays), len(self.factored_decays))
-        return self.hidden == 4 and decays == (3, 3)
+        counts = (len(self.momentum_decays), len(self.factored_decays))
+        return self.hidden in kernel.WIDTHS and counts == (3, 3)
+
+    @property
+    def decays(self) -> Decays:
+        return Decays(self.momentum_decays, (self.second_decay,), self.factored_decays)
 
 
-class CeloTensorState(NamedTuple):
-    momenta: Float[Array, "3 *s"]
-    second: Float[Array, "*s"]
-    factored: Factored
-
-
-class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
+class Celo(TensorRule[SchedulerState, Scalar, Moments]):
     """See the module docstring. Example: `lopax.optimizer("celo", num_steps=2_000)`."""
 
     name: ClassVar[str] = "celo"
@@ -119,9 +111,9 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
         del num_tensors
         return scheduler.init(theta["scheduler"], num_steps)
 
-    def init_tensor(self, theta: Theta, param: Array) -> CeloTensorState:
+    def init_tensor(self, theta: Theta, param: Array) -> Moments:
         c = self.config
-        return CeloTensorState(
+        return Moments(
             momenta=accumulators.zeros(len(c.momentum_decays), param),
             second=jnp.zeros(param.shape, jnp.float32),
             factored=accumulators.factored_init(param.shape, len(c.factored_decays)),
@@ -129,7 +121,7 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
 
     def group_key(self, leaf: Leaf) -> str | None:
         # A call to the kernel costs little however many there are.
-        return None if self._use_kernel(math.prod(leaf.shape)) else ""
+        return None if kernel.chosen(self.config, math.prod(leaf.shape)) else ""
 
     def advance(
         self,
@@ -156,25 +148,11 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
         context: Scalar,
         index: Leaf,
         grad: Array,
-        state: CeloTensorState,
+        state: Moments,
         param: Array,
-    ) -> tuple[Array, CeloTensorState]:
+    ) -> tuple[Array, Moments]:
         del index
-        c = self.config
-        state = CeloTensorState(
-            accumulators.ema(state.momenta, grad, c.momentum_decays),
-            c.second_decay * state.second + (1.0 - c.second_decay) * jnp.square(grad),
-            accumulators.factored_update(state.factored, grad, c.factored_decays),
-        )
-        views = accumulators.factored_views(state.factored, grad.shape)
-        channels = element_features.compute(
-            VELO_GROUPS, ElementView(grad, param, state.momenta, state.second, views)
-        )
-        direction, magnitude = mlp.apply(
-            theta["rule"], channels, [rms_scale(x) for x in channels]
-        )
-        scale = context * tensor_rms(param)
-        return -direction * jnp.exp(c.exp_mult * magnitude) * scale, state
+        return self._elements(self._part(theta, context), grad, state, param)
 
     def step_or_keep(
         self,
@@ -182,62 +160,35 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
         context: Scalar,
         index: Leaf,
         grad: Array,
-        state: CeloTensorState,
+        state: Moments,
         param: Array,
         finite: Flag,
         bound: float,
-    ) -> tuple[Array, CeloTensorState]:
-        if not self._use_kernel(grad.size):
+    ) -> tuple[Array, Moments]:
+        if not kernel.chosen(self.config, grad.size):
             return super().step_or_keep(
                 theta, context, index, grad, state, param, finite, bound
             )
-        c = self.config
-        shapes = {k: v.shape for k, v in theta["rule"].items()}
-
-        def plain(*operands: Array) -> tuple[Array, ...]:
-            grad, param, momenta, second, row, col, full, flat, scale, keep = operands
-            state = CeloTensorState(momenta, second, Factored(row, col, full))
-            rule = _unflatten_rule(flat, shapes)
-            delta, new = TensorRule.step_or_keep(
-                self, {"rule": rule}, scale, index, grad, state, param, keep != 0, bound
-            )
-            return delta, new.momenta, new.second, *new.factored
-
-        settings = kernel.KernelSettings(
-            momentum_decays=c.momentum_decays,
-            factored_decays=c.factored_decays,
-            second_decay=c.second_decay,
-            exp_mult=c.exp_mult,
-            grad_clip=bound,
+        form = kernel.Form(exp_mult=self.config.exp_mult, by_size=True)
+        part = self._part(theta, context)
+        return kernel.step_or_keep(
+            form, self._elements, part, grad, state, param, finite, bound
         )
-        delta, momenta, second, *factored = kernel.step(
-            settings,
-            plain,
-            (
-                grad,
-                param,
-                state.momenta,
-                state.second,
-                *state.factored,
-                _flatten_rule(theta["rule"]),
-                context,
-                finite.astype(jnp.float32),
-            ),
-        )
-        return delta, CeloTensorState(momenta, second, Factored(*factored))
 
-    def _use_kernel(self, size: int) -> bool:
-        c = self.config
-        if c.backend == "plain" or not c.fits_kernel or size == 0:
-            return False
-        if kernel.available():
-            return True
-        if c.backend == "fused":
-            raise ConfigError(
-                "CeloConfig.backend = 'fused': no kernel here (it needs a C++ compiler "
-                "and LOPAX_KERNELS not off); use backend='auto'"
-            )
-        return False
+    def _part(self, theta: Theta, context: Scalar) -> Part:
+        return Part(theta["rule"], self.config.decays, context)
+
+    def _elements(
+        self, part: Part, grad: Array, state: Moments, param: Array
+    ) -> tuple[Array, Moments]:
+        state = moments.update(state, grad, part.decays)
+        view = moments.view(state, grad, param)
+        channels = element_features.compute(VELO_GROUPS, view)
+        direction, magnitude = mlp.apply(
+            part.net, channels, [rms_scale(x) for x in channels]
+        )
+        scale = part.scale * tensor_rms(param)
+        return -direction * jnp.exp(self.config.exp_mult * magnitude) * scale, state
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         if "ff_mod_stack/~/w1" not in arrays:
@@ -260,23 +211,6 @@ class Celo(TensorRule[SchedulerState, Scalar, CeloTensorState]):
         }
         schedule = scheduler.from_published(arrays)
         return found | {f"scheduler/{k}": v for k, v in schedule.items()}
-
-
-_RULE_ORDER = ("w0", "b0", "w1", "b1", "w2", "b2")
-
-
-def _flatten_rule(rule: Theta) -> Array:
-    """The MLP's arrays as one vector [154], in the kernel's order."""
-    return jnp.concatenate([rule[name].reshape(-1) for name in _RULE_ORDER])
-
-
-def _unflatten_rule(flat: Array, shapes: dict[str, tuple[int, ...]]) -> Theta:
-    rule, at = {}, 0
-    for name in _RULE_ORDER:
-        size = math.prod(shapes[name])
-        rule[name] = flat[at : at + size].reshape(shapes[name])
-        at += size
-    return rule
 
 
 def _adam_like(rule: Theta) -> Theta:

@@ -37,12 +37,18 @@ from lopax._core import routing
 from lopax._core.config import check_range
 from lopax._core.optimizer import Leaf
 from lopax._core.routing import Route
-from lopax._core.types import Count, Key, Theta
+from lopax._core.types import Count, Flag, Key, Theta
 from lopax.blocks import element_features, moments, orthogonalize
 from lopax.blocks.counted_rule import CountedRule
-from lopax.blocks.element_features import CELO2_MATRIX_GROUPS, CELO2_VECTOR_GROUPS
+from lopax.blocks.element_features import (
+    CELO2_MATRIX_GROUPS,
+    CELO2_VECTOR_GROUPS,
+    FeatureGroup,
+)
 from lopax.blocks.moments import Decays, Moments
 from lopax.blocks.normalize import matrix_rms_scale
+from lopax.kernels import elements as kernel
+from lopax.kernels.elements import Part
 from lopax.nets import dense_mlp, mlp
 
 ROLES = ("orthogonal", "learned", "adam")
@@ -73,6 +79,8 @@ class Celo2Config:
         Route(role="adam", name=r"(?i)embed"),
     )
     default_role: str = "orthogonal"
+    backend: str = "auto"
+    """As Celo's; the kernel serves vectors and matrices."""
 
     def __post_init__(self) -> None:
         check_range(self, "hidden", low=1)
@@ -83,6 +91,12 @@ class Celo2Config:
         check_range(self, "b1", low=0.0, below=1.0)
         check_range(self, "b2", low=0.0, below=1.0)
         routing.check_roles(self, self.routes, self.default_role, ROLES)
+        kernel.check_backend(self)
+
+    @property
+    def fits_kernel(self) -> bool:
+        """Whether the fused kernel covers these sizes."""
+        return self.hidden in kernel.WIDTHS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,34 +152,72 @@ class _Celo2Rule(CountedRule[Any]):
         state: Any,
         param: Array,
     ) -> tuple[Array, Any]:
-        c, role = self.config, self.role(index)
-        rate = c.step_mult
+        role, step_size = self._plan(index)
         if role == "adam":
             direction, state = self._adam(context, grad, state)
-            rate = rate * c.adam_mult
         else:
-            direction, state = self._learned(theta["rule"], grad, state, param)
-            if role == "orthogonal" and direction.ndim >= 2:
-                direction = orthogonalize.newton_schulz(direction)
-            direction = direction * matrix_rms_scale(direction, EPS)
-        return -rate * (direction + c.weight_decay * param), state
+            part = Part(_rows(theta["rule"], grad.ndim), DECAYS, -1.0)
+            direction, state = self._elements(part, grad, state, param)
+            direction = self._sized(role, direction)
+        return -step_size * (direction + self.config.weight_decay * param), state
 
-    def _learned(
-        self, net: Theta, grad: Array, state: Moments, param: Array
+    def step_or_keep(
+        self,
+        theta: Theta,
+        context: Count,
+        index: Leaf,
+        grad: Array,
+        state: Any,
+        param: Array,
+        finite: Flag,
+        bound: float,
+    ) -> tuple[Array, Any]:
+        c = self.config
+        role, step_size = self._plan(index)
+        # The kernel normalises over the whole tensor, the rule over its last two axes.
+        if role == "adam" or grad.ndim > 2 or not kernel.chosen(c, grad.size):
+            return super().step_or_keep(
+                theta, context, index, grad, state, param, finite, bound
+            )
+        net = _rows(theta["rule"], grad.ndim)
+        form = kernel.Form(
+            rows=kernel.rows_of(_groups(grad.ndim)),
+            exp_mult=c.exp_mult,
+            second_eps=1e-8,
+            channel_eps=EPS,
+        )
+        part = Part(net, DECAYS, -1.0)
+        direction, state = kernel.step_or_keep(
+            form, self._elements, part, grad, state, param, finite, bound
+        )
+        delta = -step_size * (self._sized(role, direction) + c.weight_decay * param)
+        return jnp.where(finite, delta, 0.0), state
+
+    def _plan(self, leaf: Leaf) -> tuple[str, float]:
+        """A tensor's role and step size."""
+        c, role = self.config, self.role(leaf)
+        return role, c.step_mult * (c.adam_mult if role == "adam" else 1.0)
+
+    def _elements(
+        self, part: Part, grad: Array, state: Moments, param: Array
     ) -> tuple[Array, Moments]:
-        """Direction of any size, and the next accumulators."""
-        groups = CELO2_MATRIX_GROUPS if grad.ndim >= 2 else CELO2_VECTOR_GROUPS
-        state = moments.update(state, grad, DECAYS)
+        """Minus the scale times a direction of any size, and the next accumulators."""
+        state = moments.update(state, grad, part.decays)
         view = moments.view(state, grad, param)
-        channels = element_features.compute(groups, view)
-        # Vectors have the first 15 channels only: the first 15 rows of the weights.
-        net = {**net, "w0": net["w0"][: len(channels)]}
+        channels = element_features.compute(_groups(grad.ndim), view)
         scales = [matrix_rms_scale(x, EPS) for x in channels]
-        outputs = dense_mlp.apply(net, channels, scales)
+        outputs = dense_mlp.apply(part.net, channels, scales)
         direction = jnp.broadcast_to(outputs[0], grad.shape)
         if self.config.exp_mult:
             direction = direction * jnp.exp(self.config.exp_mult * outputs[1])
-        return direction, state
+        return -part.scale * direction, state
+
+    def _sized(self, role: str, direction: Array) -> Array:
+        """The direction with unit root mean square, orthogonalised if that is the
+        tensor's role."""
+        if role == "orthogonal" and direction.ndim >= 2:
+            direction = orthogonalize.newton_schulz(direction)
+        return direction * matrix_rms_scale(direction, EPS)
 
     def _adam(
         self, step: Count, grad: Array, state: AdamMoments
@@ -189,6 +241,15 @@ class _Celo2Rule(CountedRule[Any]):
         outputs = (0, 1) if self.config.exp_mult else (0,)
         rule = mlp.from_published(arrays, prefix, len(CELO2_MATRIX_GROUPS), outputs)
         return {f"rule/{k}": v for k, v in rule.items()}
+
+
+def _rows(net: Theta, rank: int) -> Theta:
+    """Vectors have the first 15 channels only: the first 15 rows of the weights."""
+    return {**net, "w0": net["w0"][: element_features.count(_groups(rank))]}
+
+
+def _groups(rank: int) -> tuple[FeatureGroup, ...]:
+    return CELO2_MATRIX_GROUPS if rank >= 2 else CELO2_VECTOR_GROUPS
 
 
 class Celo2(_Celo2Rule):

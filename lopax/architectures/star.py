@@ -111,7 +111,8 @@ class STAR(CountedRule[Moments]):
     ) -> tuple[Array, Moments]:
         del index
         c = self.config
-        outputs, view, state = adafac_net.evaluate(theta, context, grad, state, param)
+        net, decays = adafac_net.at_step(theta, context)
+        outputs, view, state = adafac_net.elements(net, decays, grad, state, param)
         by_unit = dict(zip(self.published_outputs, outputs, strict=True))
         learned = by_unit[0] * jnp.exp(c.exp_mult * by_unit[1]) * c.step_mult
         if c.precondition:

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from lopax._core.config import check_choice, check_range
 from lopax._core.optimizer import Leaf, TensorRule
-from lopax._core.types import Count, Key, Scalar, Theta
+from lopax._core.types import Count, Flag, Key, Scalar, Theta
 from lopax.blocks import (
     element_features,
     loss_history,
@@ -39,6 +39,8 @@ from lopax.blocks.element_features import VELO_GROUPS
 from lopax.blocks.loss_history import LossHistory
 from lopax.blocks.moments import PUBLISHED_DECAYS, Moments
 from lopax.blocks.normalize import rms_scale, safe_rsqrt, tensor_rms
+from lopax.kernels import elements as kernel
+from lopax.kernels.elements import Part
 from lopax.nets import dense_mlp, initializers, linear, lstm, mlp
 from lopax.nets.lstm import LSTMState
 
@@ -66,6 +68,8 @@ class VeLOConfig:
     that keeps its sign grows exponentially; "clipped", that but at most `norm_limit`;
     "none"."""
     norm_limit: float = 1.0
+    backend: str = "auto"
+    """As Celo's."""
     frozen_lstm: bool = False
     """Never carry the LSTM's state forward. Only for checkpoints from before that bug
     was found; the released ones (names with `bigproblem_v2`) need False."""
@@ -81,6 +85,12 @@ class VeLOConfig:
         check_range(self, "exp_mult", low=0.0)
         check_choice(self, "norm_factor", NORM_FACTORS)
         check_range(self, "norm_limit", above=0.0)
+        kernel.check_backend(self)
+
+    @property
+    def fits_kernel(self) -> bool:
+        """Whether the fused kernel covers these sizes."""
+        return self.hidden in kernel.WIDTHS
 
 
 class VeLOShared(NamedTuple):
@@ -138,20 +148,25 @@ class VeLO(TensorRule[VeLOShared, VeLOContext, Moments]):
         """Sizes of the accumulators, from before this gradient, against the
         parameters' own; the second moment too is scaled by 1/rms, not its square."""
         del theta, grad
+        # Scaled as numbers: scaled arrays would be written out and read again.
         scale = safe_rsqrt(tensors.mean(jnp.square(param)))
-        second = state.second * scale
-        momenta = [m * scale for m in state.momenta]
-        spread_m = [tensors.variance(m) for m in momenta]
+        second = state.second
+        averages = tensors.means(state.momenta)
+        around = averages.reshape((-1,) + (1,) * param.ndim)
+        spread_m = tensors.means(jnp.square(state.momenta - around))
         # The published variance of the second moment is taken around the mean of each
         # momentum, which makes it three numbers; the released weights were trained so.
-        spread_v = [tensors.mean(jnp.square(second - tensors.mean(m))) for m in momenta]
+        spread_v = jnp.stack(
+            [tensors.mean(jnp.square(second - average)) for average in averages]
+        )
 
-        def log(values: list[Scalar]) -> Array:
-            return 0.5 * tensors.log_magnitude(jnp.stack(values), 10.0)
+        def log(values: Array) -> Array:
+            return 0.5 * tensors.log_magnitude(values, 10.0)
 
-        mean = log([tensors.mean(second)])
+        mean = log(tensors.mean(second)[None] * scale)
         rank = tensors.rank_one_hot(leaf.shape)
-        return jnp.concatenate([mean, rank, log(spread_m), log(spread_v)])
+        spreads = jnp.concatenate([spread_m, spread_v]) * jnp.square(scale)
+        return jnp.concatenate([mean, rank, log(spreads)])
 
     def advance(
         self,
@@ -195,23 +210,49 @@ class VeLO(TensorRule[VeLOShared, VeLOContext, Moments]):
         param: Array,
     ) -> tuple[Array, Moments]:
         del theta
+        return self._elements(self._part(context, index, param), grad, state, param)
+
+    def step_or_keep(
+        self,
+        theta: Theta,
+        context: VeLOContext,
+        index: Leaf,
+        grad: Array,
+        state: Moments,
+        param: Array,
+        finite: Flag,
+        bound: float,
+    ) -> tuple[Array, Moments]:
         c = self.config
-        state = moments.update(state, grad, PUBLISHED_DECAYS)
+        if not kernel.chosen(c, grad.size):
+            return super().step_or_keep(
+                theta, context, index, grad, state, param, finite, bound
+            )
+        form = kernel.Form(exp_mult=c.exp_mult, by_size=c.norm_factor == "rms")
+        part = self._part(context, index, param)
+        return kernel.step_or_keep(
+            form, self._elements, part, grad, state, param, finite, bound
+        )
+
+    def _part(self, context: VeLOContext, index: Leaf, param: Array) -> Part:
+        c = self.config
+        net = jax.tree.map(lambda w: w[int(index)], context.nets)
+        scale = context.multiplier[int(index)] * c.step_mult
+        if c.norm_factor == "clipped":
+            scale = scale * jnp.minimum(tensor_rms(param), c.norm_limit)
+        return Part(net, PUBLISHED_DECAYS, scale)
+
+    def _elements(
+        self, part: Part, grad: Array, state: Moments, param: Array
+    ) -> tuple[Array, Moments]:
+        c = self.config
+        state = moments.update(state, grad, part.decays)
         view = moments.view(state, grad, param)
         channels = element_features.compute(VELO_GROUPS, view)
-        net = jax.tree.map(lambda w: w[int(index)], context.nets)
         scales = [rms_scale(x) for x in channels]
-        direction, magnitude = dense_mlp.apply(net, channels, scales)
-        scale = context.multiplier[int(index)] * c.step_mult * self._norm_factor(param)
+        direction, magnitude = dense_mlp.apply(part.net, channels, scales)
+        scale = part.scale * tensor_rms(param) if c.norm_factor == "rms" else part.scale
         return -direction * jnp.exp(c.exp_mult * magnitude) * scale, state
-
-    def _norm_factor(self, param: Array) -> Scalar:
-        if self.config.norm_factor == "none":
-            return jnp.ones((), param.dtype)
-        size = tensor_rms(param)
-        if self.config.norm_factor == "clipped":
-            return jnp.minimum(size, self.config.norm_limit)
-        return size
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         controls = "rnn_params/rnn_to_controls"

@@ -15,7 +15,7 @@ from jaxtyping import Array
 from lopax._core.types import Count, Key, Theta
 from lopax.blocks import element_features, moments, time_features
 from lopax.blocks.element_features import ADAFAC_GROUPS, ElementView
-from lopax.blocks.moments import Moments
+from lopax.blocks.moments import Decays, Moments
 from lopax.blocks.normalize import rms_scale
 from lopax.nets import dense_mlp, mlp
 
@@ -32,9 +32,25 @@ def init_theta(key: Key, hidden: int, outputs: int) -> Theta:
     return {"decays": moments.zero_offsets(), "net": net}
 
 
-def evaluate(
-    theta: Theta,
-    step: Count,
+def at_step(theta: Theta, step: Count) -> tuple[Theta, Decays]:
+    """The network without its inputs of time, which are the same for all elements and
+    so part of its bias, and the decays.
+
+    **Arguments:**
+
+    - `step`: [] int32, updates made before this one.
+    """
+    net = theta["net"]
+    channels = NUM_INPUTS - time_features.NUM_TIME
+    times = time_features.tanh_of_step(step)
+    late = jnp.dot(times, net["w0"][channels:], precision="highest")
+    net = {**net, "w0": net["w0"][:channels], "b0": net["b0"] + late}
+    return net, moments.learned_decays(theta["decays"])
+
+
+def elements(
+    net: Theta,
+    decays: Decays,
     grad: Array,
     state: Moments,
     param: Array,
@@ -44,22 +60,15 @@ def evaluate(
 
     **Arguments:**
 
-    - `step`: [] int32, updates made before this one.
+    - `net`, `decays`: from `at_step`.
     - `state`: the accumulators before this gradient.
     - `unrolled`: how the network is computed, see `dense_mlp.apply`.
     """
-    state = moments.update(state, grad, moments.learned_decays(theta["decays"]))
+    state = moments.update(state, grad, decays)
     view = moments.view(state, grad, param)
     channels = element_features.compute(ADAFAC_GROUPS, view)
-    times = time_features.tanh_of_step(step)
-    one = jnp.ones((), jnp.float32)
-    outputs = dense_mlp.apply(
-        theta["net"],
-        [*channels, *times],
-        [*(rms_scale(x) for x in channels), *(one for _ in times)],
-        unrolled,
-    )
-    return outputs, view, state
+    scales = [rms_scale(x) for x in channels]
+    return dense_mlp.apply(net, channels, scales, unrolled), view, state
 
 
 def from_published(arrays: dict[str, Any], outputs: tuple[int, ...]) -> dict[str, Any]:

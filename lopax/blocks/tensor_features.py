@@ -23,6 +23,13 @@ def mean(x: Array) -> Scalar:
     return jnp.mean(x) if x.size else jnp.zeros((), jnp.float32)
 
 
+def means(stack: Float[Array, "K *s"]) -> Float[Array, "K"]:
+    """`mean` of each of several arrays of one shape."""
+    if not stack.size:
+        return jnp.zeros(stack.shape[:1], jnp.float32)
+    return jnp.mean(stack, axis=tuple(range(1, stack.ndim)))
+
+
 def variance(x: Array) -> Scalar:
     """Mean squared distance from the mean; 0 if there are no elements."""
     return mean(jnp.square(x - mean(x)))

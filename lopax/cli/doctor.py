@@ -55,7 +55,7 @@ def facts() -> dict[str, str]:
     from lopax.data import available, data_dir, list_datasets
     from lopax.inventory import optimizer_facts
     from lopax.kernels import build
-    from lopax.kernels import celo as kernel
+    from lopax.kernels import elements as kernel
     from lopax.pretrained import list_weights
 
     found = {"lopax": __version__, "python": sys.version.split()[0]}
@@ -119,7 +119,7 @@ def _kernel_agrees() -> str | None:
     import jax.numpy as jnp
 
     from lopax.architectures import architecture
-    from lopax.kernels import celo as kernel
+    from lopax.kernels import elements as kernel
 
     if not kernel.available():
         return None

@@ -1,7 +1,8 @@
-// One step of Celo's per-element rule for a batch of equally shaped tensors, on CPU.
+// One step of a per-element rule for a batch of equally shaped tensors, on CPU.
 //
-// Same arithmetic as lopax/architectures/celo.py (the tested reference), arranged so
-// that a tensor is read three times and nothing of size [elements, channels] exists:
+// Same arithmetic as the plain rules (the tested reference; see kernels/elements.py for
+// which they are), arranged so that a tensor is read three times and nothing of size
+// [elements, channels] exists:
 //   1. row and column means of the squared gradient, then the factored moments and
 //      everything that depends on the row or the column only;
 //   2. momenta and second moment, with the mean squares of the 18 per-element channels;
@@ -34,8 +35,9 @@ constexpr int kWidth = 8;    // floats in a vector register
 constexpr int kVectors = 2;  // registers worked on together
 constexpr int kLanes = kWidth * kVectors;
 constexpr int kChannels = 18;  // per-element channels
-constexpr int kHidden = 4;
+constexpr int kInputs = 30;    // those and the row's and column's
 constexpr int kDecays = 3;
+constexpr int kUnits = 4;  // of a hidden layer, worked on together
 constexpr int64_t kParallelElements = 1 << 15;
 constexpr int kMaxChunks = 16;
 
@@ -102,15 +104,31 @@ inline Run run_at(const Shape& s, int64_t r) {
 }
 
 struct Settings {
-  float momentum[kDecays], factored[kDecays], second, exp_mult, clip;
-  bool row_is_p, vector;
+  float exp_mult, clip;
+  float second_eps, channel_eps, vector_eps;  // see kernels/elements.py
+  bool row_is_p, vector, by_size;
 };
 
-// Meta-parameters in the order of the flattened theta: w0 [30, 4], b0, w1, b1, w2, b2.
+// One per tensor: three decays of the momenta, three of the factored moments, one of
+// the second moment.
+struct Decays {
+  float momentum[kDecays], factored[kDecays], second;
+  explicit Decays(const float* d) : second(d[2 * kDecays]) {
+    for (int k = 0; k < kDecays; ++k) {
+      momentum[k] = d[k];
+      factored[k] = d[kDecays + k];
+    }
+  }
+};
+
+// The MLP's arrays, flattened in this order: w0 [30, H], b0, w1, b1, w2 [H, 2], b2.
+template <int H>
 struct Rule {
   const float *w0, *b0, *w1, *b1, *w2, *b2;
   explicit Rule(const float* t)
-      : w0(t), b0(t + 120), w1(t + 124), b1(t + 140), w2(t + 144), b2(t + 152) {}
+      : w0(t), b0(w0 + kInputs * H), w1(b0 + H), b1(w1 + H * H), w2(b1 + H),
+        b2(w2 + 2 * H) {}
+  static constexpr int64_t size() { return kInputs * H + H + H * H + H + 2 * H + 2; }
 };
 
 // Rows of w0 for the per-element channels, in the order `channels` lists them.
@@ -219,19 +237,20 @@ struct Tensor {
 };
 
 // Everything that varies over rows or columns only, for one tensor.
+template <int H>
 struct Factors {
   std::vector<float> storage;
-  float *p_scale[kDecays], *q_scale[kDecays], *p_hidden[kHidden], *q_hidden[kHidden];
+  float *p_scale[kDecays], *q_scale[kDecays], *p_hidden[H], *q_hidden[H];
   float *m_scale[kDecays];  // P-side scale of the momenta: p_scale, but for vectors
   float* scratch;
   Factors(int64_t p, int64_t q, bool vector)
-      : storage((kDecays + kHidden) * (p + q) + std::max(p, q) +
+      : storage((kDecays + H) * (p + q) + std::max(p, q) +
                 (vector ? kDecays * p : 0)) {
     float* at = storage.data();
     for (int k = 0; k < kDecays; ++k) p_scale[k] = at, at += p;
     for (int k = 0; k < kDecays; ++k) q_scale[k] = at, at += q;
-    for (int j = 0; j < kHidden; ++j) p_hidden[j] = at, at += p;
-    for (int j = 0; j < kHidden; ++j) q_hidden[j] = at, at += q;
+    for (int j = 0; j < H; ++j) p_hidden[j] = at, at += p;
+    for (int j = 0; j < H; ++j) q_hidden[j] = at, at += q;
     scratch = at, at += std::max(p, q);
     for (int k = 0; k < kDecays; ++k) m_scale[k] = vector ? at + k * p : p_scale[k];
   }
@@ -270,39 +289,42 @@ void square_sums(const Shape& s, const Settings& set, const float* grad, int64_t
 }
 
 // hidden[j] += w0[row][j] * value, normalised, for one small channel of n entries.
-void add_hidden(const Rule& rule, int row, int64_t n, const float* value,
+template <int H>
+void add_hidden(const Rule<H>& rule, float eps, int row, int64_t n, const float* value,
                 float* const* hidden) {
   double total = 0.0;
   for (int64_t i = 0; i < n; ++i) total += value[i] * value[i];
   const float scale =
-      static_cast<float>(1.0 / std::sqrt(1e-5 + total / static_cast<double>(n)));
-  for (int j = 0; j < kHidden; ++j) {
-    const float w = rule.w0[row * kHidden + j] * scale;
+      static_cast<float>(1.0 / std::sqrt(eps + total / static_cast<double>(n)));
+  for (int j = 0; j < H; ++j) {
+    const float w = rule.w0[row * H + j] * scale;
     float* h = hidden[j];
     for (int64_t i = 0; i < n; ++i) h[i] += w * value[i];
   }
 }
 
 // The moments [3, n] of one side and their reciprocal roots, as channels.
-void add_moments(const Rule& rule, int row, int rsqrt_row, int64_t n,
+template <int H>
+void add_moments(const Rule<H>& rule, float eps, int row, int rsqrt_row, int64_t n,
                  const float* moments, float* scratch, float* const* hidden) {
   for (int k = 0; k < kDecays; ++k) {
     const float* value = moments + k * n;
-    add_hidden(rule, row + k, n, value, hidden);
+    add_hidden(rule, eps, row + k, n, value, hidden);
     for (int64_t i = 0; i < n; ++i) scratch[i] = 1.0f / std::sqrt(value[i] + 1e-8f);
-    add_hidden(rule, rsqrt_row + k, n, scratch, hidden);
+    add_hidden(rule, eps, rsqrt_row + k, n, scratch, hidden);
   }
 }
 
 // Factored moments from the sums, their scales, and their part of the first layer.
-void update_factors(const Shape& s, const Settings& set, const Rule& rule,
-                    const Tensor& t, const float* p_sum, const float* q_sum,
-                    Factors& f) {
+template <int H>
+void update_factors(const Shape& s, const Settings& set, const Decays& decays,
+                    const Rule<H>& rule, const Tensor& t, const float* p_sum,
+                    const float* q_sum, Factors<H>& f) {
   const int64_t np = s.p(), nq = set.vector ? 0 : s.q();
   const float p_mean = set.vector ? 1.0f : 1.0f / static_cast<float>(s.y);
   const float q_mean = 1.0f / static_cast<float>(s.x);
   for (int k = 0; k < kDecays; ++k) {
-    const float d = set.factored[k];
+    const float d = decays.factored[k];
     for (int64_t i = 0; i < np; ++i) {
       t.p_out[k * np + i] = d * t.p_state[k * np + i] + (1.0f - d) * p_sum[i] * p_mean;
     }
@@ -312,7 +334,7 @@ void update_factors(const Shape& s, const Settings& set, const Rule& rule,
     if (set.vector) {
       for (int64_t i = 0; i < np; ++i) {
         f.p_scale[k][i] = safe_rsqrt(t.p_out[k * np + i] + 1e-9f);
-        f.m_scale[k][i] = 1.0f / std::sqrt(t.p_out[k * np + i]);
+        f.m_scale[k][i] = 1.0f / std::sqrt(t.p_out[k * np + i] + set.vector_eps);
         f.q_scale[k][i] = 1.0f;
       }
       continue;
@@ -340,7 +362,7 @@ void update_factors(const Shape& s, const Settings& set, const Rule& rule,
     const int64_t cols = set.row_is_p ? nq : np;
     for (int64_t i = 0; i < cols; ++i) col_scale[i] = safe_rsqrt(col[i]);
   }
-  for (int j = 0; j < kHidden; ++j) {
+  for (int j = 0; j < H; ++j) {
     std::fill(f.p_hidden[j], f.p_hidden[j] + np, rule.b0[j]);
     std::fill(f.q_hidden[j], f.q_hidden[j] + (set.vector ? np : nq), 0.0f);
   }
@@ -348,11 +370,11 @@ void update_factors(const Shape& s, const Settings& set, const Rule& rule,
   const int p_rsqrt = set.row_is_p ? kRowRsqrt : kColRsqrt;
   const int q_first = kRow + kCol - p_first;
   const int q_rsqrt = kRowRsqrt + kColRsqrt - p_rsqrt;
-  add_moments(rule, p_first, p_rsqrt, np, t.p_out, f.scratch, f.p_hidden);
+  add_moments(rule, set.channel_eps, p_first, p_rsqrt, np, t.p_out, f.scratch, f.p_hidden);
   if (set.vector) {
-    add_moments(rule, q_first, q_rsqrt, np, t.p_out, f.scratch, f.p_hidden);
+    add_moments(rule, set.channel_eps, q_first, q_rsqrt, np, t.p_out, f.scratch, f.p_hidden);
   } else {
-    add_moments(rule, q_first, q_rsqrt, nq, t.q_out, f.scratch, f.q_hidden);
+    add_moments(rule, set.channel_eps, q_first, q_rsqrt, nq, t.q_out, f.scratch, f.q_hidden);
   }
 }
 
@@ -361,12 +383,14 @@ struct Element {
 };
 
 // The 18 per-element channels of a block of lanes.
-inline void channels(const Shape& s, const Factors& f, const Run& run, int64_t at,
-                     int count, const Element& e, Lanes* out) {
+template <int H>
+inline void channels(const Shape& s, float second_eps, const Factors<H>& f,
+                     const Run& run, int64_t at, int count, const Element& e,
+                     Lanes* out) {
   Lanes scaling;
   EACH_VECTOR {
     const Vec g = e.grad.v[u];
-    scaling.v[u] = rsqrt(e.second.v[u] + 1e-6f);
+    scaling.v[u] = rsqrt(e.second.v[u] + second_eps);
     out[0].v[u] = g;
     out[1].v[u] = min(max(g, splat(-0.1f)), splat(0.1f));
     out[2].v[u] = e.param.v[u];
@@ -382,7 +406,10 @@ inline void channels(const Shape& s, const Factors& f, const Run& run, int64_t a
       load(f.p_scale[k] + run.p + at, count, p);
       load(f.m_scale[k] + run.p + at, count, pm);
     } else {
-      EACH_VECTOR p.v[u] = pm.v[u] = splat(f.p_scale[k][run.p]);
+      EACH_VECTOR {
+        p.v[u] = splat(f.p_scale[k][run.p]);
+        pm.v[u] = splat(f.m_scale[k][run.p]);
+      }
     }
     EACH_VECTOR {
       const Vec m = e.momenta[k].v[u];
@@ -395,8 +422,10 @@ inline void channels(const Shape& s, const Factors& f, const Run& run, int64_t a
 }
 
 // Momenta and second moment of a range of runs, and sums of squares per channel.
-void update_moments(const Shape& s, const Settings& set, const Tensor& t,
-                    const Factors& f, int64_t from, int64_t to, double* sums) {
+template <int H>
+void update_moments(const Shape& s, const Settings& set, const Decays& decays,
+                    const Tensor& t, const Factors<H>& f, int64_t from, int64_t to,
+                    double* sums) {
   const int64_t n = s.elements(), length = s.run_length();
   // Summed in single precision for a while, then in double.
   Vec acc[kChannels] = {};
@@ -418,7 +447,7 @@ void update_moments(const Shape& s, const Settings& set, const Tensor& t,
       clip(e.grad, set.clip);
       load(t.param + e0, count, e.param);
       for (int k = 0; k < kDecays; ++k) {
-        const float d = set.momentum[k];
+        const float d = decays.momentum[k];
         load(t.momenta + k * n + e0, count, e.momenta[k]);
         EACH_VECTOR {
           e.momenta[k].v[u] = d * e.momenta[k].v[u] + (1.0f - d) * e.grad.v[u];
@@ -428,11 +457,11 @@ void update_moments(const Shape& s, const Settings& set, const Tensor& t,
       load(t.second + e0, count, e.second);
       EACH_VECTOR {
         const Vec g = e.grad.v[u];
-        e.second.v[u] = set.second * e.second.v[u] + (1.0f - set.second) * (g * g);
+        e.second.v[u] = decays.second * e.second.v[u] + (1.0f - decays.second) * (g * g);
       }
       store(e.second, count, t.second_out + e0);
       Lanes ch[kChannels];
-      channels(s, f, run, at, count, e, ch);
+      channels(s, set.second_eps, f, run, at, count, e, ch);
       blank(count, ch[10]);  // the one channel that is not zero for zero input
 #pragma GCC unroll 18
       for (int c = 0; c < kChannels; ++c) {
@@ -444,9 +473,10 @@ void update_moments(const Shape& s, const Settings& set, const Tensor& t,
   flush();
 }
 
-// The MLP over a range of runs; `w0` is [18][4] with the normalisers folded in.
-void apply_rule(const Shape& s, const Settings& set, const Rule& rule,
-                const Tensor& t, const Factors& f, const float (*w0)[kHidden],
+// The MLP over a range of runs; `w0` is [18][H] with the normalisers folded in.
+template <int H>
+void apply_rule(const Shape& s, const Settings& set, const Rule<H>& rule,
+                const Tensor& t, const Factors<H>& f, const float (*w0)[H],
                 float scale, int64_t from, int64_t to) {
   const int64_t n = s.elements(), length = s.run_length();
   for (int64_t r = from; r < to; ++r) {
@@ -463,55 +493,77 @@ void apply_rule(const Shape& s, const Settings& set, const Rule& rule,
       }
       load(t.second_out + e0, count, e.second);
       Lanes ch[kChannels];
-      channels(s, f, run, at, count, e, ch);
-      Lanes h[kHidden], h2[kHidden], out;
+      channels(s, set.second_eps, f, run, at, count, e, ch);
+      Lanes h[H], h2[H], out;
+      // Four units at a time: their sums stay in registers.
+#pragma GCC unroll 2
+      for (int first = 0; first < H; first += kUnits) {
+        Lanes part[kUnits];
 #pragma GCC unroll 4
-      for (int j = 0; j < kHidden; ++j) {
-        Lanes p;
-        load(f.q_hidden[j] + run.q + at, count, h[j]);
-        if (s.c > 1) {
-          load(f.p_hidden[j] + run.p + at, count, p);
-        } else {
-          EACH_VECTOR p.v[u] = splat(f.p_hidden[j][run.p]);
+        for (int j = 0; j < kUnits; ++j) {
+          Lanes p;
+          load(f.q_hidden[first + j] + run.q + at, count, part[j]);
+          if (s.c > 1) {
+            load(f.p_hidden[first + j] + run.p + at, count, p);
+          } else {
+            EACH_VECTOR p.v[u] = splat(f.p_hidden[first + j][run.p]);
+          }
+          EACH_VECTOR part[j].v[u] += p.v[u];
         }
-        EACH_VECTOR h[j].v[u] += p.v[u];
-      }
 #pragma GCC unroll 18
-      for (int c = 0; c < kChannels; ++c) {
+        for (int c = 0; c < kChannels; ++c) {
 #pragma GCC unroll 4
-        for (int j = 0; j < kHidden; ++j) {
-          EACH_VECTOR h[j].v[u] += w0[c][j] * ch[c].v[u];
+          for (int j = 0; j < kUnits; ++j) {
+            EACH_VECTOR part[j].v[u] += w0[c][first + j] * ch[c].v[u];
+          }
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < kUnits; ++j) {
+          EACH_VECTOR h[first + j].v[u] = max(part[j].v[u], Vec{});
         }
       }
+#pragma GCC unroll 2
+      for (int first = 0; first < H; first += kUnits) {
+        Lanes part[kUnits];
 #pragma GCC unroll 4
-      for (int j = 0; j < kHidden; ++j) {
-        EACH_VECTOR h[j].v[u] = max(h[j].v[u], Vec{});
-      }
-#pragma GCC unroll 4
-      for (int j = 0; j < kHidden; ++j) {
-        EACH_VECTOR h2[j].v[u] = splat(rule.b1[j]);
-#pragma GCC unroll 4
-        for (int c = 0; c < kHidden; ++c) {
-          EACH_VECTOR h2[j].v[u] += rule.w1[c * kHidden + j] * h[c].v[u];
+        for (int j = 0; j < kUnits; ++j) {
+          EACH_VECTOR part[j].v[u] = splat(rule.b1[first + j]);
         }
-        EACH_VECTOR h2[j].v[u] = max(h2[j].v[u], Vec{});
+#pragma GCC unroll 8
+        for (int c = 0; c < H; ++c) {
+#pragma GCC unroll 4
+          for (int j = 0; j < kUnits; ++j) {
+            EACH_VECTOR part[j].v[u] += rule.w1[c * H + first + j] * h[c].v[u];
+          }
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < kUnits; ++j) {
+          EACH_VECTOR h2[first + j].v[u] = max(part[j].v[u], Vec{});
+        }
       }
       EACH_VECTOR {
-        Vec direction = splat(rule.b2[0]), magnitude = splat(rule.b2[1]);
-#pragma GCC unroll 4
-        for (int c = 0; c < kHidden; ++c) {
-          direction += rule.w2[c * 2] * h2[c].v[u];
-          magnitude += rule.w2[c * 2 + 1] * h2[c].v[u];
+        Vec direction = splat(rule.b2[0]);
+#pragma GCC unroll 8
+        for (int c = 0; c < H; ++c) direction += rule.w2[c * 2] * h2[c].v[u];
+        out.v[u] = -direction * scale;
+      }
+      if (set.exp_mult != 0.0f) {
+        EACH_VECTOR {
+          Vec magnitude = splat(rule.b2[1]);
+#pragma GCC unroll 8
+          for (int c = 0; c < H; ++c) magnitude += rule.w2[c * 2 + 1] * h2[c].v[u];
+          out.v[u] *= exp(set.exp_mult * magnitude);
         }
-        out.v[u] = -direction * exp(set.exp_mult * magnitude) * scale;
       }
       store(out, count, t.delta + e0);
     }
   }
 }
 
-void step_tensor(const Shape& s, const Settings& set, const Rule& rule, float context,
-                 const Tensor& t, ffi::ThreadPool& pool, bool may_split) {
+template <int H>
+void step_tensor(const Shape& s, const Settings& set, const Decays& decays,
+                 const Rule<H>& rule, float context, const Tensor& t,
+                 ffi::ThreadPool& pool, bool may_split) {
   const int64_t n = s.elements(), np = s.p(), nq = set.vector ? np : s.q();
   // The number of chunks depends on the shape alone, so sums are reproducible.
   const int64_t runs = s.runs();
@@ -519,7 +571,7 @@ void step_tensor(const Shape& s, const Settings& set, const Rule& rule, float co
       may_split && n >= kParallelElements ? std::min<int64_t>(kMaxChunks, runs) : 1;
   const auto begin = [&](int64_t i) { return runs * i / chunks; };
 
-  Factors f(np, nq, set.vector);
+  Factors<H> f(np, nq, set.vector);
   std::vector<float> sums(chunks * (np + nq), 0.0f);
   if (set.vector) {
     for (int64_t i = 0; i < n; ++i) {
@@ -536,25 +588,26 @@ void step_tensor(const Shape& s, const Settings& set, const Rule& rule, float co
       for (int64_t j = 0; j < np + nq; ++j) sums[j] += part[j];
     }
   }
-  update_factors(s, set, rule, t, sums.data(), sums.data() + np, f);
+  update_factors(s, set, decays, rule, t, sums.data(), sums.data() + np, f);
 
   std::vector<double> squares(chunks * kChannels, 0.0);
   parallel(pool, chunks, [&](int64_t i) {
-    update_moments(s, set, t, f, begin(i), begin(i + 1), &squares[i * kChannels]);
+    update_moments(s, set, decays, t, f, begin(i), begin(i + 1), &squares[i * kChannels]);
   });
-  float w0[kChannels][kHidden];
+  float w0[kChannels][H];
   double param_square = 0.0;
   for (int c = 0; c < kChannels; ++c) {
     double total = 0.0;
     for (int64_t i = 0; i < chunks; ++i) total += squares[i * kChannels + c];
     total /= static_cast<double>(n);
     if (c == 2) param_square = total;
-    const float scale = static_cast<float>(1.0 / std::sqrt(1e-5 + total));
-    for (int j = 0; j < kHidden; ++j) {
-      w0[c][j] = rule.w0[kElementRows[c] * kHidden + j] * scale;
+    const float scale = static_cast<float>(1.0 / std::sqrt(set.channel_eps + total));
+    for (int j = 0; j < H; ++j) {
+      w0[c][j] = rule.w0[kElementRows[c] * H + j] * scale;
     }
   }
-  const float scale = context * static_cast<float>(std::sqrt(param_square + 1e-9));
+  const double size = set.by_size ? std::sqrt(param_square + 1e-9) : 1.0;
+  const float scale = context * static_cast<float>(size);
   parallel(pool, chunks, [&](int64_t i) {
     apply_rule(s, set, rule, t, f, w0, scale, begin(i), begin(i + 1));
   });
@@ -576,25 +629,18 @@ using In = ffi::Buffer<ffi::F32>;
 using Out = ffi::ResultBuffer<ffi::F32>;
 
 ffi::Error Step(ffi::ThreadPool pool, In grad, In param, In momenta, In second,
-                In p_state, In q_state, In theta, In context, In finite, Out delta,
-                Out momenta_out, Out second_out, Out p_out, Out q_out,
-                ffi::Span<const int64_t> dims, ffi::Span<const float> decays,
-                float second_decay, float exp_mult, float grad_clip, bool row_is_p,
-                bool vector) {
-  if (dims.size() != 5 || decays.size() != 2 * kDecays) {
-    return ffi::Error::InvalidArgument("celo: expected 5 dims and 6 decays");
+                In p_state, In q_state, In net, In decays, In context, In finite,
+                Out delta, Out momenta_out, Out second_out, Out p_out, Out q_out,
+                ffi::Span<const int64_t> dims, int64_t hidden, float exp_mult,
+                float grad_clip, float second_eps, float channel_eps, float vector_eps,
+                bool by_size, bool row_is_p, bool vector) {
+  if (dims.size() != 5 || (hidden != 4 && hidden != 8)) {
+    return ffi::Error::InvalidArgument("elements: expected 5 dims and width 4 or 8");
   }
   const Shape shape{dims[0], dims[1], dims[2], dims[3], dims[4]};
-  Settings set{};
-  for (int k = 0; k < kDecays; ++k) {
-    set.momentum[k] = decays[k];
-    set.factored[k] = decays[kDecays + k];
-  }
-  set.second = second_decay;
-  set.exp_mult = exp_mult;
-  set.clip = grad_clip;
-  set.row_is_p = row_is_p;
-  set.vector = vector;
+  const Settings set{exp_mult,   grad_clip, second_eps, channel_eps,
+                     vector_eps, row_is_p,  vector,     by_size};
+  const int64_t net_size = hidden == 4 ? Rule<4>::size() : Rule<8>::size();
   const int64_t n = shape.elements();
   const int64_t np = shape.p(), nq = vector ? 0 : shape.q();
   const int64_t batch = static_cast<int64_t>(context.element_count());
@@ -603,8 +649,8 @@ ffi::Error Step(ffi::ThreadPool pool, In grad, In param, In momenta, In second,
   };
   if (!is(grad, n) || !is(param, n) || !is(momenta, kDecays * n) || !is(second, n) ||
       !is(p_state, kDecays * np) || (!vector && !is(q_state, kDecays * nq)) ||
-      !is(theta, 154) || !is(finite, 1)) {
-    return ffi::Error::InvalidArgument("celo: sizes do not fit the dims");
+      !is(net, net_size) || !is(decays, 2 * kDecays + 1) || !is(finite, 1)) {
+    return ffi::Error::InvalidArgument("elements: sizes do not fit the dims");
   }
   const auto one = [&](int64_t i) {
     const Tensor t{grad.typed_data() + i * n,
@@ -618,11 +664,15 @@ ffi::Error Step(ffi::ThreadPool pool, In grad, In param, In momenta, In second,
                    second_out->typed_data() + i * n,
                    p_out->typed_data() + i * kDecays * np,
                    q_out->typed_data() + i * kDecays * nq};
+    const float* weights = net.typed_data() + i * net_size;
+    const Decays own(decays.typed_data() + i * (2 * kDecays + 1));
+    const float scale = context.typed_data()[i];
     if (finite.typed_data()[i] == 0.0f) {
       keep_tensor(shape, set, t);
+    } else if (hidden == 4) {
+      step_tensor(shape, set, own, Rule<4>(weights), scale, t, pool, batch == 1);
     } else {
-      step_tensor(shape, set, Rule(theta.typed_data() + i * 154),
-                  context.typed_data()[i], t, pool, batch == 1);
+      step_tensor(shape, set, own, Rule<8>(weights), scale, t, pool, batch == 1);
     }
   };
   if (batch == 1) {
@@ -640,9 +690,10 @@ ffi::Error Step(ffi::ThreadPool pool, In grad, In param, In momenta, In second,
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(LopaxCeloStep, Step,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(LopaxElementStep, Step,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Arg<In>()
                                   .Arg<In>()
                                   .Arg<In>()
                                   .Arg<In>()
@@ -658,9 +709,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(LopaxCeloStep, Step,
                                   .Ret<In>()
                                   .Ret<In>()
                                   .Attr<ffi::Span<const int64_t>>("dims")
-                                  .Attr<ffi::Span<const float>>("decays")
-                                  .Attr<float>("second_decay")
+                                  .Attr<int64_t>("hidden")
                                   .Attr<float>("exp_mult")
                                   .Attr<float>("grad_clip")
+                                  .Attr<float>("second_eps")
+                                  .Attr<float>("channel_eps")
+                                  .Attr<float>("vector_eps")
+                                  .Attr<bool>("by_size")
                                   .Attr<bool>("row_is_p")
                                   .Attr<bool>("vector"));
