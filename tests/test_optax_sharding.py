@@ -39,7 +39,7 @@ def test_sharded_parameters(name: str):
     }
     places = {k: sharding(s, SPECS.get(k), mesh) for k, s in SHAPES.items()}
     sharded = {k: jax.device_put(x, places[k]) for k, x in params.items()}
-    settings = SETTINGS[name] | ({"backend": "plain"} if name == "celo" else {})
+    settings = SETTINGS[name] | ({} if name == "celo_adam" else {"backend": "plain"})
     rule = lopax.architecture(name, **settings)
     opt = from_rule(rule, theta_of(name), num_steps=50, weight_decay=0.1, report=True)
 

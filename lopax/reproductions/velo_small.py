@@ -6,6 +6,7 @@ Metz et al., "VeLO: Training Versatile Learned Optimizers by Scaling Up" (2022, 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from lopax import meta
@@ -14,9 +15,17 @@ from lopax.reproductions.study import RecipeStudy, Results, Trial
 
 _VELO = {"lstm": 64, "bank": 16, "bank_mult": 100.0}
 _OUTER = meta.OuterConfig(optimizer="adam", learning_rate=3e-3, weight_decay=0.0)
+_LONG = dataclasses.replace(_OUTER, schedule="cosine", final_fraction=0.05)
 
 
-def _recipe(name: str, steps: int, low: int, high: int, augment: str) -> meta.RunConfig:
+def _recipe(
+    name: str,
+    steps: int,
+    low: int,
+    high: int,
+    augment: str,
+    outer: meta.OuterConfig = _OUTER,
+) -> meta.RunConfig:
     return meta.RunConfig(
         name=f"velo_small_{name}",
         architecture="velo",
@@ -32,7 +41,7 @@ def _recipe(name: str, steps: int, low: int, high: int, augment: str) -> meta.Ru
         estimator=meta.EstimatorConfig(
             name="full_es", particles=8, horizon_low=low, horizon_high=high, chunk=8
         ),
-        outer=_OUTER,
+        outer=outer,
         phases=(meta.PhaseConfig(outer_steps=steps),),
         eval_every=0,
     )
@@ -74,7 +83,7 @@ VELO_SMALL = RecipeStudy(
     minutes=35.0,
     variants={
         "fixed horizon": _recipe("fixed", 200, 50, 50, "none"),
-        "mixed horizons": _recipe("mixed", 850, 20, 160, "global"),
+        "mixed horizons": _recipe("mixed", 2500, 20, 160, "global", _LONG),
     },
     tests={
         "T = 50": Trial(task="digits_mlp_32", num_steps=50),
