@@ -347,7 +347,7 @@ def test_star_nominal_directions(kind: str, want: float) -> None:
 def test_mulo_scales_hidden_matrices_only() -> None:
     settings = {"hidden": 4, "step_mult": 1e-2}
     scaled = architecture("mulo", base_width=2.0, **settings)
-    plain = architecture("adafac_mlp", backend="plain", **settings)
+    plain = architecture("adafac_mlp", **settings)
     theta = plain.init_theta(jax.random.key(0))
     shapes = {"hidden1": (3, 8, 4), "hidden2": (2, 3), "bias": (4,), "lm_head": (8, 3)}
     params = {k: jnp.ones(s) + 0.1 * jnp.arange(s[-1]) for k, s in shapes.items()}

@@ -179,5 +179,5 @@ def test_bad_settings_name_value_and_range():
         architecture("celo", start="adm")
     with pytest.raises(UnknownName, match="did you mean 'hidden'"):
         architecture("celo", hiden=4)
-    with pytest.raises(ConfigError, match="kernel is for hidden = 4 or 8"):
+    with pytest.raises(ConfigError, match="kernel is for hidden = 4, 8, 32 "):
         architecture("celo", hidden=16, backend="fused")

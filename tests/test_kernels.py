@@ -47,6 +47,7 @@ RULES = {
     "celo2": {"weight_decay": 0.1},
     "celo2_base": {"exp_mult": 0.1, "hidden": 4},
     "adafac_mlp": {},
+    "mulo": {"base_width": 3.0},
 }
 """Name, with a remark behind the last underscore if need be -> settings."""
 

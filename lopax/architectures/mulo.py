@@ -28,7 +28,7 @@ from lopax._core import routing
 from lopax._core.config import check_range
 from lopax._core.optimizer import Leaf
 from lopax._core.routing import Route
-from lopax._core.types import Count, Key, Theta
+from lopax._core.types import Count, Flag, Key, Theta
 from lopax.architectures.adafac_mlp import AdafacMLP, AdafacMLPConfig
 from lopax.blocks import adafac_net
 from lopax.blocks.counted_rule import CountedRule
@@ -51,6 +51,8 @@ class MuLOConfig:
         Route(role="other", name=r"(?i)embed|input|output|head|logit"),
     )
     default_role: str = "hidden"
+    backend: str = "auto"
+    """As Celo's."""
 
     def __post_init__(self) -> None:
         check_range(self, "base_width", above=0.0)
@@ -61,7 +63,10 @@ class MuLOConfig:
     def element_rule(self) -> AdafacMLPConfig:
         """Settings of the rule whose steps are scaled."""
         return AdafacMLPConfig(
-            hidden=self.hidden, step_mult=self.step_mult, exp_mult=self.exp_mult
+            hidden=self.hidden,
+            step_mult=self.step_mult,
+            exp_mult=self.exp_mult,
+            backend=self.backend,
         )
 
 
@@ -103,4 +108,20 @@ class MuLO(CountedRule[Moments]):
         param: Array,
     ) -> tuple[Array, Moments]:
         delta, state = self._rule.step(theta, context, index, grad, state, param)
+        return delta * self.width_factor(index), state
+
+    def step_or_keep(
+        self,
+        theta: Theta,
+        context: Count,
+        index: Leaf,
+        grad: Array,
+        state: Moments,
+        param: Array,
+        finite: Flag,
+        bound: float,
+    ) -> tuple[Array, Moments]:
+        delta, state = self._rule.step_or_keep(
+            theta, context, index, grad, state, param, finite, bound
+        )
         return delta * self.width_factor(index), state

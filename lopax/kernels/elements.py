@@ -29,7 +29,7 @@ from lopax.blocks.moments import Decays, Moments
 from lopax.kernels import build
 
 BACKENDS = ("auto", "plain", "fused")
-WIDTHS = (4, 8)
+WIDTHS = (4, 8, 32)
 NUM_INPUTS = element_features.count(VELO_GROUPS)
 
 _TARGET = "lopax_element_step"
@@ -109,7 +109,7 @@ def check_backend(config: HasBackend) -> None:
     if config.backend == "fused" and not config.fits_kernel:
         raise ConfigError(
             f"{type(config).__name__}.backend = 'fused': the kernel is for hidden = "
-            f"{' or '.join(map(str, WIDTHS))} and three decays each; use "
+            f"{', '.join(map(str, WIDTHS))} and three decays each; use "
             "backend='plain'"
         )
 

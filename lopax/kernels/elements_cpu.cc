@@ -628,51 +628,46 @@ void keep_tensor(const Shape& s, const Settings& set, const Tensor& t) {
 using In = ffi::Buffer<ffi::F32>;
 using Out = ffi::ResultBuffer<ffi::F32>;
 
-ffi::Error Step(ffi::ThreadPool pool, In grad, In param, In momenta, In second,
-                In p_state, In q_state, In net, In decays, In context, In finite,
-                Out delta, Out momenta_out, Out second_out, Out p_out, Out q_out,
-                ffi::Span<const int64_t> dims, int64_t hidden, float exp_mult,
-                float grad_clip, float second_eps, float channel_eps, float vector_eps,
-                bool by_size, bool row_is_p, bool vector) {
-  if (dims.size() != 5 || (hidden != 4 && hidden != 8)) {
-    return ffi::Error::InvalidArgument("elements: expected 5 dims and width 4 or 8");
-  }
-  const Shape shape{dims[0], dims[1], dims[2], dims[3], dims[4]};
-  const Settings set{exp_mult,   grad_clip, second_eps, channel_eps,
-                     vector_eps, row_is_p,  vector,     by_size};
-  const int64_t net_size = hidden == 4 ? Rule<4>::size() : Rule<8>::size();
+struct Buffers {
+  const In &grad, &param, &momenta, &second, &p_state, &q_state, &net, &decays,
+      &context, &finite;
+  Out &delta, &momenta_out, &second_out, &p_out, &q_out;
+};
+
+template <int H>
+ffi::Error step_batch(ffi::ThreadPool& pool, const Shape& shape, const Settings& set,
+                      const Buffers& b) {
   const int64_t n = shape.elements();
-  const int64_t np = shape.p(), nq = vector ? 0 : shape.q();
-  const int64_t batch = static_cast<int64_t>(context.element_count());
+  const int64_t np = shape.p(), nq = set.vector ? 0 : shape.q();
+  const int64_t batch = static_cast<int64_t>(b.context.element_count());
+  constexpr int64_t net_size = Rule<H>::size(), num_decays = 2 * kDecays + 1;
   const auto is = [&](const In& buffer, int64_t each) {
     return static_cast<int64_t>(buffer.element_count()) == batch * each;
   };
-  if (!is(grad, n) || !is(param, n) || !is(momenta, kDecays * n) || !is(second, n) ||
-      !is(p_state, kDecays * np) || (!vector && !is(q_state, kDecays * nq)) ||
-      !is(net, net_size) || !is(decays, 2 * kDecays + 1) || !is(finite, 1)) {
+  if (!is(b.grad, n) || !is(b.param, n) || !is(b.momenta, kDecays * n) ||
+      !is(b.second, n) || !is(b.p_state, kDecays * np) ||
+      (!set.vector && !is(b.q_state, kDecays * nq)) || !is(b.net, net_size) ||
+      !is(b.decays, num_decays) || !is(b.finite, 1)) {
     return ffi::Error::InvalidArgument("elements: sizes do not fit the dims");
   }
   const auto one = [&](int64_t i) {
-    const Tensor t{grad.typed_data() + i * n,
-                   param.typed_data() + i * n,
-                   momenta.typed_data() + i * kDecays * n,
-                   second.typed_data() + i * n,
-                   p_state.typed_data() + i * kDecays * np,
-                   q_state.typed_data() + i * kDecays * nq,
-                   delta->typed_data() + i * n,
-                   momenta_out->typed_data() + i * kDecays * n,
-                   second_out->typed_data() + i * n,
-                   p_out->typed_data() + i * kDecays * np,
-                   q_out->typed_data() + i * kDecays * nq};
-    const float* weights = net.typed_data() + i * net_size;
-    const Decays own(decays.typed_data() + i * (2 * kDecays + 1));
-    const float scale = context.typed_data()[i];
-    if (finite.typed_data()[i] == 0.0f) {
+    const Tensor t{b.grad.typed_data() + i * n,
+                   b.param.typed_data() + i * n,
+                   b.momenta.typed_data() + i * kDecays * n,
+                   b.second.typed_data() + i * n,
+                   b.p_state.typed_data() + i * kDecays * np,
+                   b.q_state.typed_data() + i * kDecays * nq,
+                   b.delta->typed_data() + i * n,
+                   b.momenta_out->typed_data() + i * kDecays * n,
+                   b.second_out->typed_data() + i * n,
+                   b.p_out->typed_data() + i * kDecays * np,
+                   b.q_out->typed_data() + i * kDecays * nq};
+    if (b.finite.typed_data()[i] == 0.0f) {
       keep_tensor(shape, set, t);
-    } else if (hidden == 4) {
-      step_tensor(shape, set, own, Rule<4>(weights), scale, t, pool, batch == 1);
     } else {
-      step_tensor(shape, set, own, Rule<8>(weights), scale, t, pool, batch == 1);
+      step_tensor(shape, set, Decays(b.decays.typed_data() + i * num_decays),
+                  Rule<H>(b.net.typed_data() + i * net_size),
+                  b.context.typed_data()[i], t, pool, batch == 1);
     }
   };
   if (batch == 1) {
@@ -686,6 +681,28 @@ ffi::Error Step(ffi::ThreadPool pool, In grad, In param, In momenta, In second,
     });
   }
   return ffi::Error::Success();
+}
+
+ffi::Error Step(ffi::ThreadPool pool, In grad, In param, In momenta, In second,
+                In p_state, In q_state, In net, In decays, In context, In finite,
+                Out delta, Out momenta_out, Out second_out, Out p_out, Out q_out,
+                ffi::Span<const int64_t> dims, int64_t hidden, float exp_mult,
+                float grad_clip, float second_eps, float channel_eps, float vector_eps,
+                bool by_size, bool row_is_p, bool vector) {
+  if (dims.size() != 5) {
+    return ffi::Error::InvalidArgument("elements: expected 5 dims");
+  }
+  const Shape shape{dims[0], dims[1], dims[2], dims[3], dims[4]};
+  const Settings set{exp_mult,   grad_clip, second_eps, channel_eps,
+                     vector_eps, row_is_p,  vector,     by_size};
+  const Buffers b{grad, param, momenta, second, p_state, q_state, net, decays, context,
+                  finite, delta, momenta_out, second_out, p_out, q_out};
+  switch (hidden) {
+    case 4: return step_batch<4>(pool, shape, set, b);
+    case 8: return step_batch<8>(pool, shape, set, b);
+    case 32: return step_batch<32>(pool, shape, set, b);
+  }
+  return ffi::Error::InvalidArgument("elements: no code for this width");
 }
 
 }  // namespace
