@@ -14,6 +14,7 @@ import pytest
 from lopax._core.errors import ConfigError, TaskError, UnknownName
 from lopax._core.task import Task
 from lopax.evaluate import baselines, cost, programs, specs
+from lopax.evaluate.refs import optimizer_spec
 from lopax.evaluate.run import RunConfig, run
 
 
@@ -306,3 +307,31 @@ def test_cost_counts_state_and_takes_time():
     assert found.state_bytes == 2 * 5 * 4 + 4
     assert found.bytes_per_parameter == pytest.approx(44 / 5)
     assert found.step_ms > 0
+
+
+def test_a_learned_rule_s_updates_can_be_scaled_and_scheduled():
+    steps = 10
+    params = {"w": jnp.arange(6.0).reshape(2, 3)}
+    grads = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)}
+
+    def updates(reference: str) -> list[Any]:
+        spec = optimizer_spec(reference)
+        opt = spec.make(steps, None, spec.theta)
+        state, found = opt.init(params), []
+        for _ in range(steps):
+            update, state = opt.update(grads, state, params)
+            found.append(np.asarray(jax.tree.leaves(update)[0]))
+        return found
+
+    once, thrice, falling = (updates(r) for r in ("celo2", "celo2@3", "celo2@3cosine"))
+    for t in range(steps):
+        np.testing.assert_allclose(thrice[t], 3.0 * once[t], rtol=1e-5)
+        factor = 1.5 * (1.0 + np.cos(np.pi * t / steps))
+        np.testing.assert_allclose(falling[t], factor * once[t], rtol=1e-4)
+    forms = ("celo2", "celo2@3", "celo2@3cosine")
+    names = [str(optimizer_spec(r).identity) for r in forms]
+    assert len(set(names)) == 3
+    assert optimizer_spec("celo2@cosine").settings["multiplier"] == 1.0
+    for bad, told in (("celo2@3linear", "celo2@3cosine"), ("celo2@-1", "must be > 0")):
+        with pytest.raises(ConfigError, match=told):
+            optimizer_spec(bad)

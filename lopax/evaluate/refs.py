@@ -3,8 +3,9 @@
 Optimizers: `adam` (a baseline, tuned), `adam@0.001` (at one learning rate), `celo` (a
 learned optimizer with its bundled weights), `celo:weights.safetensors` (with others),
 each optionally as `LABEL=...`. `hub:celo+adam@0.001` is a hybrid of two (`lopax.hub`),
-`hub-fixed:...` and `hub-published:...` its other weightings. The sets `published`,
-`contemporary` and `baselines` stand for all their members.
+`hub-fixed:...` and `hub-published:...` its other weightings. `celo2@3` multiplies a
+learned optimizer's updates by 3, `celo2@3cosine` by 3 falling to 0. The sets
+`published`, `contemporary` and `baselines` stand for all their members.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ def optimizer_spec(reference: str) -> OptimizerSpec:
     label, _, rest = reference.rpartition("=")
     name, _, weights = rest.partition(":")
     name, _, rate = name.partition("@")
-    if rate:
+    if name in ARCHITECTURES:
+        spec = _learned(reference, name, weights, rate)
+    elif rate:
         try:
             spec = default_rate(name, float(rate))
         except ValueError:
@@ -79,8 +82,6 @@ def optimizer_spec(reference: str) -> OptimizerSpec:
             ) from None
     elif name.partition("-")[0] == "hub":
         spec = _hub(reference, name, weights)
-    elif name in ARCHITECTURES:
-        spec = _learned(name, weights)
     elif weights:
         raise UnknownName("architecture", name, ARCHITECTURES)
     elif name in BASELINES:
@@ -104,14 +105,25 @@ def _hub(reference: str, name: str, members: str) -> OptimizerSpec:
     )
 
 
-def _learned(name: str, weights: str) -> OptimizerSpec:
+def _learned(reference: str, name: str, weights: str, rate: str) -> OptimizerSpec:
+    factor = rate.removesuffix("cosine")
+    try:
+        multiplier = float(factor or 1.0)
+    except ValueError:
+        raise ConfigError(
+            f"optimizer {reference!r}: {rate!r} is no factor on a learned rule's "
+            "updates; write it as in 'celo2@3' or 'celo2@3cosine'"
+        ) from None
     file = read_weights(weights) if weights else bundled_weights(name)
     rule, theta = load_optimizer(file, name, {})
     source = Path(weights).name if weights else "bundled"
     return learned(
         name,
         theta,
+        label=f"{name}@{rate}" if rate else None,
         note=f"{rule.reference}; weights: {source}",
+        multiplier=multiplier,
+        schedule="constant" if factor == rate else "cosine",
         **config_of(rule),
     )
 

@@ -98,12 +98,20 @@ class OptimizerSpec:
         return optax.with_extra_args_support(self.make(*args))
 
 
+SCHEDULES: Mapping[str, Callable[[float, int], optax.Schedule]] = {
+    "constant": lambda factor, _: optax.constant_schedule(factor),
+    "cosine": optax.cosine_decay_schedule,
+}
+
+
 def learned(
     name: str,
     theta: Theta,
     *,
     label: str | None = None,
     note: str = "",
+    multiplier: float = 1.0,
+    schedule: str = "constant",
     **config: Any,
 ) -> OptimizerSpec:
     """A learned optimizer with given meta-parameters, used without any tuning.
@@ -113,15 +121,30 @@ def learned(
     - `name`, `config`: as for `lopax.architecture`.
     - `theta`: meta-parameters in memory; their hash is part of the run's key.
     - `label`: the name in the report; default the architecture's.
+    - `multiplier`, `schedule`: a factor on every update, "constant" or falling to zero
+        with half a "cosine"; for rules that leave the schedule to the user (Celo2).
+
+    Raises `ConfigError` for another schedule or a factor that is not positive.
     """
+    if schedule not in SCHEDULES or not multiplier > 0.0:
+        raise ConfigError(
+            f"optimizer {name!r}: multiplier = {multiplier!r} must be > 0, schedule = "
+            f"{schedule!r} one of {', '.join(SCHEDULES)}"
+        )
     rule = architecture(name, **config)
+    plain = multiplier == 1.0 and schedule == "constant"
     settings, defaults = config_of(rule), config_of(architecture(name))
 
     def make(
         num_steps: int, learning_rate: Any, theta: Theta
     ) -> optax.GradientTransformation:
         del learning_rate
-        return rule.transformation(theta, num_steps if rule.needs_horizon else None)
+        steps = num_steps if rule.needs_horizon else None
+        updates = rule.transformation(theta, steps)
+        if plain:
+            return updates
+        factor = SCHEDULES[schedule](multiplier, num_steps)
+        return optax.chain(updates, optax.scale_by_schedule(factor))
 
     return OptimizerSpec(
         name=label or name,
@@ -133,6 +156,7 @@ def learned(
             "changed": {k: v for k, v in settings.items() if v != defaults[k]},
             "config_hash": config_hash(settings),
             "weights": theta_hash(rule, theta),
+            **({} if plain else {"multiplier": multiplier, "schedule": schedule}),
         },
         note=note or rule.reference,
     )
