@@ -22,13 +22,13 @@ from jaxtyping import Array
 
 from lopax._core.config import check_range
 from lopax._core.optimizer import Leaf
-from lopax._core.types import Count, Flag, Key, Theta
+from lopax._core.types import Count, Key, Theta
 from lopax.blocks import adafac_net, moments
 from lopax.blocks.counted_rule import CountedRule
 from lopax.blocks.element_features import ADAFAC_GROUPS
 from lopax.blocks.moments import Moments
 from lopax.kernels import elements as kernel
-from lopax.kernels.elements import Part
+from lopax.kernels.elements import Form, FusedRule, Part
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class AdafacMLPConfig:
         return self.hidden in kernel.WIDTHS
 
 
-class AdafacMLP(CountedRule[Moments]):
+class AdafacMLP(FusedRule, CountedRule[Moments]):
     """See the module docstring."""
 
     name: ClassVar[str] = "adafac_mlp"
@@ -81,47 +81,15 @@ class AdafacMLP(CountedRule[Moments]):
         del theta
         return self.config.step_mult
 
-    def step(
-        self,
-        theta: Theta,
-        context: Count,
-        index: Leaf,
-        grad: Array,
-        state: Moments,
-        param: Array,
-    ) -> tuple[Array, Moments]:
-        del index
-        return self._elements(self._part(theta, context), grad, state, param)
+    def form(self) -> Form:
+        rows = kernel.rows_of(ADAFAC_GROUPS)
+        return Form(rows=rows, exp_mult=self.config.exp_mult, vector_eps=1e-6)
 
-    def step_or_keep(
-        self,
-        theta: Theta,
-        context: Count,
-        index: Leaf,
-        grad: Array,
-        state: Moments,
-        param: Array,
-        finite: Flag,
-        bound: float,
-    ) -> tuple[Array, Moments]:
-        if not kernel.chosen(self.config, grad.size):
-            return super().step_or_keep(
-                theta, context, index, grad, state, param, finite, bound
-            )
-        form = kernel.Form(
-            rows=kernel.rows_of(ADAFAC_GROUPS),
-            exp_mult=self.config.exp_mult,
-            vector_eps=1e-6,
-        )
-        part = self._part(theta, context)
-        return kernel.step_or_keep(
-            form, self._elements, part, grad, state, param, finite, bound
-        )
+    def part(self, theta: Theta, context: Count, leaf: Leaf, param: Array) -> Part:
+        del leaf, param
+        return Part(*adafac_net.at_step(theta, context), self.config.step_mult)
 
-    def _part(self, theta: Theta, step: Count) -> Part:
-        return Part(*adafac_net.at_step(theta, step), self.config.step_mult)
-
-    def _elements(
+    def elements(
         self, part: Part, grad: Array, state: Moments, param: Array
     ) -> tuple[Array, Moments]:
         c = self.config

@@ -21,15 +21,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lopax._core.config import check_choice, check_range
-from lopax._core.optimizer import Leaf, TensorRule
-from lopax._core.types import Count, Flag, Key, Scalar, Theta
+from lopax._core.optimizer import Leaf
+from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import accumulators, element_features, moments, scheduler
 from lopax.blocks.element_features import VELO_GROUPS
 from lopax.blocks.moments import Decays, Moments
 from lopax.blocks.normalize import rms_scale, tensor_rms
 from lopax.blocks.scheduler import SchedulerState
 from lopax.kernels import elements as kernel
-from lopax.kernels.elements import Part
+from lopax.kernels.elements import Form, FusedRule, Part
 from lopax.nets import mlp
 
 STARTS = ("random", "adam")
@@ -81,7 +81,7 @@ class CeloConfig:
         return Decays(self.momentum_decays, (self.second_decay,), self.factored_decays)
 
 
-class Celo(TensorRule[SchedulerState, Scalar, Moments]):
+class Celo(FusedRule):
     """See the module docstring. Example: `lopax.optimizer("celo", num_steps=2_000)`."""
 
     name: ClassVar[str] = "celo"
@@ -142,43 +142,14 @@ class Celo(TensorRule[SchedulerState, Scalar, Moments]):
         scale = c.step_mult * multiplier
         return shared, scale, scale
 
-    def step(
-        self,
-        theta: Theta,
-        context: Scalar,
-        index: Leaf,
-        grad: Array,
-        state: Moments,
-        param: Array,
-    ) -> tuple[Array, Moments]:
-        del index
-        return self._elements(self._part(theta, context), grad, state, param)
+    def form(self) -> Form:
+        return Form(exp_mult=self.config.exp_mult, by_size=True)
 
-    def step_or_keep(
-        self,
-        theta: Theta,
-        context: Scalar,
-        index: Leaf,
-        grad: Array,
-        state: Moments,
-        param: Array,
-        finite: Flag,
-        bound: float,
-    ) -> tuple[Array, Moments]:
-        if not kernel.chosen(self.config, grad.size):
-            return super().step_or_keep(
-                theta, context, index, grad, state, param, finite, bound
-            )
-        form = kernel.Form(exp_mult=self.config.exp_mult, by_size=True)
-        part = self._part(theta, context)
-        return kernel.step_or_keep(
-            form, self._elements, part, grad, state, param, finite, bound
-        )
-
-    def _part(self, theta: Theta, context: Scalar) -> Part:
+    def part(self, theta: Theta, context: Scalar, leaf: Leaf, param: Array) -> Part:
+        del leaf, param
         return Part(theta["rule"], self.config.decays, context)
 
-    def _elements(
+    def elements(
         self, part: Part, grad: Array, state: Moments, param: Array
     ) -> tuple[Array, Moments]:
         state = moments.update(state, grad, part.decays)

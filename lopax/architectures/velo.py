@@ -25,8 +25,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopax._core.config import check_choice, check_range
-from lopax._core.optimizer import Leaf, TensorRule
-from lopax._core.types import Count, Flag, Key, Scalar, Theta
+from lopax._core.optimizer import Leaf
+from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import (
     element_features,
     loss_history,
@@ -40,7 +40,7 @@ from lopax.blocks.loss_history import LossHistory
 from lopax.blocks.moments import PUBLISHED_DECAYS, Moments
 from lopax.blocks.normalize import rms_scale, safe_rsqrt, tensor_rms
 from lopax.kernels import elements as kernel
-from lopax.kernels.elements import Part
+from lopax.kernels.elements import Form, FusedRule, Part
 from lopax.nets import dense_mlp, initializers, linear, lstm, mlp
 from lopax.nets.lstm import LSTMState
 
@@ -103,7 +103,7 @@ class VeLOContext(NamedTuple):
     multiplier: Float[Array, "tensors"]
 
 
-class VeLO(TensorRule[VeLOShared, VeLOContext, Moments]):
+class VeLO(FusedRule):
     """See the module docstring."""
 
     name: ClassVar[str] = "velo"
@@ -200,49 +200,22 @@ class VeLO(TensorRule[VeLOShared, VeLOContext, Moments]):
         scale = c.step_mult * jnp.mean(jnp.abs(multiplier))
         return VeLOShared(history, carried), VeLOContext(nets, multiplier), scale
 
-    def step(
-        self,
-        theta: Theta,
-        context: VeLOContext,
-        index: Leaf,
-        grad: Array,
-        state: Moments,
-        param: Array,
-    ) -> tuple[Array, Moments]:
+    def form(self) -> Form:
+        c = self.config
+        return Form(exp_mult=c.exp_mult, by_size=c.norm_factor == "rms")
+
+    def part(
+        self, theta: Theta, context: VeLOContext, leaf: Leaf, param: Array
+    ) -> Part:
         del theta
-        return self._elements(self._part(context, index, param), grad, state, param)
-
-    def step_or_keep(
-        self,
-        theta: Theta,
-        context: VeLOContext,
-        index: Leaf,
-        grad: Array,
-        state: Moments,
-        param: Array,
-        finite: Flag,
-        bound: float,
-    ) -> tuple[Array, Moments]:
         c = self.config
-        if not kernel.chosen(c, grad.size):
-            return super().step_or_keep(
-                theta, context, index, grad, state, param, finite, bound
-            )
-        form = kernel.Form(exp_mult=c.exp_mult, by_size=c.norm_factor == "rms")
-        part = self._part(context, index, param)
-        return kernel.step_or_keep(
-            form, self._elements, part, grad, state, param, finite, bound
-        )
-
-    def _part(self, context: VeLOContext, index: Leaf, param: Array) -> Part:
-        c = self.config
-        net = jax.tree.map(lambda w: w[int(index)], context.nets)
-        scale = context.multiplier[int(index)] * c.step_mult
+        net = jax.tree.map(lambda w: w[int(leaf)], context.nets)
+        scale = context.multiplier[int(leaf)] * c.step_mult
         if c.norm_factor == "clipped":
             scale = scale * jnp.minimum(tensor_rms(param), c.norm_limit)
         return Part(net, PUBLISHED_DECAYS, scale)
 
-    def _elements(
+    def elements(
         self, part: Part, grad: Array, state: Moments, param: Array
     ) -> tuple[Array, Moments]:
         c = self.config

@@ -9,6 +9,7 @@ over a batch. Its derivative is that of the plain rule.
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -20,7 +21,7 @@ from jaxtyping import Array
 
 from lopax._core.config import check_choice
 from lopax._core.errors import ConfigError
-from lopax._core.optimizer import guarded
+from lopax._core.optimizer import Leaf, TensorRule, guarded
 from lopax._core.types import Flag, Theta
 from lopax.blocks import element_features
 from lopax.blocks.accumulators import Factored, factored_dims
@@ -189,6 +190,59 @@ def step_or_keep(
         finite.astype(jnp.float32),
     )
     return delta, Moments(momenta, second, Factored(*factored))
+
+
+class FusedRule(TensorRule[Any, Any, Moments]):
+    """Template: a rule whose step is `elements`, by the kernel where that is chosen."""
+
+    config: Any
+    """Settings with `backend` and `fits_kernel`."""
+
+    @abc.abstractmethod
+    def form(self) -> Form:
+        """What distinguishes the rule from the others the kernel serves."""
+
+    @abc.abstractmethod
+    def part(self, theta: Theta, context: Any, leaf: Leaf, param: Array) -> Part:
+        """What one tensor's step depends on."""
+
+    @abc.abstractmethod
+    def elements(
+        self, part: Part, grad: Array, state: Moments, param: Array
+    ) -> tuple[Array, Moments]:
+        """The rule as its publication has it: the reference the kernel is held to."""
+
+    def step(
+        self,
+        theta: Theta,
+        context: Any,
+        index: Leaf,
+        grad: Array,
+        state: Moments,
+        param: Array,
+    ) -> tuple[Array, Moments]:
+        part = self.part(theta, context, index, param)
+        return self.elements(part, grad, state, param)
+
+    def step_or_keep(
+        self,
+        theta: Theta,
+        context: Any,
+        index: Leaf,
+        grad: Array,
+        state: Moments,
+        param: Array,
+        finite: Flag,
+        bound: float,
+    ) -> tuple[Array, Moments]:
+        if not chosen(self.config, grad.size):
+            return super().step_or_keep(
+                theta, context, index, grad, state, param, finite, bound
+            )
+        part = self.part(theta, context, index, param)
+        return step_or_keep(
+            self.form(), self.elements, part, grad, state, param, finite, bound
+        )
 
 
 def _flatten(net: Theta, rows: tuple[int, ...]) -> Array:
