@@ -28,11 +28,12 @@ from lopax._core import routing
 from lopax._core.config import check_range
 from lopax._core.optimizer import Leaf
 from lopax._core.routing import Route
-from lopax._core.types import Count, Flag, Key, Theta
+from lopax._core.types import Count, Key, Theta
 from lopax.architectures.adafac_mlp import AdafacMLP, AdafacMLPConfig
 from lopax.blocks import adafac_net
 from lopax.blocks.counted_rule import CountedRule
 from lopax.blocks.moments import Moments
+from lopax.kernels.elements import Form, FusedRule, Part
 
 ROLES = ("hidden", "other")
 
@@ -60,6 +61,11 @@ class MuLOConfig:
         _ = self.element_rule  # which checks the rest
 
     @property
+    def fits_kernel(self) -> bool:
+        """Whether the fused kernel covers these sizes."""
+        return self.element_rule.fits_kernel
+
+    @property
     def element_rule(self) -> AdafacMLPConfig:
         """Settings of the rule whose steps are scaled."""
         return AdafacMLPConfig(
@@ -70,7 +76,7 @@ class MuLOConfig:
         )
 
 
-class MuLO(CountedRule[Moments]):
+class MuLO(FusedRule, CountedRule[Moments]):
     """See the module docstring."""
 
     name: ClassVar[str] = "mulo"
@@ -98,30 +104,14 @@ class MuLO(CountedRule[Moments]):
     def step_scale(self, theta: Theta) -> float:
         return self._rule.step_scale(theta)
 
-    def step(
-        self,
-        theta: Theta,
-        context: Count,
-        index: Leaf,
-        grad: Array,
-        state: Moments,
-        param: Array,
-    ) -> tuple[Array, Moments]:
-        delta, state = self._rule.step(theta, context, index, grad, state, param)
-        return delta * self.width_factor(index), state
+    def form(self) -> Form:
+        return self._rule.form()
 
-    def step_or_keep(
-        self,
-        theta: Theta,
-        context: Count,
-        index: Leaf,
-        grad: Array,
-        state: Moments,
-        param: Array,
-        finite: Flag,
-        bound: float,
+    def part(self, theta: Theta, context: Count, leaf: Leaf, param: Array) -> Part:
+        part = self._rule.part(theta, context, leaf, param)
+        return part._replace(scale=part.scale * self.width_factor(leaf))
+
+    def elements(
+        self, part: Part, grad: Array, state: Moments, param: Array
     ) -> tuple[Array, Moments]:
-        delta, state = self._rule.step_or_keep(
-            theta, context, index, grad, state, param, finite, bound
-        )
-        return delta * self.width_factor(index), state
+        return self._rule.elements(part, grad, state, param)

@@ -1,6 +1,6 @@
 """A per-element rule's step for one tensor as one call, where there is a kernel.
 
-Celo, VeLO, Celo2 and Adafac-MLP keep the same accumulators and put a small MLP on
+Celo, VeLO, Celo2, Adafac-MLP and µLO keep the same accumulators and put a small MLP on
 (some of) the same 30 channels; what differs is a handful of constants (`Form`). The
 kernel takes the network, the decays, the step's scale and the guard flag as operands
 and is batched by XLA's FFI, so that `vmap` over particles and thetas becomes one call

@@ -421,6 +421,14 @@ inline void channels(const Shape& s, float second_eps, const Factors<H>& f,
   }
 }
 
+// The part of an element that both passes read from the caller.
+inline void load_inputs(const Tensor& t, float bound, int64_t at, int count,
+                        Element& e) {
+  load(t.grad + at, count, e.grad);
+  clip(e.grad, bound);
+  load(t.param + at, count, e.param);
+}
+
 // Momenta and second moment of a range of runs, and sums of squares per channel.
 template <int H>
 void update_moments(const Shape& s, const Settings& set, const Decays& decays,
@@ -443,9 +451,7 @@ void update_moments(const Shape& s, const Settings& set, const Decays& decays,
       const int count = static_cast<int>(std::min<int64_t>(kLanes, length - at));
       const int64_t e0 = run.element + at;
       Element e;
-      load(t.grad + e0, count, e.grad);
-      clip(e.grad, set.clip);
-      load(t.param + e0, count, e.param);
+      load_inputs(t, set.clip, e0, count, e);
       for (int k = 0; k < kDecays; ++k) {
         const float d = decays.momentum[k];
         load(t.momenta + k * n + e0, count, e.momenta[k]);
@@ -485,9 +491,7 @@ void apply_rule(const Shape& s, const Settings& set, const Rule<H>& rule,
       const int count = static_cast<int>(std::min<int64_t>(kLanes, length - at));
       const int64_t e0 = run.element + at;
       Element e;
-      load(t.grad + e0, count, e.grad);
-      clip(e.grad, set.clip);
-      load(t.param + e0, count, e.param);
+      load_inputs(t, set.clip, e0, count, e);
       for (int k = 0; k < kDecays; ++k) {
         load(t.momenta_out + k * n + e0, count, e.momenta[k]);
       }
