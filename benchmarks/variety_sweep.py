@@ -1,6 +1,6 @@
 """Whether everything a variety of tasks can draw runs: a smoke sweep.
 
-    python benchmarks/variety_sweep.py [--groups 27] [--particles 48] [--steps 3]
+    python benchmarks/variety_sweep.py [--groups 9] [--particles 128] [--steps 3]
 
 Draws groups of all kinds of networks on embedded data with every augmentation on, runs
 learned SGD on each particle's own task for a few steps, and counts how many different
@@ -61,8 +61,8 @@ def sweep(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--groups", type=int, default=27)
-    parser.add_argument("--particles", type=int, default=48)
+    parser.add_argument("--groups", type=int, default=9)
+    parser.add_argument("--particles", type=int, default=128)
     parser.add_argument("--steps", type=int, default=3)
     args = parser.parse_args()
     variety = VarietyConfig(
