@@ -13,6 +13,7 @@ from lopax.blocks import narrow_momenta
 from lopax.pretrained.index import list_weights
 from lopax.tasks import list_tasks
 from lopax.tasks.suites import list_suites
+from lopax.theta import bundled_weights, load_optimizer
 
 
 class OptimizerFacts(NamedTuple):
@@ -34,13 +35,16 @@ def list_optimizers(pattern: str = "*") -> list[str]:
 
 
 def optimizer_facts(pattern: str = "*") -> list[OptimizerFacts]:
-    """Sizes and needs of the architectures; computes shapes only, no arrays."""
+    """Sizes and needs of the architectures, with the settings of their bundled weights
+    if there are some; computes shapes only, no arrays."""
     bundled = set(list_weights())
     return [_facts(name, name in bundled) for name in list_optimizers(pattern)]
 
 
 def _facts(name: str, has_weights: bool) -> OptimizerFacts:
     rule = architecture(name)
+    if has_weights:
+        rule, _ = load_optimizer(bundled_weights(name), name, {})
     theta = jax.eval_shape(rule.init_theta, jax.random.key(0))
 
     def state_bytes(side: int, dtype: str) -> int:

@@ -299,6 +299,8 @@ def test_settings_survive_a_file(name: str) -> None:
         ("velo", {"bank": 0}, "bank"),
         ("star", {"nominal_direction": "up"}, "adam_aggmo"),
         ("celo2", {"default_role": "muon"}, "orthogonal"),
+        ("celo2", {"schedule": "linear"}, "cosine"),
+        ("celo2", {"convolutions": "flattened"}, "slices"),
         ("celo2", {"routes": [{"role": "adam", "name": "("}]}, "regular expression"),
         ("mulo", {"hidden": 0}, "hidden"),
         ("nn_adam", {"beta1": 1.0}, "beta1"),
@@ -312,3 +314,42 @@ def test_settings_survive_a_file(name: str) -> None:
 def test_bad_settings_are_named(name: str, settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         architecture(name, **settings)
+
+
+def celo2_moves(grads: Any, num_steps: int | None = None, **settings: Any) -> Any:
+    """What Celo2 adds to a tensor, [T, *s], with one theta and Adam nowhere."""
+    rule = architecture("celo2", routes=(), **settings)
+    theta = rule.init_theta(jax.random.key(3))
+    params = {"w": jnp.zeros(grads.shape[1:])}
+
+    def step(state: Any, grad: Any) -> tuple[Any, Any]:
+        updates, state, info = rule.update(theta, {"w": grad}, state, params)
+        return state, (updates["w"], info.step_scale)
+
+    state = rule.init(theta, params, num_steps)
+    return jax.lax.scan(step, state, grads)[1]
+
+
+def test_celo2_sees_a_flat_convolution_as_one_matrix() -> None:
+    grads = jax.random.normal(jax.random.key(0), (3, 3, 3, 4, 8))
+    flat, _ = celo2_moves(grads, convolutions="flat")
+    matrix, _ = celo2_moves(grads.reshape(3, 36, 8))
+    np.testing.assert_allclose(flat.reshape(3, 36, 8), matrix, atol=1e-9)
+    slices, _ = celo2_moves(grads)
+    assert np.abs(slices - flat).max() > 1e-4
+    # A stack of matrices is no convolution.
+    stack = grads[:, 0]
+    np.testing.assert_array_equal(
+        celo2_moves(stack, convolutions="flat")[0], celo2_moves(stack)[0]
+    )
+
+
+def test_celo2_steps_fall_with_the_schedule() -> None:
+    grads = jax.random.normal(jax.random.key(0), (6, 5, 4))
+    constant, _ = celo2_moves(grads)
+    cosine, scale = celo2_moves(grads, num_steps=4, schedule="cosine")
+    factor = np.array([1.0, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5, 0.0, 0.0])
+    np.testing.assert_allclose(scale, 1e-3 * factor, atol=1e-9)
+    np.testing.assert_allclose(cosine, factor[:, None, None] * constant, atol=1e-8)
+    with pytest.raises(MissingHorizon):
+        celo2_moves(grads, schedule="cosine")

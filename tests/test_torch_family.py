@@ -124,6 +124,56 @@ def test_the_role_adam_is_adam(correction: bool) -> None:
         torch.testing.assert_close(param.detach(), p)
 
 
+@pytest.mark.parametrize("kind", ["adam", "learned"])
+def test_celo2_s_schedule(kind: str) -> None:
+    """Beside constant steps, those of a schedule are half a cosine's."""
+    moved = []
+    for schedule in ("constant", "cosine"):
+        param = torch.nn.Parameter(torch.zeros(4, 3))
+        groups = [{"params": [param], "role": kind}]
+        optimizer = celo2(groups, schedule=schedule, num_steps=4)
+        sizes = []
+        for step in range(6):
+            param.data.zero_()
+            param.grad = torch.cos(torch.arange(12.0) + step).reshape(4, 3)
+            optimizer.step()
+            sizes.append(float(param.detach().norm()))
+        moved.append(np.array(sizes))
+    expected = [1.0, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5, 0.0, 0.0]
+    np.testing.assert_allclose(moved[1] / moved[0], expected, atol=1e-6)
+
+
+def test_celo2_asks_for_the_horizon_its_schedule_needs() -> None:
+    weight = torch.nn.Parameter(torch.ones(3, 3))
+    celo2([("w", weight)])
+    with pytest.raises(lt.HorizonNotGiven, match="num_steps"):
+        celo2([("w", weight)], schedule="cosine")
+
+
+@pytest.mark.parametrize("layout", ["out_in", "in_out"])
+def test_celo2_flattens_convolutions(layout: str) -> None:
+    """A flat kernel moves as the matrix it is seen as, in any memory format."""
+    torch.manual_seed(0)
+    start, grads = torch.randn(6, 4, 3, 3), torch.randn(3, 6, 4, 3, 3)
+    flat = (6, 36) if layout == "out_in" else (72, 3)
+    ends = []
+    for shape, form in (
+        (start.shape, torch.contiguous_format),
+        (start.shape, torch.channels_last),
+        (flat, torch.contiguous_format),
+    ):
+        first = start.reshape(shape).contiguous(memory_format=form)
+        param = torch.nn.Parameter(first.clone(memory_format=torch.preserve_format))
+        optimizer = celo2([("w", param)], layout=layout, convolutions="flat")
+        for grad in grads:
+            param.grad = grad.reshape(shape).contiguous(memory_format=form)
+            optimizer.step()
+        assert optimizer.state[param]["second"].shape == flat
+        ends.append(param.detach().reshape(-1))
+    assert torch.equal(ends[0], ends[2])
+    torch.testing.assert_close(ends[1], ends[0], atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (24, 40, 3)])
 def test_steps_of_matrices_are_nearly_orthogonal_and_of_one_size(shape: Any) -> None:
     torch.manual_seed(0)

@@ -22,7 +22,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     # Small, and so that the random bank's mixture is of order one.
     "velo": {"lstm": 16, "bank": 8, "bank_mult": 1.0, "hidden": 3},
     # By rank alone, so that parameters need no names.
-    "celo2": {"routes": ({"role": "adam", "max_rank": 1},), "hidden": 3},
+    "celo2": {
+        "routes": ({"role": "adam", "max_rank": 1},),
+        "hidden": 3,
+        "schedule": "cosine",
+        "convolutions": "flat",
+    },
     "celo2_base": {"hidden": 3},
     "adafac_mlp": {"hidden": 3},
 }

@@ -2,9 +2,8 @@
 
 Moudgil, Knyazev and Belilovsky, "Celo2: Towards Learned Optimization Free Lunch"
 (2026, arXiv 2602.19142). Celo's per-element MLP without Celo's scheduler and magnitude:
-its output is scaled to unit root mean square per matrix, so that a step size and its
-schedule are the user's to choose (`step_mult` here, `lr_multiplier` in
-`lopax.optimizer`), about as large as one element should move.
+its output is scaled to unit root mean square per matrix, and times `step_mult`, about
+as large as one element should move, it is the step.
 
 Each tensor has a role, by name, rank or predicate (`_core.routing`):
 
@@ -16,7 +15,13 @@ Each tensor has a role, by name, rank or predicate (`_core.routing`):
 output layers are better listed as "adam" too. `celo2_base` gives everything to the
 learned rule.
 
-Needs neither the loss nor the horizon. 329 meta-parameters (30 -> 8 -> 8 -> 1); the
+Published, steps keep their size, and each position of a convolution's window is a
+matrix. Two settings change that: with `schedule = "cosine"` the steps fall to
+zero over the run, which then needs its length, and `convolutions = "flat"` makes one
+matrix of a kernel, (window x in) by out, as Muon does. The bundled weights were trained
+with both and bring them along.
+
+Does not need the loss. 329 meta-parameters (30 -> 8 -> 8 -> 1); the
 published tree has 347, of which the magnitude and a third output do not act and are
 dropped. Vectors use 15 of the 30 channels.
 
@@ -34,12 +39,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopax._core import routing
-from lopax._core.config import check_range
-from lopax._core.optimizer import Leaf
+from lopax._core.config import check_choice, check_range
+from lopax._core.optimizer import Leaf, TensorRule
 from lopax._core.routing import Route
-from lopax._core.types import Count, Flag, Key, Theta
+from lopax._core.types import Count, Flag, Key, Scalar, Theta
 from lopax.blocks import element_features, moments, orthogonalize
-from lopax.blocks.counted_rule import CountedRule
 from lopax.blocks.element_features import (
     CELO2_MATRIX_GROUPS,
     CELO2_VECTOR_GROUPS,
@@ -52,6 +56,8 @@ from lopax.kernels.elements import Part
 from lopax.nets import dense_mlp, mlp
 
 ROLES = ("orthogonal", "learned", "adam")
+SCHEDULES = ("constant", "cosine")
+CONVOLUTIONS = ("slices", "flat")
 DECAYS = Decays((0.9, 0.99, 0.999), (0.95,), (0.9, 0.99, 0.999))
 EPS = 1e-9
 
@@ -63,7 +69,12 @@ class Celo2Config:
     hidden: int = 8
     """Width of the MLP's two hidden layers."""
     step_mult: float = 1e-3
-    """Root mean square of a step."""
+    """Root mean square of a step, at the start of the run."""
+    schedule: str = "constant"
+    """"cosine": steps fall to zero over the run, whose length must then be given."""
+    convolutions: str = "slices"
+    """What is a matrix in a tensor of four or more axes: the last two at each place of
+    the others, or ("flat") the last one against all others together."""
     exp_mult: float = 0.0
     """Scale of a log-magnitude output; 0 (as published) means there is none."""
     weight_decay: float = 0.0
@@ -85,6 +96,8 @@ class Celo2Config:
     def __post_init__(self) -> None:
         check_range(self, "hidden", low=1)
         check_range(self, "step_mult", above=0.0)
+        check_choice(self, "schedule", SCHEDULES)
+        check_choice(self, "convolutions", CONVOLUTIONS)
         check_range(self, "exp_mult", low=0.0)
         check_range(self, "weight_decay", low=0.0)
         check_range(self, "adam_mult", above=0.0)
@@ -112,11 +125,23 @@ class AdamMoments(NamedTuple):
     second: Float[Array, "*s"]
 
 
-class _Celo2Rule(CountedRule[Any]):
+class Stage(NamedTuple):
+    """What all tensors are told in a step."""
+
+    step: Count  # [] int32 updates made before, without skipped ones
+    size: Scalar  # [] `step_mult` times the schedule
+
+
+class _Celo2Rule(TensorRule[Count, Stage, Any]):
     """What both variants do; the state of a tensor depends on its role."""
 
+    needs_loss: ClassVar[bool] = False
     reference: ClassVar[str] = "Moudgil et al., 2026, arXiv 2602.19142"
     config: Celo2Config
+
+    @property
+    def needs_horizon(self) -> bool:  # type: ignore[override]
+        return self.config.schedule != "constant"
 
     def role(self, leaf: Leaf) -> str:
         """One of `ROLES`."""
@@ -129,7 +154,12 @@ class _Celo2Rule(CountedRule[Any]):
         outputs = 2 if c.exp_mult else 1
         return {"rule": mlp.init(key, (inputs, c.hidden, c.hidden, outputs))}
 
+    def init_shared(self, theta: Theta, num_steps: Count, num_tensors: int) -> Count:
+        del theta, num_steps, num_tensors
+        return jnp.zeros((), jnp.int32)
+
     def init_leaf(self, theta: Theta, leaf: Leaf, param: Array) -> Any:
+        param = self._as_matrices(param)
         if self.role(leaf) == "adam":
             zeros = jnp.zeros(param.shape, jnp.float32)
             return AdamMoments(zeros, zeros)
@@ -139,32 +169,37 @@ class _Celo2Rule(CountedRule[Any]):
         del theta
         return moments.init(param)
 
-    def step_scale(self, theta: Theta) -> float:
-        del theta
-        return self.config.step_mult
+    def advance(
+        self, theta: Theta, shared: Count, value: Any, fraction: Scalar, summaries: Any
+    ) -> tuple[Count, Stage, Scalar]:
+        del theta, value, summaries
+        size = jnp.asarray(self.config.step_mult, jnp.float32)
+        if self.needs_horizon:
+            size = size * 0.5 * (1.0 + jnp.cos(jnp.pi * fraction))
+        return shared + 1, Stage(shared, size), size
 
     def step(
         self,
         theta: Theta,
-        context: Count,
+        context: Stage,
         index: Leaf,
         grad: Array,
         state: Any,
         param: Array,
     ) -> tuple[Array, Any]:
-        role, step_size = self._plan(index)
+        role, flat = self.role(index), self._as_matrices(grad)
+        param = self._as_matrices(param)
         if role == "adam":
-            direction, state = self._adam(context, grad, state)
+            direction, state = self._adam(context.step, flat, state)
         else:
-            part = Part(_rows(theta["rule"], grad.ndim), DECAYS, -1.0)
-            direction, state = self._elements(part, grad, state, param)
-            direction = self._sized(role, direction)
-        return -step_size * (direction + self.config.weight_decay * param), state
+            part = Part(_rows(theta["rule"], flat.ndim), DECAYS, -1.0)
+            direction, state = self._elements(part, flat, state, param)
+        return self._delta(role, context, direction, param).reshape(grad.shape), state
 
     def step_or_keep(
         self,
         theta: Theta,
-        context: Count,
+        context: Stage,
         index: Leaf,
         grad: Array,
         state: Any,
@@ -172,31 +207,43 @@ class _Celo2Rule(CountedRule[Any]):
         finite: Flag,
         bound: float,
     ) -> tuple[Array, Any]:
-        c = self.config
-        role, step_size = self._plan(index)
+        c, role, flat = self.config, self.role(index), self._as_matrices(grad)
         # The kernel normalises over the whole tensor, the rule over its last two axes.
-        if role == "adam" or grad.ndim > 2 or not kernel.chosen(c, grad.size):
+        if role == "adam" or flat.ndim > 2 or not kernel.chosen(c, grad.size):
             return super().step_or_keep(
                 theta, context, index, grad, state, param, finite, bound
             )
-        net = _rows(theta["rule"], grad.ndim)
+        param = self._as_matrices(param)
         form = kernel.Form(
-            rows=kernel.rows_of(_groups(grad.ndim)),
+            rows=kernel.rows_of(_groups(flat.ndim)),
             exp_mult=c.exp_mult,
             second_eps=1e-8,
             channel_eps=EPS,
         )
-        part = Part(net, DECAYS, -1.0)
+        part = Part(_rows(theta["rule"], flat.ndim), DECAYS, -1.0)
         direction, state = kernel.step_or_keep(
-            form, self._elements, part, grad, state, param, finite, bound
+            form, self._elements, part, flat, state, param, finite, bound
         )
-        delta = -step_size * (self._sized(role, direction) + c.weight_decay * param)
+        delta = self._delta(role, context, direction, param).reshape(grad.shape)
         return jnp.where(finite, delta, 0.0), state
 
-    def _plan(self, leaf: Leaf) -> tuple[str, float]:
-        """A tensor's role and step size."""
-        c, role = self.config, self.role(leaf)
-        return role, c.step_mult * (c.adam_mult if role == "adam" else 1.0)
+    def _as_matrices(self, x: Array) -> Array:
+        """A convolution's kernel as one matrix, if it is to be one."""
+        flat = self.config.convolutions == "flat" and x.ndim >= 4
+        return x.reshape(-1, x.shape[-1]) if flat else x
+
+    def _delta(
+        self, role: str, context: Stage, direction: Array, param: Array
+    ) -> Array:
+        """Minus the step size times the direction as the role wants it."""
+        c, size = self.config, context.size
+        if role == "adam":
+            size = size * c.adam_mult
+        else:
+            if role == "orthogonal" and direction.ndim >= 2:
+                direction = orthogonalize.newton_schulz(direction)
+            direction = direction * matrix_rms_scale(direction, EPS)
+        return -size * (direction + c.weight_decay * param)
 
     def _elements(
         self, part: Part, grad: Array, state: Moments, param: Array
@@ -211,13 +258,6 @@ class _Celo2Rule(CountedRule[Any]):
         if self.config.exp_mult:
             direction = direction * jnp.exp(self.config.exp_mult * outputs[1])
         return -part.scale * direction, state
-
-    def _sized(self, role: str, direction: Array) -> Array:
-        """The direction with unit root mean square, orthogonalised if that is the
-        tensor's role."""
-        if role == "orthogonal" and direction.ndim >= 2:
-            direction = orthogonalize.newton_schulz(direction)
-        return direction * matrix_rms_scale(direction, EPS)
 
     def _adam(
         self, step: Count, grad: Array, state: AdamMoments

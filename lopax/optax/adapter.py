@@ -50,7 +50,8 @@ def optimizer(
 
     - `name`: an architecture, see `lopax.list_optimizers()`.
     - `num_steps`: how many updates the run will make. Rules that follow the fraction
-        of training done (Celo, VeLO) need it; it may be left out for the others.
+        of training done (Celo, VeLO, Celo2 with a schedule) need it; it may be left
+        out for the others.
         `lopax.extend` changes it later.
     - `theta`: meta-parameters in memory; or
     - `weights`: a weights file or the name of bundled weights. Default: the bundled

@@ -1,8 +1,8 @@
 """Celo2 in torch: a learned direction of fixed size, orthogonalised for matrices.
 
 Moudgil, Knyazev and Belilovsky (2026, arXiv 2602.19142). The counterpart of
-`lopax.architectures.celo2`, with the same numbers. Needs neither the loss nor the
-horizon; the step size and its schedule are the user's (`lr`, `step_mult`).
+`lopax.architectures.celo2`, with the same numbers. Does not need the loss, and the
+horizon only with a schedule, which the bundled weights bring along.
 
 Each tensor has a role, by name, rank or predicate, or by its parameter group:
 
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lopax._core.config import check_range
+from lopax._core.config import check_choice, check_range
 from lopax._core.routing import Route, check_roles, role_of
 from lopax.torch import elements, moments
 from lopax.torch.geometry import Accumulator
@@ -34,6 +34,8 @@ from lopax.torch.rule import Advance, Rows, Rule, Steps, Sum, TensorBatch
 from lopax.torch.theta import published_mlp
 
 ROLES = ("orthogonal", "learned", "adam")
+SCHEDULES = ("constant", "cosine")
+CONVOLUTIONS = ("slices", "flat")
 EPS = 1e-9
 MATRIX = elements.Features(
     elements.VELO, second_eps=1e-8, norm_eps=EPS, per_matrix=True
@@ -48,6 +50,8 @@ class Celo2Config:
 
     hidden: int = 8
     step_mult: float = 1e-3
+    schedule: str = "constant"
+    convolutions: str = "slices"
     exp_mult: float = 0.0
     weight_decay: float = 0.0
     adam_mult: float = 20.0
@@ -68,6 +72,8 @@ class Celo2Config:
             check_range(self, name, low=0.0)
         for name in ("b1", "b2"):
             check_range(self, name, low=0.0, below=1.0)
+        check_choice(self, "schedule", SCHEDULES)
+        check_choice(self, "convolutions", CONVOLUTIONS)
         check_roles(self, self.routes, self.default_role, ROLES)
 
 
@@ -84,9 +90,16 @@ class Celo2Rule(Rule):
 
     name: ClassVar[str] = "celo2"
     needs_loss: ClassVar[bool] = False
-    needs_horizon: ClassVar[bool] = False
     config_class: ClassVar[type] = Celo2Config
     roles: ClassVar[tuple[str, ...]] = ROLES
+
+    @property
+    def needs_horizon(self) -> bool:  # type: ignore[override]
+        return self.config.schedule != "constant"
+
+    @property
+    def flattens(self) -> bool:  # type: ignore[override]
+        return self.config.convolutions == "flat"
 
     @classmethod
     def theta_shapes(cls, config: Celo2Config) -> dict[str, tuple[int, ...]]:
@@ -128,8 +141,10 @@ class Celo2Rule(Rule):
     def advance(
         self, shared: dict[str, Tensor], loss: Tensor, fraction: Tensor, rows: Rows
     ) -> Advance:
-        del fraction, rows
+        del rows
         scale = torch.full((), self.config.step_mult, device=loss.device)
+        if self.needs_horizon:
+            scale = scale * 0.5 * (1.0 + torch.cos(math.pi * fraction.clamp_max(1.0)))
         return Advance(shared, scale)
 
     def step(self, batch: TensorBatch, scale: Tensor, alive: Tensor) -> Steps:

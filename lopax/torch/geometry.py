@@ -11,7 +11,11 @@ way, trains the same.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
+
+View = Callable[[tuple[int, ...]], tuple[int, ...]]
+"""From the shape of a tensor, or of a shard of it, to the one a rule sees."""
 
 LAYOUTS = ("out_in", "in_out")
 """`out_in`: as torch.nn stores weights. `in_out`: `(*window, in, out)`, as JAX
@@ -42,6 +46,16 @@ def matrix_axes(rank: int, layout: str) -> tuple[int, ...]:
     Rules that treat a tensor as a stack of matrices see these two as the matrix.
     """
     return reading_order(rank, layout)[-2:]
+
+
+def seen(shape: tuple[int, ...], layout: str, flatten: bool) -> tuple[int, ...]:
+    """The shape a rule sees: (1,) for a scalar, and if it flattens convolutions,
+    (out, in x window) or (window x in, out) for a kernel of one."""
+    if not flatten or len(shape) < 4:
+        return shape or (1,)
+    if layout == "in_out":
+        return math.prod(shape[:-1]), shape[-1]
+    return shape[0], math.prod(shape[1:])
 
 
 class Accumulator(NamedTuple):

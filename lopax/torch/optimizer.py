@@ -14,7 +14,7 @@ from lopax.torch import backends, sharding
 from lopax.torch import state as states
 from lopax.torch import theta as thetas
 from lopax.torch.errors import HorizonNotGiven, LossNotGiven, UnsupportedParameter
-from lopax.torch.geometry import LAYOUTS, factored_axes, matrix_axes
+from lopax.torch.geometry import LAYOUTS, View, factored_axes, matrix_axes, seen
 from lopax.torch.losses import ObservedLosses, agree, as_scalar
 from lopax.torch.plain import Entry, PlainBackend
 from lopax.torch.rows import gather, hand_out
@@ -77,13 +77,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         **config: Any,
     ):
         cls = self.rule_class
-        if num_steps is None and cls.needs_horizon:
-            raise HorizonNotGiven(cls.name)
         self._num_steps = 0 if num_steps is None else _checked_steps(num_steps)
         backends.check(backend)
         loaded = thetas.load(cls.name, theta, weights)
         settings = known_settings(cls.config_class, loaded.config) | config
         self._rule = cls.create(loaded.arrays, settings)
+        if num_steps is None and self._rule.needs_horizon:
+            raise HorizonNotGiven(cls.name)
         self._wish = backend
         self._process_group = process_group
         self._observed = ObservedLosses()
@@ -201,30 +201,36 @@ class LearnedOptimizer(torch.optim.Optimizer):
         asked = group.get("role") if self._rule.roles else None
         return asked or self._rule.role(name, tuple(param.shape))
 
+    def _view(self, group: dict[str, Any]) -> View:
+        """From the shape of a group's parameter to the one the rule sees."""
+        layout, flatten = group["layout"], self._rule.flattens
+        return lambda shape: seen(shape, layout, flatten)
+
     def _entry(
         self, param: Tensor, grad: Tensor, group: dict[str, Any], index: int, role: str
     ) -> Entry:
-        state = self.state[param]
+        state, see = self.state[param], self._view(group)
+        shape = see(tuple(param.shape))
         if not state:
             if not self._shared:
                 device = sharding.local(param).device
                 rule = self._rule.to(device)
                 self._shared = states.init_shared(rule, self._num_steps, device)
-            specs = states.accumulators(self._rule, param, group["layout"], role)
-            state.update(states.init_param(param, specs, self._shared))
+            specs = states.accumulators(self._rule, shape, group["layout"], role)
+            state.update(states.init_param(param, see, specs, self._shared))
         states.follow(state, param)
-        shape = states.whole_shape(param)
         own = {k: v for k, v in state.items() if not k.startswith(SHARED)}
         return Entry(
             param=sharding.local(param),
             grad=sharding.local(sharding.match_gradient(param, grad)),
             state={k: sharding.local(v) for k, v in own.items()},
             shape=shape,
+            part=see(tuple(sharding.local(param).shape)),
             axes=factored_axes(shape, group["layout"]),
             lr=group["lr"],
             weight_decay=group["weight_decay"],
             group=index,
-            sharding=sharding.sharding_of(param),
+            sharding=sharding.sharding_of(param, same_axes=len(shape) >= param.ndim),
             matrix=matrix_axes(len(shape), group["layout"]),
             role=role,
         )
@@ -302,9 +308,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if not saved:
                 self.state.pop(param, None)
                 continue
-            shape = states.whole_shape(param)
+            shape = self._view(group)(tuple(param.shape))
             role = self._role(param, name, group)
-            specs = states.accumulators(self._rule, param, group["layout"], role)
+            specs = states.accumulators(self._rule, shape, group["layout"], role)
             expected = {k: spec.shape(shape) for k, spec in specs.items()}
             like = states.init_shared(self._rule, 1, torch.device("cpu"))
             expected |= {k: tuple(v.shape) for k, v in states.refer(like).items()}

@@ -29,7 +29,8 @@ class Entry(NamedTuple):
     param: Tensor
     grad: Tensor
     state: dict[str, Tensor]
-    shape: tuple[int, ...]  # of the whole parameter; scalars are (1,)
+    shape: tuple[int, ...]  # of the whole parameter, as the rule sees it
+    part: tuple[int, ...]  # of `param` and `grad`, likewise
     axes: tuple[int, int] | None
     lr: float | Tensor
     weight_decay: float
@@ -118,8 +119,8 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _params(members: Sequence[Entry]) -> Tensor:
-    shape = tuple(members[0].param.shape) or (1,)
-    return _stack([e.param for e in members]).float().reshape(len(members), *shape)
+    stacked = _stack([e.param for e in members]).float()
+    return stacked.reshape(len(members), *members[0].part)
 
 
 def _states(rule: Rule, members: Sequence[Entry]) -> dict[str, Tensor]:

@@ -78,6 +78,8 @@ class Rule(abc.ABC):
     grad_clip: ClassVar[float] = 1000.0
     roles: ClassVar[tuple[str, ...]] = ()
     """Roles a parameter group may ask for; empty if all tensors are treated alike."""
+    flattens: ClassVar[bool] = False
+    """Tensors of four or more axes are matrices to it, see `geometry.seen`."""
     carried: ClassVar[tuple[str, ...]] = ()
     """The arrays of a tensor's state that `advance` steps, not `step`. A rule with
     such arrays has `summarise` called."""

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lopax.torch.errors import UnsupportedParameter
-from lopax.torch.geometry import Accumulator
+from lopax.torch.geometry import Accumulator, View
 from lopax.torch.rule import Steps, Sum
 
 
@@ -50,10 +50,11 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if is_dtensor(x) else x  # type: ignore[attr-defined]
 
 
-def sharding_of(param: Tensor) -> Sharding | None:
+def sharding_of(param: Tensor, same_axes: bool = True) -> Sharding | None:
     """How `param` is sharded; None if every process has all of it.
 
-    Raises `UnsupportedParameter` for anything but one sharded mesh dimension.
+    Raises `UnsupportedParameter` for anything but one sharded mesh dimension, and for
+    an axis other than the first if the rule does not see the axes as they are.
     """
     if not is_dtensor(param):
         return None
@@ -77,6 +78,12 @@ def sharding_of(param: Tensor) -> Sharding | None:
     if not found:
         return None
     axis, (mesh, dim) = found[0]
+    if axis and not same_axes:
+        raise UnsupportedParameter(
+            f"a parameter of shape {tuple(param.shape)} is sharded along axis {axis}, "
+            "and the rule sees its last axes as one: shard along axis 0, or use "
+            'convolutions="slices"'
+        )
     return Sharding(axis, mesh.get_group(dim))
 
 
@@ -103,12 +110,11 @@ def match_gradient(param: Tensor, grad: Tensor) -> Tensor:
     return grad
 
 
-def start_for(param: Tensor, spec: Accumulator) -> Tensor:
+def start_for(param: Tensor, see: View, spec: Accumulator) -> Tensor:
     """The first values (float32) of one array of a parameter's state, sharded as the
     parameter."""
-    shape = tuple(param.shape) or (1,)
     part = local(param)
-    zeros = torch.zeros(spec.shape(tuple(part.shape) or (1,)), device=part.device)
+    zeros = torch.zeros(spec.shape(see(tuple(part.shape))), device=part.device)
     if spec.start is not None:
         zeros += spec.start.to(part.device)
     if not is_dtensor(param):
@@ -121,7 +127,7 @@ def start_for(param: Tensor, spec: Accumulator) -> Tensor:
             placements.append(module.Shard(axis))
         else:
             placements.append(module.Replicate())
-    whole = spec.shape(shape)
+    whole = spec.shape(see(tuple(param.shape)))
     return module.DTensor.from_local(
         zeros,
         param.device_mesh,  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lopax._core.errors import StructureMismatch
 from lopax.torch import sharding
-from lopax.torch.geometry import Accumulator, factored_axes
+from lopax.torch.geometry import Accumulator, View, factored_axes
 from lopax.torch.rule import Rule
 
 SHARED = "shared_"
@@ -23,16 +23,10 @@ COUNTERS = ("num_steps", "iteration", "skipped")
 State = dict[str, Tensor]
 
 
-def whole_shape(param: Tensor) -> tuple[int, ...]:
-    """The parameter's shape over all shards; scalars count as (1,)."""
-    return tuple(param.shape) or (1,)
-
-
 def accumulators(
-    rule: Rule, param: Tensor, layout: str, role: str
+    rule: Rule, shape: tuple[int, ...], layout: str, role: str
 ) -> dict[str, Accumulator]:
-    """The arrays of a parameter's own state."""
-    shape = whole_shape(param)
+    """The arrays of a parameter's own state; `shape`: as the rule sees it."""
     return rule.accumulators(len(shape), factored_axes(shape, layout), role)
 
 
@@ -50,9 +44,11 @@ def init_shared(rule: Rule, num_steps: int, device: torch.device) -> State:
     }
 
 
-def init_param(param: Tensor, specs: Mapping[str, Accumulator], shared: State) -> State:
+def init_param(
+    param: Tensor, see: View, specs: Mapping[str, Accumulator], shared: State
+) -> State:
     """A parameter's state before its first step."""
-    own = {name: sharding.start_for(param, spec) for name, spec in specs.items()}
+    own = {name: sharding.start_for(param, see, spec) for name, spec in specs.items()}
     return own | refer(shared)
 
 
