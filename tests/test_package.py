@@ -28,7 +28,9 @@ BELOW = {
         "theta",
     },
     "optax": {"_core", "architectures", "blocks", "pretrained", "theta"},
-    "inventory": {"_core", "architectures", "blocks", "pretrained", "tasks"},
+    "inventory": {
+        "_core", "architectures", "blocks", "pretrained", "tasks", "theta",
+    },
     "torch": {"_core", "_version", "pretrained"},
     "evaluate": {
         "_core", "_version", "architectures", "data", "tasks", "pretrained", "theta",

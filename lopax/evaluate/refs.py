@@ -122,8 +122,8 @@ def _learned(reference: str, name: str, weights: str, rate: str) -> OptimizerSpe
         theta,
         label=f"{name}@{rate}" if rate else None,
         note=f"{rule.reference}; weights: {source}",
-        multiplier=multiplier,
-        schedule="constant" if factor == rate else "cosine",
+        lr_multiplier=multiplier,
+        lr_schedule="constant" if factor == rate else "cosine",
         **config_of(rule),
     )
 

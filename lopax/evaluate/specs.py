@@ -110,8 +110,8 @@ def learned(
     *,
     label: str | None = None,
     note: str = "",
-    multiplier: float = 1.0,
-    schedule: str = "constant",
+    lr_multiplier: float = 1.0,
+    lr_schedule: str = "constant",
     **config: Any,
 ) -> OptimizerSpec:
     """A learned optimizer with given meta-parameters, used without any tuning.
@@ -121,18 +121,18 @@ def learned(
     - `name`, `config`: as for `lopax.architecture`.
     - `theta`: meta-parameters in memory; their hash is part of the run's key.
     - `label`: the name in the report; default the architecture's.
-    - `multiplier`, `schedule`: a factor on every update, "constant" or falling to zero
-        with half a "cosine"; for rules that leave the schedule to the user (Celo2).
+    - `lr_multiplier`, `lr_schedule`: a factor on every update, "constant" or falling
+        to zero with half a "cosine"; for rules that leave the schedule to the user.
 
     Raises `ConfigError` for another schedule or a factor that is not positive.
     """
-    if schedule not in SCHEDULES or not multiplier > 0.0:
+    if lr_schedule not in SCHEDULES or not lr_multiplier > 0.0:
         raise ConfigError(
-            f"optimizer {name!r}: multiplier = {multiplier!r} must be > 0, schedule = "
-            f"{schedule!r} one of {', '.join(SCHEDULES)}"
+            f"optimizer {name!r}: lr_multiplier = {lr_multiplier!r} must be > 0, "
+            f"lr_schedule = {lr_schedule!r} one of {', '.join(SCHEDULES)}"
         )
     rule = architecture(name, **config)
-    plain = multiplier == 1.0 and schedule == "constant"
+    plain = lr_multiplier == 1.0 and lr_schedule == "constant"
     settings, defaults = config_of(rule), config_of(architecture(name))
 
     def make(
@@ -143,7 +143,7 @@ def learned(
         updates = rule.transformation(theta, steps)
         if plain:
             return updates
-        factor = SCHEDULES[schedule](multiplier, num_steps)
+        factor = SCHEDULES[lr_schedule](lr_multiplier, num_steps)
         return optax.chain(updates, optax.scale_by_schedule(factor))
 
     return OptimizerSpec(
@@ -156,7 +156,7 @@ def learned(
             "changed": {k: v for k, v in settings.items() if v != defaults[k]},
             "config_hash": config_hash(settings),
             "weights": theta_hash(rule, theta),
-            **({} if plain else {"multiplier": multiplier, "schedule": schedule}),
+            **({} if plain else {"multiplier": lr_multiplier, "schedule": lr_schedule}),
         },
         note=note or rule.reference,
     )
