@@ -24,6 +24,7 @@ from lopax._core.errors import (
     FileFormatError,
     MissingExtra,
     ResumeMismatch,
+    StructureMismatch,
     UnknownName,
 )
 from lopax._core.tree import named_leaves
@@ -45,7 +46,7 @@ from lopax.meta import (
     train,
 )
 from lopax.meta.loop import initial_theta
-from lopax.theta import load_theta
+from lopax.theta import load_theta, save_theta
 
 ROOT = Path(__file__).parents[1]
 
@@ -116,6 +117,37 @@ def test_published_freezing_decays_frozen_leaves(families):
     frozen, before = state.theta["scheduler"]["lstm"]["w"], theta["scheduler"]["lstm"]
     factor = (1.0 - 1e-2 * 0.1) ** 2  # decoupled decay, learning rate x weight decay
     np.testing.assert_allclose(frozen, factor * before["w"], rtol=1e-5)
+
+
+def test_a_run_may_start_from_parts_of_several_thetas(tmp_path):
+    settings = {"lstm": 18}
+    rule = architecture("celo", **settings)
+    files = {}
+    for seed in (1, 2):
+        files[seed] = str(tmp_path / f"{seed}.safetensors")
+        save_theta(files[seed], rule.init_theta(jax.random.key(seed)), rule)
+    first, second = (load_theta(files[seed]) for seed in (1, 2))
+    fresh = initial_theta(small(settings=settings))
+    found = initial_theta(
+        small(start_from=files[1], start_parts={"scheduler": files[2]})
+    )
+    assert identical(found["rule"], first["rule"])
+    assert identical(found["scheduler"], second["scheduler"])
+    assert not identical(found["scheduler"], first["scheduler"])
+    found = initial_theta(small(settings=settings, start_parts={"rule": files[2]}))
+    assert identical(found["rule"], second["rule"])
+    assert identical(found["scheduler"], fresh["scheduler"])
+    assert not small(start_parts={"rule": files[2]}).starts_fresh
+    with pytest.raises(ConfigError, match="'rule', 'scheduler'"):
+        initial_theta(small(start_parts={"shceduler": files[2]}))
+    other = architecture("celo", lstm=20)
+    save_theta(
+        tmp_path / "other.safetensors", other.init_theta(jax.random.key(0)), other
+    )
+    with pytest.raises(StructureMismatch, match="'scheduler' of"):
+        initial_theta(
+            small(start_parts={"scheduler": str(tmp_path / "other.safetensors")})
+        )
 
 
 def test_stopping_and_resuming_changes_nothing(families, tmp_path):

@@ -32,7 +32,8 @@ from lopax.kernels import elements as kernel
 from lopax.kernels.elements import Form, FusedRule, Part
 from lopax.nets import mlp
 
-STARTS = ("random", "adam")
+STARTS = ("random", "falling", "adam")
+FALLING = (3.0, 0.05)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,9 +54,9 @@ class CeloConfig:
     exp_mult: float = 1e-3
     """Scale of the log-magnitude output."""
     start: str = "random"
-    """What `init_theta` begins with: "random" (as published) or "adam", an MLP that
-    passes on one Adam-like direction, plus noise in the unused units, and a scheduler
-    that falls exponentially from 3 to 0.05."""
+    """What `init_theta` begins with: "random" (as published); "falling", a random MLP
+    and a scheduler that falls exponentially from 3 to 0.05; or "adam", that scheduler
+    and an MLP that passes on one Adam-like direction, plus noise in the other units."""
     backend: str = "auto"
     """"plain": the rule as written below. "fused": a kernel with the same arithmetic
     (CPU), an error if there is none. "auto": the kernel where there is one."""
@@ -98,11 +99,10 @@ class Celo(FusedRule):
         inputs = element_features.count(VELO_GROUPS)
         rule = mlp.init(k_rule, (inputs, c.hidden, c.hidden, 2))
         schedule = scheduler.init_theta(k_scheduler, c.lstm)
+        if c.start != "random":
+            schedule = scheduler.following(schedule, scheduler.falling(*FALLING))
         if c.start == "adam":
-            rule, schedule = (
-                _adam_like(rule),
-                scheduler.following(schedule, scheduler.falling(3.0, 0.05)),
-            )
+            rule = _adam_like(rule)
         return {"rule": rule, "scheduler": schedule}
 
     def init_shared(

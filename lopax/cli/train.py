@@ -24,9 +24,9 @@ lopax train --resume FOLDER
 
 Values come from the defaults, then the recipe, then the flags; the merged
 configuration is saved with the run. Every field of lopax.meta.RunConfig has a flag but
-the tables `settings`, `tasks`, `phases`, `population`: lopax train RECIPE -- --help.
-Ctrl-C saves and stops; a run killed in any other way resumes from its last checkpoint,
-bit for bit, on as many devices as there are then.
+the tables `settings`, `start_parts`, `tasks`, `phases`, `population`:
+lopax train RECIPE -- --help. Ctrl-C saves and stops; a run killed in any other way
+resumes from its last checkpoint, bit for bit, on as many devices as there are then.
 
 Several processes, on one machine or many, with a folder they share:
   srun lopax train recipes/celo.toml --distributed --out FOLDER
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         run = meta.RunConfig() if own.recipe is None else meta.load_recipe(own.recipe)
         if rest:
-            tables = ("settings", "tasks", "phases", "population")
+            tables = ("settings", "start_parts", "tasks", "phases", "population")
             run = flags.override(run, rest, "train", tables)
         folder = own.out or Path("runs") / f"{run.name}-{config_hash(run, 8)}"
     return execute(

@@ -210,6 +210,9 @@ class RunConfig:
     """Settings of the architecture."""
     start_from: str | None = None
     """Weights (name or file) to start from instead of a fresh theta."""
+    start_parts: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Parts of theta, by their name at its top ("rule", "scheduler"), to take from
+    other weights than the rest: {part: name or file}."""
     seed: int = 0
     tasks: tuple[GroupConfig, ...] = (TasksConfig(),)
     estimator: EstimatorConfig = dataclasses.field(default_factory=EstimatorConfig)
@@ -272,6 +275,11 @@ class RunConfig:
     def outer_of(self, phase: PhaseConfig) -> OuterConfig:
         values = merge(to_dict(self.outer), phase.outer)
         return from_dict(OuterConfig, values, f"phase {phase.name!r} outer")
+
+    @property
+    def starts_fresh(self) -> bool:
+        """Whether theta is drawn at random, all of it."""
+        return self.start_from is None and not self.start_parts
 
     @property
     def total_steps(self) -> int:

@@ -25,8 +25,9 @@ import jax
 import numpy as np
 import optax
 
+from lopax._core import tree as trees
 from lopax._core.config import config_hash, to_dict
-from lopax._core.errors import FileFormatError, ResumeMismatch
+from lopax._core.errors import ConfigError, FileFormatError, ResumeMismatch
 from lopax._core.task import TaskFamily
 from lopax._core.types import Theta
 from lopax._version import __version__
@@ -207,11 +208,24 @@ def _train(
 
 
 def initial_theta(run: RunConfig) -> Theta:
-    """The theta a run starts from: fresh from its seed, or given weights."""
+    """The theta a run starts from: fresh from its seed, or given weights, or parts of
+    several. Raises `ConfigError` for a part that theta does not have,
+    `StructureMismatch` for one of another shape."""
     if run.start_from is not None:
-        return load_theta(run.start_from, run.architecture)
-    optimizer = architecture(run.architecture, **run.settings_of(run.phases[0]))
-    return optimizer.init_theta(jax.random.key(run.seed))
+        theta = load_theta(run.start_from, run.architecture)
+    else:
+        optimizer = architecture(run.architecture, **run.settings_of(run.phases[0]))
+        theta = optimizer.init_theta(jax.random.key(run.seed))
+    for part, weights in run.start_parts.items():
+        if part not in theta:
+            raise ConfigError(
+                f"RunConfig.start_parts: {run.architecture!r} has no part {part!r}; "
+                f"its parts are {', '.join(map(repr, theta))}"
+            )
+        given = load_theta(weights, run.architecture)[part]
+        trees.check_structure(f"{part!r} of {weights}", theta[part], given)
+        theta = {**theta, part: given}
+    return theta
 
 
 def _open_folder(run: RunConfig, folder: Path, resume: bool) -> Tally:

@@ -90,7 +90,7 @@ class PopulationTrainer:
         self.config, self.phase, self.mesh = run.population, phase, mesh
         self.member = PhaseTrainer(run, phase, families, None, outer_optimizer)
         self._founding = phase == run.phases[0]
-        self._fresh = run.start_from is None and self._founding
+        self._fresh = run.starts_fresh and self._founding
         self._check_sizes(len(families))
         self._arrays = distributed.replicate(self.member.arrays, mesh)
         split, whole = None, None
