@@ -218,7 +218,7 @@ def test_velo_hears_other_tensors_and_carries_its_lstm() -> None:
     assert np.abs(together[1] - frozen[1]).max() > 1e-4 * size
 
 
-def test_velo_without_its_norm_factor() -> None:
+def test_velo_without_and_with_a_clipped_norm_factor() -> None:
     torch.manual_seed(0)
     size = 0.1 * float(torch.randn(3, 4).square().mean().sqrt())
     free = velo_step(2, 0.1, norm_factor="none")[0]
@@ -226,8 +226,14 @@ def test_velo_without_its_norm_factor() -> None:
     # Differences of parameters around 0.1: to their rounding.
     np.testing.assert_allclose(size * free, published, atol=3e-8)
     assert np.abs(published).min() > 1e-6
-    with pytest.raises(ConfigError, match="norm_factor = 'clipped'"):
-        velo_step(1, norm_factor="clipped")
+    clipped = velo_step(2, 0.1, norm_factor="clipped", norm_limit=size / 2)[0]
+    np.testing.assert_allclose(2.0 * clipped, published, atol=6e-8)
+    loose = velo_step(2, 0.1, norm_factor="clipped", norm_limit=2.0 * size)[0]
+    np.testing.assert_allclose(loose, published, atol=3e-8)
+    with pytest.raises(ConfigError, match="norm_factor = 'clip'"):
+        velo_step(1, norm_factor="clip")
+    with pytest.raises(ConfigError, match="norm_limit = 0"):
+        velo_step(1, norm_factor="clipped", norm_limit=0.0)
 
 
 def test_velo_s_lstm_starts_where_theta_says() -> None:

@@ -232,7 +232,7 @@ def test_settings_are_those_of_the_jax_rules():
     for name in NAMES:
         theirs = to_dict(ARCHITECTURES[name].config())
         # Of meta-training, and of JAX.
-        for key in ("start", "backend", "unrolled", "norm_limit"):
+        for key in ("start", "backend", "unrolled"):
             theirs.pop(key, None)
         assert to_dict(lt.RULES[name].rule_class.config_class()) == theirs
 

@@ -93,6 +93,8 @@ class Features(NamedTuple):
 
 
 NET = ("w0", "b0", "w1", "b1", "w2", "b2")
+NORM_EPS = 1e-9
+"""Under the root of a parameter's mean square, where it is a factor of the step."""
 
 
 def net_shapes(prefix: str, sizes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -183,7 +185,7 @@ def evaluate(
     at = sum(BLOCKS[name][0] for name in blocks[: blocks.index("param")])
     factor = net.scale
     if net.relative:
-        factor = factor * torch.sqrt(mean[:, at].flatten() + 1e-9)
+        factor = factor * torch.sqrt(mean[:, at].flatten() + NORM_EPS)
     for cut in cuts:
         if from_rows is None or from_cols is None:
             part = cut(batch.grads, 1)

@@ -40,7 +40,9 @@ class VeLOConfig:
     step_mult: float = 1e-3
     exp_mult: float = 1e-3
     norm_factor: str = "rms"
-    """"rms" or "none"; the third of the JAX form, "clipped", is not here."""
+    """Of every step: "rms", the tensor's root mean square; "clipped", that but at most
+    `norm_limit`; "none"."""
+    norm_limit: float = 1.0
     frozen_lstm: bool = False
     short_loss_history: bool = False
 
@@ -50,7 +52,8 @@ class VeLOConfig:
         check_range(self, "bank_mult", above=0.0)
         check_range(self, "step_mult", above=0.0)
         check_range(self, "exp_mult", low=0.0)
-        check_choice(self, "norm_factor", ("rms", "none"))
+        check_choice(self, "norm_factor", ("rms", "clipped", "none"))
+        check_range(self, "norm_limit", above=0.0)
 
 
 class VeLORule(ElementRule):
@@ -112,7 +115,8 @@ class VeLORule(ElementRule):
         self, params: Tensor, state: Mapping[str, Tensor], shape: tuple[int, ...]
     ) -> Steps:
         """[B, 12]: sizes of the accumulators against the parameters' own, and the
-        rank; the second moment too is scaled by 1/rms, not its square."""
+        rank; the second moment too is scaled by 1/rms, not its square. [B, 13] with a
+        clipped norm factor: that, last."""
         every, count = tuple(range(len(shape))), math.prod(shape)
         m, v = state["momenta"].flatten(2), state["second"].flatten(1)
         p_sum, v_sum, m_sum = yield [
@@ -134,15 +138,16 @@ class VeLORule(ElementRule):
         rank = torch.zeros(5, device=params.device)
         dimensions = sum(n > 1 for n in shape)
         rank[dimensions : dimensions + 1] = 1.0
-        return torch.cat(
-            [
-                _log_magnitude(mean_v * scale),
-                rank.expand(len(params), -1),
-                _log_magnitude(variance_m * scale * scale),
-                _log_magnitude(variance_v * scale * scale),
-            ],
-            1,
-        )
+        columns = [
+            _log_magnitude(mean_v * scale),
+            rank.expand(len(params), -1),
+            _log_magnitude(variance_m * scale * scale),
+            _log_magnitude(variance_v * scale * scale),
+        ]
+        if self.config.norm_factor == "clipped":
+            rms = (p_sum / count + elements.NORM_EPS).sqrt()
+            columns.append(rms.clamp(max=self.config.norm_limit).unsqueeze(1))
+        return torch.cat(columns, 1)
 
     def advance(
         self, shared: dict[str, Tensor], loss: Tensor, fraction: Tensor, rows: Rows
@@ -151,14 +156,16 @@ class VeLORule(ElementRule):
         assert rows.summaries is not None
         history = progress.update(shared, loss)
         common = progress.inputs(theta["scheduler/centres"], history, fraction)
-        inputs = torch.cat([common.expand(rows.count, -1), rows.summaries], 1)
+        summaries = rows.summaries[:, :NUM_TENSOR_INPUTS]
+        inputs = torch.cat([common.expand(rows.count, -1), summaries], 1)
         heard = torch.relu(affine(theta, "mix", inputs)).amax(0)
         mixed = affine(theta, "skip", inputs) + heard
         old = rows.carried
         hidden, cell = lstm(theta, "lstm", mixed, old["lstm_hidden"], old["lstm_cell"])
         controls = affine(theta, "controls", hidden)
         multiplier = affine(theta, "head", hidden)[:, 0]
-        nets = {"multiplier": c.step_mult * multiplier}
+        sizes = rows.summaries[:, -1] if c.norm_factor == "clipped" else 1.0
+        nets = {"multiplier": c.step_mult * multiplier * sizes}
         for name in elements.NET:
             bank = theta[f"bank/{name}"]
             summed = product(controls, bank.flatten(1)).unflatten(1, bank.shape[1:])
