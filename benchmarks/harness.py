@@ -6,10 +6,15 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+
+from lopax import evaluate
+from lopax.evaluate import scores
+from lopax.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,18 @@ def paired(
         statistics.median(b for _, b in pairs),
         statistics.median(a / b for a, b in pairs),
     )
+
+
+def final_losses(
+    spec: evaluate.OptimizerSpec, task: Task, num_steps: int, seeds: Iterable[int]
+) -> np.ndarray:
+    """Final smoothed training loss [seeds] at the best learning rate."""
+    config = evaluate.RunConfig(
+        num_steps=num_steps, eval_every=num_steps, eval_batches=1, final_batches=1
+    )
+    found = evaluate.run(spec, task, config, list(seeds), lanes=6)
+    losses = scores.final_loss(found.train, found.diverged)
+    return losses[:, np.argmin(losses.mean(axis=0))]
 
 
 def finish(results: Sequence[Result]) -> int:

@@ -21,10 +21,9 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from harness import Result, finish
+from harness import Result, final_losses, finish
 
 from lopax import evaluate, tasks
-from lopax.evaluate import scores
 from lopax.tasks.augment import ReparametrisedTask
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -82,15 +81,7 @@ def told(spec: evaluate.OptimizerSpec, factor: float) -> evaluate.OptimizerSpec:
 def final(
     spec: evaluate.OptimizerSpec, case: Case, dataset: str, seeds: int
 ) -> np.ndarray:
-    """Final smoothed training loss [seeds] at the best learning rate."""
-    config = evaluate.RunConfig(
-        num_steps=case.steps, eval_every=case.steps, eval_batches=1, final_batches=1
-    )
-    found = evaluate.run(
-        spec, problem(case, dataset), config, list(range(seeds)), lanes=6
-    )
-    losses = scores.final_loss(found.train, found.diverged)
-    return losses[:, np.argmin(losses.mean(axis=0))]
+    return final_losses(spec, problem(case, dataset), case.steps, range(seeds))
 
 
 def main() -> int:
