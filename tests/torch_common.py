@@ -27,7 +27,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "hidden": 3,
         "schedule": "cosine",
         "convolutions": "flat",
-        "step_mult": 2e-3,
     },
     "celo2_base": {"hidden": 3},
     "adafac_mlp": {"hidden": 3},

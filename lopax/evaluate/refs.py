@@ -3,8 +3,8 @@
 Optimizers: `adam` (a baseline, tuned), `adam@0.001` (at one learning rate), `celo` (a
 learned optimizer with its bundled weights), `celo:weights.safetensors` (with others),
 each optionally as `LABEL=...`. `hub:celo+adam@0.001` is a hybrid of two (`lopax.hub`),
-`hub-fixed:...` and `hub-published:...` its other weightings. `celo2@3` multiplies a
-learned optimizer's updates by 3, `celo2@3cosine` by 3 falling to 0. The sets
+`hub-fixed:...` and `hub-published:...` its other weightings. `celo2@2` multiplies a
+learned optimizer's updates by 2, `celo2@2cosine` by 2 falling to 0. The sets
 `published`, `contemporary` and `baselines` stand for all their members.
 """
 
@@ -112,7 +112,7 @@ def _learned(reference: str, name: str, weights: str, rate: str) -> OptimizerSpe
     except ValueError:
         raise ConfigError(
             f"optimizer {reference!r}: {rate!r} is no factor on a learned rule's "
-            "updates; write it as in 'celo2@3' or 'celo2@3cosine'"
+            "updates; write it as in 'celo2@2' or 'celo2@2cosine'"
         ) from None
     file = read_weights(weights) if weights else bundled_weights(name)
     rule, theta = load_optimizer(file, name, {})
