@@ -100,9 +100,11 @@ def main() -> int:
             rates = tuple(case.scale * rate for rate in RATES)
             tuned = dataclasses.replace(adam, learning_rates=rates)
             reference = final(tuned, case, args.dataset, args.seeds)
+            said = []
             for spec in specs:
                 found = final(told(spec, case.told), case, args.dataset, args.seeds)
                 score = np.exp(np.mean(np.log(np.maximum(reference / found, 1e-9))))
+                said.append(f"{spec.name} {score:.3f}")
                 results.append(
                     Result(
                         benchmark="sensitivity",
@@ -112,7 +114,8 @@ def main() -> int:
                     )
                 )
             took = time.perf_counter() - started
-            print(f"{group}: {label}  {took:.0f} s", file=sys.stderr, flush=True)
+            line = f"{group}: {label}  {', '.join(said)}  ({took:.0f} s)"
+            print(line, file=sys.stderr, flush=True)
     return finish(results)
 
 

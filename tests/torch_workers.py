@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import faulthandler
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch_common import NAMES, NEEDS_LOSS, loss_of, make, small_model, values
 
 def start(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(200)  # where it stands, should it hang
     # Gloo would resolve the host's own name, which a sandbox may not know.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(

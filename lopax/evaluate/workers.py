@@ -120,7 +120,10 @@ def _run_pool(
     pool died, or nothing."""
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(left)), mp_context=context, initializer=_settle
+        min(workers, len(left)),
+        mp_context=context,
+        initializer=_settle,
+        initargs=(max(1, (os.cpu_count() or 1) // workers),),
     )
     started: dict[int, float] = {}
     died = ""
@@ -157,12 +160,13 @@ def _stop(pool: concurrent.futures.ProcessPoolExecutor) -> None:
         process.terminate()
 
 
-def _settle() -> None:
-    """Set up once per worker: one thread each (the workers are the parallelism), and
-    Ctrl-C is the parent's business."""
+def _settle(threads: int) -> None:
+    """Set up once per worker: its share of the cores, one thread for each operation
+    (the workers are the parallelism), and Ctrl-C is the parent's business."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_multi_thread_eigen" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    os.environ.setdefault("NPROC", str(threads))  # XLA's thread pool
