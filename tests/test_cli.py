@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from interrupted import interrupt
 from shared_files import shared
 
 from lopax.cli.main import COMMANDS, main
@@ -115,20 +112,8 @@ def test_train_report_and_refusal_to_overwrite(tmp_path, capsys):
 def test_ctrl_c_saves_and_exits_with_130(tmp_path):
     out = tmp_path / "run"
     argv = ["train", str(recipe(tmp_path, 1_000_000)), "--out", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lopax", *argv],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ.copy(),
-    )
-    with process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("rule "):
-                break
-        process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
-        assert process.wait(timeout=120) == 130, rest
+    code, rest = interrupt(argv, "rule ")
+    assert code == 130, rest
     assert f"lopax train --resume {out}" in rest
     assert (out / "checkpoint.safetensors").exists()
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from flock import close, config, identical, recipe
+from interrupted import interrupt
 
 from lopax._core.errors import FileFormatError
 from lopax.architectures import architecture
@@ -167,20 +164,8 @@ def test_the_command_trains_draws_and_reports(tmp_path, capsys):
 def test_ctrl_c_saves_and_the_population_goes_on(tmp_path):
     out = tmp_path / "run"
     argv = ["train", str(recipe(tmp_path, 1_000_000)), "--out", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lopax", *argv],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ.copy(),
-    )
-    with process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("all "):
-                break
-        process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
-    assert process.returncode == 130, rest
+    code, rest = interrupt(argv, "all ")
+    assert code == 130, rest
     assert "lopax train --resume" in rest and "Traceback" not in rest
     done = read_log(out / "metrics.jsonl")[-1]["step"]
     run = load_recipe(tmp_path / "flock.toml")
