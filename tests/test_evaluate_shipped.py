@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -187,3 +188,19 @@ def test_the_command_that_makes_an_archive(tmp_path, capsys):
         archive, store, [evaluate.baseline("sgd")], problems, range(1)
     )
     assert len(done.used) == 3 and not done.refused
+
+
+def test_the_archive_of_lite_fits_what_it_is_for(tmp_path):
+    """Every baseline on every task, under the keys that a grid looks for today."""
+    archive = evaluate.archive_of("lite")
+    assert archive is not None
+    with np.load(archive) as arrays:
+        cells = json.loads(arrays["index"].tobytes())["cells"]
+    data = {cell["task"]: cell["data"] for cell in cells}
+    specs = evaluate.optimizer_specs(["baselines"])
+    problems = evaluate.suite_problems("lite")
+    outcome = evaluate.install(
+        archive, Store(tmp_path), specs, problems, range(3), lambda p: data[p.name]
+    )
+    assert not outcome.refused
+    assert len(outcome.used) == len(specs) * len(problems)
