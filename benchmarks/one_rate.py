@@ -47,9 +47,7 @@ def main() -> int:
             print(f"{spec.name}: not tuned on every task, left out", file=sys.stderr)
             continue
         scores = target / finals(spec.name)
-        every = np.asarray(
-            [aggregate.iqm(scores[:, i]) for i in range(scores.shape[1])]
-        )
+        every = aggregate.iqm(scores.T[:, None])
         best = int(every.argmax())
         results.append(
             Result(

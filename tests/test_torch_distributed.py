@@ -36,8 +36,8 @@ def finishes(work: str, folder: Path, seconds: float = 240.0) -> bool:
 
 @pytest.mark.parametrize("work", ["replicas", "shards"])
 def test_two_processes(work, tmp_path):
-    # Once in many runs torch's processes wait for each other for ever, beyond gloo's
-    # own time limit. A wrong result raises and is not tried again.
+    # These processes have once not come to an end, for a reason that is not known.
+    # A wrong result raises and is not tried again.
     assert any(finishes(work, tmp_path / str(attempt)) for attempt in range(2))
 
 

@@ -123,7 +123,7 @@ def _run_pool(
         min(workers, len(left)),
         mp_context=context,
         initializer=_settle,
-        initargs=(max(1, (os.cpu_count() or 1) // workers),),
+        initargs=(max(1, usable_cores() // workers),),
     )
     started: dict[int, float] = {}
     died = ""
