@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -369,6 +370,18 @@ def test_bad_recipes_say_what_is_wrong(tmp_path):
             load_recipe(path)
     with pytest.raises(FileFormatError, match="no recipe at"):
         load_recipe(tmp_path / "nowhere.toml")
+
+
+def test_a_run_that_could_not_end_writes_nothing(families, tmp_path):
+    """The fault is in the second phase, which would come hours later."""
+    first, second = small().phases
+    folder = tmp_path / "run"
+    odd = dataclasses.replace(second, trainable=("schedule/*",))
+    with pytest.raises(ConfigError, match="matches no meta-parameter"):
+        train(small(phases=(first, odd)), families, folder)
+    with pytest.raises(ConfigError, match="a multiple of the 2 groups of tasks"):
+        train(small(estimator=EstimatorConfig(particles=5)), (*families * 2,), folder)
+    assert not folder.exists()
 
 
 def test_unknown_estimator_and_untrainable_pattern(families):

@@ -136,9 +136,13 @@ def _train(
     listener: Callable[[Progress], None] | None,
     should_stop: Callable[[], bool],
 ) -> Outcome:
+    make = PhaseTrainer if run.population is None else PopulationTrainer
+    theta = initial_theta(run)
+    if not resume:  # nothing is written for a run that cannot start, in any phase
+        for phase in run.phases:
+            make(run, phase, families, mesh, outer_optimizer).check(theta)
     tally = _open_folder(run, folder, resume)
     writer = jax.process_index() == 0
-    theta = initial_theta(run)
     started, last_save = time.monotonic(), time.monotonic()
     before = tally.seconds
 
@@ -150,7 +154,6 @@ def _train(
         if index < tally.phase:
             theta = load_theta(folder / f"phase-{phase.name}.safetensors")
             continue
-        make = PhaseTrainer if run.population is None else PopulationTrainer
         trainer: Any = make(run, phase, families, mesh, outer_optimizer)
         state = trainer.init(theta, jax.random.fold_in(jax.random.key(run.seed), index))
         if tally.step or (resume and (folder / CHECKPOINT).exists()):

@@ -106,6 +106,10 @@ class PopulationTrainer:
             self._renew_fn, donate_argnums=0, out_shardings=(split, whole, whole)
         )
 
+    def check(self, theta: Theta) -> None:
+        """Raises what `init` would raise, and computes nothing."""
+        self.member.check(theta)
+
     def init(self, theta: Theta, key: Key) -> PopulationState:
         """The state at the start of the phase, judged once. Raises `ConfigError` if a
         trainable pattern matches nothing."""

@@ -172,6 +172,11 @@ class PhaseTrainer:
             self.outer_steps, static_argnames="count", donate_argnums=1
         )
 
+    def check(self, theta: Theta) -> None:
+        """Raises what `init` would raise, and computes nothing."""
+        perturb.trainable_mask(theta, self.phase.trainable)
+        jax.eval_shape(self.start, self.arrays, theta, jax.random.key(0))
+
     def init(self, theta: Theta, key: Key) -> MetaState:
         """The state at the start of the phase. Raises `ConfigError` if a trainable
         pattern matches nothing."""
