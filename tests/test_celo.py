@@ -12,9 +12,10 @@ from shared_files import golden, part, shared
 
 from lopax._core.errors import ConfigError, StructureMismatch, UnknownName
 from lopax._core.tree import count_elements
-from lopax.architectures import architecture
+from lopax.architectures import architecture, config_of
+from lopax.blocks import loss_history
 from lopax.kernels import elements as kernel
-from lopax.theta import load_theta
+from lopax.theta import bundled_weights, load_optimizer, load_theta
 
 CASES = {
     "celo": ("celo", {}),
@@ -137,6 +138,39 @@ def test_agrees_with_the_slow_reference(backend: str):
             error = np.max(np.abs(delta - np.asarray(updates[k])))
             assert error <= 2e-5 * np.max(np.abs(delta)), (SHAPES[int(k)], t)
             slow_params[k] = slow_params[k] + delta
+
+
+@pytest.mark.parametrize("num_steps", [1, 5, 100, 2000, 4000, 1_000_000])
+def test_a_history_knows_its_horizon(num_steps: int):
+    found = loss_history.horizon(loss_history.init(num_steps))
+    assert found == (num_steps if num_steps <= 4000 else pytest.approx(num_steps, 0.03))
+    other = loss_history.retime(loss_history.init(77), jnp.asarray(77), num_steps)
+    assert loss_history.horizon(other) == found
+
+
+@pytest.mark.parametrize(("num_steps", "factor"), [(10, 1.0), (50, 1.0), (200, 0.5)])
+def test_steps_shrink_in_runs_longer_than_trained(num_steps: int, factor: float):
+    """The random walk of relative steps is as long as in the longest known run."""
+    published, ours = architecture("celo"), architecture("celo", trained_horizon=50)
+    theta = published.init_theta(jax.random.key(0))
+    params = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4)}
+    grads = jax.tree.map(jnp.cos, params)
+
+    def third_update(rule):
+        state = rule.init(theta, params, num_steps)
+        for value in (2.0, 1.0, 1.5):
+            updates, state, info = rule.update(
+                theta, grads, state, params, value=jnp.asarray(value)
+            )
+        return updates["w"], info.step_scale
+
+    for mine, theirs in zip(third_update(ours), third_update(published), strict=True):
+        np.testing.assert_allclose(mine, factor * theirs, rtol=1e-6)
+
+
+def test_bundled_weights_say_how_long_they_were_trained():
+    rule, _ = load_optimizer(bundled_weights("celo"), "celo", {})
+    assert config_of(rule)["trained_horizon"] == 2000
 
 
 def test_meta_parameter_counts():

@@ -53,6 +53,10 @@ class CeloConfig:
     """Step for an output of one, relative to the tensor's root mean square."""
     exp_mult: float = 1e-3
     """Scale of the log-magnitude output."""
+    trained_horizon: int | None = None
+    """Longest run of meta-training. The steps of a longer one are multiplied by
+    sqrt(trained_horizon / num_steps), without which it comes apart. None: never, as
+    published. Not in phase 1."""
     start: str = "random"
     """What `init_theta` begins with: "random" (as published); "falling", a random MLP
     and a scheduler that falls exponentially from 3 to 0.05; or "adam", that scheduler
@@ -70,6 +74,8 @@ class CeloConfig:
         check_range(self, "second_decay", low=0.0, below=1.0)
         check_range(self, "step_mult", above=0.0)
         check_range(self, "exp_mult", low=0.0)
+        if self.trained_horizon is not None:
+            check_range(self, "trained_horizon", low=1)
 
     @property
     def fits_kernel(self) -> bool:
@@ -139,7 +145,7 @@ class Celo(FusedRule):
         shared, multiplier = scheduler.advance(
             theta["scheduler"], shared, value, fraction
         )
-        scale = c.step_mult * multiplier
+        scale = c.step_mult * multiplier * scheduler.beyond(shared, c.trained_horizon)
         return shared, scale, scale
 
     def form(self) -> Form:

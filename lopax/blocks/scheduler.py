@@ -123,6 +123,18 @@ def advance(
     return SchedulerState(history, out), multiplier
 
 
+def beyond(state: SchedulerState, trained: int | None) -> Scalar:
+    """min(1, sqrt(trained / horizon)) []: for runs longer than `trained` steps.
+
+    Steps relative to a tensor's size make it grow as a random walk does. With this
+    factor the walk of a longer run is as long as that of one of `trained` steps.
+    None: 1.
+    """
+    if trained is None:
+        return jnp.ones((), jnp.float32)
+    return jnp.sqrt(jnp.minimum(1.0, trained / loss_history.horizon(state.history)))
+
+
 def from_published(arrays: dict, prefix_rnn: str = "rnn_params") -> dict:
     """Published scheduler arrays (with or without a leading axis of one) under our
     path names. The published `linear` layer and control head are dead and dropped."""

@@ -37,6 +37,7 @@ class CeloConfig:
     factored_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
     step_mult: float = 1e-3
     exp_mult: float = 1e-3
+    trained_horizon: int | None = None
 
     def __post_init__(self) -> None:
         check_range(self, "phase", low=1, high=2)
@@ -45,6 +46,8 @@ class CeloConfig:
         check_range(self, "second_decay", low=0.0, below=1.0)
         check_range(self, "step_mult", above=0.0)
         check_range(self, "exp_mult", low=0.0)
+        if self.trained_horizon is not None:
+            check_range(self, "trained_horizon", low=1)
         for name in ("momentum_decays", "factored_decays"):
             decays = getattr(self, name)
             if len(decays) != 3 or not all(0.0 <= d < 1.0 for d in decays):
@@ -101,7 +104,8 @@ class CeloRule(ElementRule):
         if c.phase == 1:
             return Advance(shared, torch.full((), c.step_mult, device=loss.device))
         shared, multiplier = scheduler.advance(self.theta, shared, loss, fraction)
-        return Advance(shared, c.step_mult * multiplier)
+        longer = scheduler.beyond(shared, c.trained_horizon)
+        return Advance(shared, c.step_mult * multiplier * longer)
 
     def network(self, context: Mapping[str, Tensor], scale: Tensor) -> Network:
         del context

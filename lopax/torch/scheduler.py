@@ -61,3 +61,12 @@ def advance(
     )
     multiplier = 0.1 * torch.exp(affine(theta, "scheduler/head", hidden)[0])
     return {**history, "lstm_hidden": hidden, "lstm_cell": cell}, multiplier
+
+
+def beyond(state: State, trained: int | None) -> Tensor:
+    """min(1, sqrt(trained / horizon)) []: a factor for runs longer than `trained`
+    steps, None: 1. See `lopax.blocks.scheduler.beyond`."""
+    horizon = progress.horizon(state)
+    if trained is None:
+        return torch.ones_like(horizon)
+    return torch.sqrt((trained / horizon).clamp(max=1.0))
