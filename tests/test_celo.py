@@ -142,10 +142,11 @@ def test_agrees_with_the_slow_reference(backend: str):
 
 @pytest.mark.parametrize("num_steps", [1, 5, 100, 2000, 4000, 1_000_000])
 def test_a_history_knows_its_horizon(num_steps: int):
-    found = loss_history.horizon(loss_history.init(num_steps))
+    count, other = jnp.asarray(num_steps), jnp.asarray(77)
+    found = loss_history.horizon(loss_history.init(count))
     assert found == (num_steps if num_steps <= 4000 else pytest.approx(num_steps, 0.03))
-    other = loss_history.retime(loss_history.init(77), jnp.asarray(77), num_steps)
-    assert loss_history.horizon(other) == found
+    moved = loss_history.retime(loss_history.init(other), other, count)
+    assert loss_history.horizon(moved) == found
 
 
 @pytest.mark.parametrize(("num_steps", "factor"), [(10, 1.0), (50, 1.0), (200, 0.5)])
