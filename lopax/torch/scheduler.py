@@ -66,7 +66,6 @@ def advance(
 def beyond(state: State, trained: int | None) -> Tensor:
     """min(1, sqrt(trained / horizon)) []: a factor for runs longer than `trained`
     steps, None: 1. See `lopax.blocks.scheduler.beyond`."""
-    horizon = progress.horizon(state)
     if trained is None:
-        return torch.ones_like(horizon)
-    return torch.sqrt((trained / horizon).clamp(max=1.0))
+        return torch.ones((), device=state["loss_decays"].device)
+    return torch.sqrt((trained / progress.horizon(state)).clamp(max=1.0))
