@@ -13,6 +13,7 @@ from lopax._version import __version__
 
 if TYPE_CHECKING:
     from lopax import analysis, data, estimators, evaluate, meta, tasks, torch
+    from lopax._core.routing import Route
     from lopax.architectures import architecture
     from lopax.inventory import list_optimizers, list_suites, list_tasks
     from lopax.meta.checkpoint import load_state, save_state
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # public name -> module that defines it
 _LAZY = {
+    "Route": "lopax._core.routing",
     "architecture": "lopax.architectures",
     "extend": "lopax.optax",
     "hub": "lopax.optax",
@@ -57,6 +59,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Route",
     "__version__",
     "analysis",
     "architecture",
