@@ -31,22 +31,28 @@ class Result:
     ok: bool = True
 
 
-def seconds(fn: Callable[[], Any]) -> float:
-    """Wall-clock time of one call, outputs awaited."""
-    started = time.perf_counter()
+Clock = Callable[[], float]
+
+
+def seconds(fn: Callable[[], Any], clock: Clock = time.perf_counter) -> float:
+    """Time of one call, outputs awaited: wall-clock, or by another clock."""
+    started = clock()
     jax.block_until_ready(fn())
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def paired(
-    fn: Callable[[], Any], reference: Callable[[], Any], rounds: int
+    fn: Callable[[], Any],
+    reference: Callable[[], Any],
+    rounds: int,
+    clock: Clock = time.perf_counter,
 ) -> tuple[float, float, float]:
     """Median times of both, and the median of the per-round ratios.
 
     The two are called in turn, so that a change of the machine's speed hits both.
     """
     fn(), reference()
-    pairs = [(seconds(fn), seconds(reference)) for _ in range(rounds)]
+    pairs = [(seconds(fn, clock), seconds(reference, clock)) for _ in range(rounds)]
     return (
         statistics.median(a for a, _ in pairs),
         statistics.median(b for _, b in pairs),

@@ -22,7 +22,7 @@ from lopax._core.task import Task
 from lopax._core.types import Params, Theta, Updates
 from lopax.analysis import running
 from lopax.analysis.running import Moment
-from lopax.blocks import orthogonalize
+from lopax.blocks.orthogonalize import orthogonalize
 
 REFERENCES = (
     "gradient",
@@ -124,7 +124,7 @@ def _muon(decay: float) -> optax.GradientTransformation:
     def orthogonal(x: Array) -> Array:
         if x.ndim < 2:
             return x
-        return orthogonalize.newton_schulz(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+        return orthogonalize(x.reshape(-1, x.shape[-1]), "quintic").reshape(x.shape)
 
     def update(updates: Updates, state: Params, params: Any = None) -> Any:
         del params

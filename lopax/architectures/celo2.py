@@ -7,7 +7,7 @@ as large as one element should move, it is the step.
 
 Each tensor has a role, by name, rank or predicate (`_core.routing`):
 
-- "orthogonal": the learned direction after five Newton-Schulz iterations, as in Muon;
+- "orthogonal": the learned direction, orthogonalised as in Muon (`orthogonalizer`);
 - "learned": the learned direction;
 - "adam": Adam at `adam_mult` times the step.
 
@@ -38,12 +38,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lopax._core import routing
+from lopax._core import polar, routing
 from lopax._core.config import check_choice, check_range
 from lopax._core.optimizer import Leaf, TensorRule
 from lopax._core.routing import Route
 from lopax._core.types import Count, Flag, Key, Scalar, Theta
-from lopax.blocks import element_features, moments, orthogonalize
+from lopax.blocks import element_features, moments
 from lopax.blocks.element_features import (
     CELO2_MATRIX_GROUPS,
     CELO2_VECTOR_GROUPS,
@@ -51,6 +51,7 @@ from lopax.blocks.element_features import (
 )
 from lopax.blocks.moments import Decays, Moments
 from lopax.blocks.normalize import matrix_rms_scale
+from lopax.blocks.orthogonalize import orthogonalize
 from lopax.kernels import elements as kernel
 from lopax.kernels.elements import Part
 from lopax.nets import dense_mlp, mlp
@@ -75,6 +76,9 @@ class Celo2Config:
     convolutions: str = "slices"
     """What is a matrix in a tensor of four or more axes: the last two at each place of
     the others, or ("flat") the last one against all others together."""
+    orthogonalizer: str = "quintic"
+    """How hidden matrices are orthogonalised, one of `_core.polar.CHOICES`: as
+    published, or ("auto") as cheaply as their shapes allow."""
     exp_mult: float = 0.0
     """Scale of a log-magnitude output; 0 (as published) means there is none."""
     weight_decay: float = 0.0
@@ -98,6 +102,7 @@ class Celo2Config:
         check_range(self, "step_mult", above=0.0)
         check_choice(self, "schedule", SCHEDULES)
         check_choice(self, "convolutions", CONVOLUTIONS)
+        check_choice(self, "orthogonalizer", polar.CHOICES)
         check_range(self, "exp_mult", low=0.0)
         check_range(self, "weight_decay", low=0.0)
         check_range(self, "adam_mult", above=0.0)
@@ -241,7 +246,7 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
             size = size * c.adam_mult
         else:
             if role == "orthogonal" and direction.ndim >= 2:
-                direction = orthogonalize.newton_schulz(direction)
+                direction = orthogonalize(direction, c.orthogonalizer)
             direction = direction * matrix_rms_scale(direction, EPS)
         return -size * (direction + c.weight_decay * param)
 

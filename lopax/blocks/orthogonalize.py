@@ -1,7 +1,9 @@
-"""Nearly orthogonal matrices by a Newton-Schulz iteration.
+"""Nearly orthogonal matrices: U f(S) V^T of X = U S V^T, with f near one.
 
-The quintic of Jordan et al. (Muon, 2024): it drives every singular value into roughly
-[0.7, 1.2] in five iterations instead of to exactly one, which is what makes it fast.
+What `_core.polar` plans is done here: rounds of a polynomial on the matrix itself, or
+on its Gram matrix with one product at the end, or a triangular solve. The rounds are
+unrolled, and the scale of the start goes into the first round's small factor. The torch
+twin is `lopax.torch.orthogonalize`.
 """
 
 from __future__ import annotations
@@ -10,27 +12,106 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+from lopax._core import polar
+
+SMALL_ROW = 1e-5
+"""For "mud": rows below this after the solve depend on earlier ones, and stay small."""
 
 
-def newton_schulz(
-    x: Float[Array, "*n r c"], iterations: int = 5, eps: float = 1e-8
+def orthogonalize(
+    x: Float[Array, "*n r c"], method: str = "auto", rounds: int | None = None
 ) -> Float[Array, "*n r c"]:
     """Approximately U V^T for each matrix X = U S V^T in the last two axes.
 
-    Singular values below about 1e-3 of the Frobenius norm are not yet near one.
+    Singular values below the method's floor (`_core.polar`) end below one; a zero
+    matrix gives zero. The scale of X does not matter, from 1e-30 to 1e30. Zero rows and
+    columns change nothing, so that unlike matrices may be padded and stacked. Computed
+    in float32.
+
+    **Arguments:**
+
+    - `method`: one of `polar.CHOICES`; "auto" is the cheapest.
+    - `rounds`: None for the method's own; see `polar.plan`.
+
+    Raises `ValueError` for another method, rounds below one, or a vector.
     """
+    if x.ndim < 2:
+        raise ValueError(f"only matrices can be orthogonalised, got shape {x.shape}")
     tall = x.shape[-2] > x.shape[-1]
-    x = jnp.swapaxes(x, -2, -1) if tall else x
-    norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True))
-    x = x / (norm + eps)
-    a, b, c = COEFFICIENTS
+    short, long = sorted(x.shape[-2:])
+    if short == 0:
+        return x
+    plan = polar.plan(method, rounds, short, long)
+    # On a CPU, products of a transposed copy are faster than those of a tall matrix.
+    y = (jnp.swapaxes(x, -2, -1) if tall else x).astype(jnp.float32)
+    # The result does not depend on it, so neither does its derivative.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(y), axis=(-2, -1), keepdims=True))
+    y = y / jnp.where(largest > 0.0, largest, 1.0)
+    y = _decorrelate(y, plan.solves) if plan.solves else _iterate(y, plan)
+    return (jnp.swapaxes(y, -2, -1) if tall else y).astype(x.dtype)
 
-    def once(_: int, y: Array) -> Array:
-        gram = jnp.matmul(y, jnp.swapaxes(y, -2, -1), precision="highest")
-        square = jnp.matmul(gram, gram, precision="highest")
-        mixed = b * gram + c * square
-        return a * y + jnp.matmul(mixed, y, precision="highest")
 
-    x = jax.lax.fori_loop(0, iterations, once, x)
-    return jnp.swapaxes(x, -2, -1) if tall else x
+def _iterate(y: Array, plan: polar.Plan) -> Array:
+    gram = _gram(y)
+    scale = _start(gram, plan.start)
+    gram = scale * gram * jnp.swapaxes(scale, -2, -1)
+    if not plan.rounds:
+        return y * scale
+    total, last = None, len(plan.rounds) - 1
+    for i, coefficients in enumerate(plan.rounds):
+        factor = _polynomial(gram, coefficients)
+        if plan.gram:
+            total = factor if total is None else _product(total, factor)
+            if i < last:
+                gram = _product(_product(gram, factor), factor)
+            continue
+        y = _product(factor * jnp.swapaxes(scale, -2, -1) if i == 0 else factor, y)
+        if i < last:
+            gram = _gram(y)
+    return y if total is None else _product(total * jnp.swapaxes(scale, -2, -1), y)
+
+
+def _polynomial(gram: Array, coefficients: polar.Round) -> Array:
+    """a + b G + c G^2 [*n, k, k]."""
+    a, b, c = coefficients
+    factor = a * jnp.eye(gram.shape[-1], dtype=gram.dtype) + b * gram
+    return factor + c * _product(gram, gram) if c else factor
+
+
+def _start(gram: Array, start: str) -> Array:
+    """What the rows of the matrix are multiplied by, [*n, 1, 1] or [*n, k, 1], so that
+    no singular value is above one."""
+    if start == "rows":
+        bound = jnp.sum(jnp.abs(gram), axis=-1, keepdims=True)
+    elif start == "schatten":
+        square = jnp.sum(jnp.square(gram), axis=(-2, -1), keepdims=True)
+        bound = jnp.sqrt(jnp.where(square > 0.0, square, 1.0))
+    else:
+        bound = jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None]
+    return jax.lax.rsqrt(jnp.where(bound > 0.0, bound, 1.0))
+
+
+def _decorrelate(y: Array, passes: int) -> Array:
+    """Gram-Schmidt with the inner products of the rows as they came: rows of length
+    one, the lower triangle of their Gram matrix solved away, rows of length one."""
+    for _ in range(passes):
+        y = _unit_rows(y, 0.0)
+        y = jax.lax.linalg.triangular_solve(
+            _gram(y), y, left_side=True, lower=True, unit_diagonal=True
+        )
+        y = _unit_rows(y, SMALL_ROW)
+    return y
+
+
+def _unit_rows(y: Array, least: float) -> Array:
+    square = jnp.sum(jnp.square(y), axis=-1, keepdims=True)
+    norm = jnp.sqrt(jnp.where(square > 0.0, square, 1.0))
+    return y / jnp.maximum(norm, least)
+
+
+def _gram(y: Array) -> Array:
+    return _product(y, jnp.swapaxes(y, -2, -1))
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision="highest")

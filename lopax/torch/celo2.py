@@ -6,7 +6,7 @@ horizon only with a schedule, which the bundled weights bring along.
 
 Each tensor has a role, by name, rank or predicate, or by its parameter group:
 
-- "orthogonal": the learned direction after five Newton-Schulz iterations, as in Muon;
+- "orthogonal": the learned direction, orthogonalised as in Muon (`orthogonalizer`);
 - "learned": the learned direction;
 - "adam": Adam at `adam_mult` times the step.
 
@@ -25,11 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lopax._core import polar
 from lopax._core.config import check_choice, check_range
 from lopax._core.routing import Route, check_roles, role_of
 from lopax.torch import elements, moments
 from lopax.torch.geometry import Accumulator
-from lopax.torch.orthogonalize import newton_schulz
+from lopax.torch.orthogonalize import orthogonalize_batch
 from lopax.torch.rule import Advance, Rows, Rule, Steps, Sum, TensorBatch
 from lopax.torch.theta import published_mlp
 
@@ -52,6 +53,7 @@ class Celo2Config:
     step_mult: float = 1e-3
     schedule: str = "constant"
     convolutions: str = "slices"
+    orthogonalizer: str = "quintic"
     exp_mult: float = 0.0
     weight_decay: float = 0.0
     adam_mult: float = 20.0
@@ -74,6 +76,7 @@ class Celo2Config:
             check_range(self, name, low=0.0, below=1.0)
         check_choice(self, "schedule", SCHEDULES)
         check_choice(self, "convolutions", CONVOLUTIONS)
+        check_choice(self, "orthogonalizer", polar.CHOICES)
         check_roles(self, self.routes, self.default_role, ROLES)
 
 
@@ -173,7 +176,9 @@ class Celo2Rule(Rule):
         )
         direction = yield from elements.evaluate(batch, factors, net)
         if batch.role == "orthogonal" and batch.axes is not None:
-            direction = yield from newton_schulz(direction, batch)
+            direction = yield from orthogonalize_batch(
+                direction, batch, self.config.orthogonalizer
+            )
         over = tuple(1 + a for a in batch.matrix)
         squares = direction.square().sum(over, keepdim=True)
         (squares,) = yield [Sum(squares, batch.matrix)]

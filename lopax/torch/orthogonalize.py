@@ -1,42 +1,147 @@
-"""Nearly orthogonal matrices by a Newton-Schulz iteration, also of sharded tensors.
+"""Nearly orthogonal matrices in torch, also of sharded tensors.
 
-The quintic of Jordan et al. (Muon, 2024), as in `lopax.blocks.orthogonalize`. Its
-matrix products follow `torch.set_float32_matmul_precision`; autocast does not reach
-them.
+The twin of `lopax.blocks.orthogonalize`, by the same plans (`_core.polar`). Its matrix
+products follow `torch.set_float32_matmul_precision`; autocast does not reach them. A
+sharded matrix costs one message for its scale and one for each Gram matrix: one in all
+where the plan iterates on that.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 
 import torch
 from torch import Tensor
 
+from lopax._core import polar
+from lopax.torch.errors import UnsupportedParameter
 from lopax.torch.recurrent import product
-from lopax.torch.rule import Sum, TensorBatch
+from lopax.torch.rule import Sum, TensorBatch, complete
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+SMALL_ROW = 1e-5
+"""For "mud": rows below this after the solve depend on earlier ones, and stay small."""
+
+Sums = Generator[list[Sum], list[Tensor], Tensor]
 
 
-def newton_schulz(
-    x: Tensor, batch: TensorBatch, iterations: int = 5, eps: float = 1e-8
-) -> Generator[list[Sum], list[Tensor], Tensor]:
-    """Approximately U V^T for each matrix X = U S V^T of the tensors x [B, *s].
+def orthogonalize(x: Tensor, method: str = "auto", rounds: int | None = None) -> Tensor:
+    """Approximately U V^T for each matrix X = U S V^T [*n, r, c], in float32.
 
-    The matrices lie in the axes `batch.matrix`. The Gram matrix is that of the shorter
-    side, unless the shorter side is the one that is sharded: only a sum over the cut
-    axis can be completed.
+    As `lopax.blocks.orthogonalize.orthogonalize`, where the promises are.
+
+    Raises `ValueError` for a method that is not in `_core.polar.CHOICES`, rounds below
+    one, or a vector.
+    """
+    if x.ndim < 2:
+        raise ValueError(
+            f"only matrices can be orthogonalised, got shape {tuple(x.shape)}"
+        )
+    y, shape = x.float().unsqueeze(0), tuple(x.shape)
+    matrix = (x.ndim - 2, x.ndim - 1)
+    return complete(_steps(y, matrix, shape, None, method, rounds))[0].to(x.dtype)
+
+
+def orthogonalize_batch(x: Tensor, batch: TensorBatch, method: str) -> Sums:
+    """The same of the tensors x [B, *s], whose matrices lie in `batch.matrix`.
+
+    Raises `UnsupportedParameter` for a method that looks at the rows of the shorter
+    side, if that side is sharded.
     """
     rows, cols = batch.matrix
-    if batch.cut == rows or (
-        batch.cut != cols and batch.shape[rows] > batch.shape[cols]
-    ):
+    return _steps(x, (rows, cols), batch.shape, batch.cut, method, None)
+
+
+def _steps(
+    x: Tensor,
+    matrix: tuple[int, int],
+    shape: tuple[int, ...],
+    cut: int | None,
+    method: str,
+    rounds: int | None,
+) -> Sums:
+    """The Gram matrix is that of the shorter side, unless the shorter side is the one
+    that is sharded: only a sum over the cut axis can be completed."""
+    rows, cols = matrix
+    if shape[rows] > shape[cols]:
         rows, cols = cols, rows
-    y = x.movedim((1 + rows, 1 + cols), (-2, -1)).contiguous()
-    (square,) = yield [Sum(y.square().sum((-2, -1), keepdim=True), (rows, cols))]
-    y = y / (torch.sqrt(square) + eps)
-    a, b, c = COEFFICIENTS
-    for _ in range(iterations):
-        (gram,) = yield [Sum(product(y, y.mT), (cols,))]
-        y = a * y + product(b * gram + c * product(gram, gram), y)
+    plan = polar.plan(method, rounds, shape[rows], shape[cols])
+    if cut == rows:
+        if plan.start == "rows":
+            raise UnsupportedParameter(
+                f"orthogonalizer {method!r} needs whole rows, and a parameter of shape "
+                f"{shape} is sharded along axis {cut}, its shorter one: use 'auto' or "
+                "'quintic'"
+            )
+        rows, cols = cols, rows
+        plan = polar.plan(method, rounds, shape[rows], shape[cols])
+    y = x.movedim((1 + rows, 1 + cols), (-2, -1))
+    (size,) = yield [Sum(y.abs().sum((-2, -1), keepdim=True), (rows, cols))]
+    # Neither the sum nor the squares of what is left can leave float32's range.
+    y = y * (math.sqrt(shape[rows] * shape[cols]) / torch.where(size > 0.0, size, 1.0))
+    if plan.solves:
+        y = yield from _decorrelate(y, cols, plan.solves)
+    elif plan.rounds:
+        y = yield from _iterate(y, cols, plan)
+    else:
+        square = y.square().sum((-2, -1), keepdim=True)
+        (square,) = yield [Sum(square, (rows, cols))]
+        y = y * torch.rsqrt(torch.where(square > 0.0, square, 1.0))
     return y.movedim((-2, -1), (1 + rows, 1 + cols))
+
+
+def _iterate(y: Tensor, cols: int, plan: polar.Plan) -> Sums:
+    (gram,) = yield [Sum(product(y, y.mT), (cols,))]
+    scale = _start(gram, plan.start)
+    gram = scale * gram * scale.mT
+    total, last = None, len(plan.rounds) - 1
+    for i, coefficients in enumerate(plan.rounds):
+        factor = _polynomial(gram, coefficients)
+        if plan.gram:
+            total = factor if total is None else product(total, factor)
+            if i < last:
+                gram = product(product(gram, factor), factor)
+            continue
+        y = product(factor * scale.mT if i == 0 else factor, y)
+        if i < last:
+            (gram,) = yield [Sum(product(y, y.mT), (cols,))]
+    return y if total is None else product(total * scale.mT, y)
+
+
+def _polynomial(gram: Tensor, coefficients: polar.Round) -> Tensor:
+    """a + b G + c G^2 [*n, k, k]."""
+    a, b, c = coefficients
+    factor = b * gram
+    if c:
+        factor.add_(product(gram, gram), alpha=c)
+    factor.diagonal(dim1=-2, dim2=-1).add_(a)
+    return factor
+
+
+def _start(gram: Tensor, start: str) -> Tensor:
+    """What the rows of the matrix are multiplied by, [*n, 1, 1] or [*n, k, 1], so that
+    no singular value is above one."""
+    if start == "rows":
+        bound = gram.abs().sum(-1, keepdim=True)
+    elif start == "schatten":
+        bound = gram.square().sum((-2, -1), keepdim=True).sqrt()
+    else:
+        bound = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    return torch.rsqrt(torch.where(bound > 0.0, bound, 1.0))
+
+
+def _decorrelate(y: Tensor, cols: int, passes: int) -> Sums:
+    """Gram-Schmidt with the inner products of the rows as they came: rows of length
+    one, the lower triangle of their Gram matrix solved away, rows of length one."""
+    for _ in range(passes):
+        y = yield from _unit_rows(y, cols, 0.0)
+        (gram,) = yield [Sum(product(y, y.mT), (cols,))]
+        y = torch.linalg.solve_triangular(gram, y, upper=False, unitriangular=True)
+        y = yield from _unit_rows(y, cols, SMALL_ROW)
+    return y
+
+
+def _unit_rows(y: Tensor, cols: int, least: float) -> Sums:
+    (square,) = yield [Sum(y.square().sum(-1, keepdim=True), (cols,))]
+    norm = torch.sqrt(torch.where(square > 0.0, square, 1.0))
+    return y / norm.clamp_min(least)

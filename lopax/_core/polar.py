@@ -1,0 +1,143 @@
+"""How a matrix is made nearly orthogonal: methods, their numbers, and their cost.
+
+X = U S V^T becomes U f(S) V^T with f near one, by odd polynomials applied in rounds,
+x -> a x + b x^3 + c x^5. The numbers are here, once, for `blocks.orthogonalize` (JAX)
+and `torch.orthogonalize`. Nothing here needs an array.
+
+`floor` is where f arrives: singular values above `floor` times the norm of the start
+end in [low, high], smaller ones below high.
+
+| method | start | rounds | floor | low, high | products of a square matrix |
+|---|---|---|---|---|---|
+| quintic | Frobenius | 5 | 0.0015 | 0.67, 1.21 | 15 |
+| gram | Frobenius | 5 | 0.0015 | 0.67, 1.21 | 19 |
+| polar | Frobenius | 5 | 0.0011 | 0.86, 1.13 | 15 |
+| cubic | Schatten-4 | 5 | 0.0070 | 0.77, 1.31 | 10 |
+| turbo | row sums | 4 | 0.0052 | 0.68, 1.21 | 12 |
+| mud | - | 1 | - | - | 2, one with a triangle |
+
+Sources. quintic: Jordan et al., Muon (2024). polar: Amsel et al. (2025, arXiv
+2505.16932), slopes lowered by 1 % as published. cubic: Huang (2026, arXiv 2606.00371).
+Schatten-4 norm at the start: Grishina et al. (2025, arXiv 2506.10935). Row sums of the
+Gram matrix, one round fewer: Boissin et al., Turbo-Muon (2025, arXiv 2512.04632); the
+coefficients stay Muon's, for those that go with it elsewhere, (4.0098, -7.0585,
+2.4635), turn the sign of a matrix of rank one. Iterating on the Gram matrix: Dao et
+al. (gram-newton-schulz, 2026). mud: Southworth and Thomas (2026, arXiv 2603.17970).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+Round = tuple[float, float, float]
+
+
+class Method(NamedTuple):
+    """One way to orthogonalise."""
+
+    rounds: tuple[Round, ...]  # a, b, c of each
+    start: str  # "frobenius", "schatten", "rows": what the matrix is divided by
+    form: str  # "direct", "gram", or "cheaper": by the shape
+    solves: int = 0  # passes with a triangular solve, in place of rounds
+    low: float = 0.0  # singular values from `floor` on end at or above this
+    high: float = 1.0  # all end at or below this
+    floor: float = 1.0  # in units of the norm of the start
+
+
+class Plan(NamedTuple):
+    """What is to be done with matrices of one shape."""
+
+    rounds: tuple[Round, ...]
+    start: str
+    gram: bool  # iterate on the Gram matrix, multiply once at the end
+    solves: int
+
+
+_QUINTIC = ((3.4445, -4.7750, 2.0315),) * 5
+_POLAR = tuple(
+    (a / 1.01, b / 1.01**3, c / 1.01**5)
+    for a, b, c in (
+        (8.28721201814563, -23.595886519098837, 17.300387312530933),
+        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+        (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    )
+)
+_CUBIC = (
+    (3.3656576, -3.3420992, 0.0),
+    (2.5744352, -1.4957376, 0.0),
+    (2.5368962, -1.4312570, 0.0),
+    (2.4418906, -1.2764040, 0.0),
+    (2.2230472, -0.9630650, 0.0),
+)
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "quintic": Method(_QUINTIC, "frobenius", "direct", 0, 0.67, 1.21, 0.0015),
+        "gram": Method(_QUINTIC, "frobenius", "gram", 0, 0.67, 1.21, 0.0015),
+        "polar": Method(_POLAR, "frobenius", "cheaper", 0, 0.86, 1.13, 0.0011),
+        "cubic": Method(_CUBIC, "schatten", "cheaper", 0, 0.77, 1.31, 0.0070),
+        "turbo": Method(_QUINTIC[1:], "rows", "cheaper", 0, 0.68, 1.21, 0.0052),
+        "mud": Method((), "rows", "direct", 1),
+    }
+)
+CHOICES = (*METHODS, "auto")
+AUTO = "cubic"
+"""The cheapest for every shape measured whose bounds are those of a Muon step."""
+
+
+def plan(method: str, rounds: int | None, short: int, long: int) -> Plan:
+    """How to orthogonalise matrices of `short` by `long`.
+
+    "auto" is `AUTO`; of a single row or column it is the exact answer.
+
+    **Arguments:**
+
+    - `method`: one of `CHOICES`.
+    - `rounds`: None for the method's own. Fewer leave out the first ones, so that small
+        singular values stay smaller and large ones end as near one; more repeat the
+        last.
+    - `short`: the side of the Gram matrix.
+
+    Raises `ValueError` for another method or for rounds below one.
+    """
+    if method not in CHOICES:
+        raise ValueError(
+            f"no way to orthogonalise is called {method!r}: choose from "
+            f"{', '.join(CHOICES)}"
+        )
+    if rounds is not None and rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    if method == "auto" and min(short, long) == 1:
+        return Plan((), "frobenius", short == 1, 0)
+    found = METHODS[AUTO if method == "auto" else method]
+    if found.solves:
+        return Plan((), found.start, False, rounds or found.solves)
+    steps = found.rounds
+    if rounds is not None:
+        more = max(0, rounds - len(steps))
+        steps = (*steps, *steps[-1:] * more)[-rounds:]
+    gram = found.form == "gram"
+    if found.form == "cheaper":
+        gram = _flops(steps, True, short, long) < _flops(steps, False, short, long)
+    return Plan(steps, found.start, gram, 0)
+
+
+def flops(plan: Plan, short: int, long: int) -> float:
+    """Multiplications and additions of the matrix products."""
+    if plan.solves:
+        return 3.0 * plan.solves * short * short * long
+    return _flops(plan.rounds, plan.gram, short, long)
+
+
+def _flops(rounds: tuple[Round, ...], gram: bool, short: int, long: int) -> float:
+    thin, small = 2.0 * short * short * long, 2.0 * short**3
+    squares = small * sum(c != 0.0 for _, _, c in rounds)
+    if not rounds:
+        return 2.0 * short * long
+    if not gram:
+        return 2.0 * thin * len(rounds) + squares
+    return 2.0 * thin + squares + small * 3 * (len(rounds) - 1)

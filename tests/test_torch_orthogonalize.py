@@ -1,0 +1,114 @@
+"""Orthogonalisation in torch: as in JAX, and of shards as of the whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch_common import make
+
+from lopax._core import polar
+from lopax._core.errors import ConfigError
+from lopax.blocks import orthogonalize as ours
+from lopax.torch import orthogonalize as theirs
+from lopax.torch.errors import UnsupportedParameter
+
+SHAPES = [(5, 8), (24, 24), (60, 12), (12, 60), (1, 30), (30, 1), (3, 12, 7)]
+
+
+def matrix(shape: tuple[int, ...], rank: int | None = None) -> Any:
+    rng = np.random.default_rng(1)
+    if rank is None:
+        return rng.standard_normal(shape).astype(np.float32)
+    left = rng.standard_normal((*shape[:-1], rank))
+    return (left @ rng.standard_normal((rank, shape[-1]))).astype(np.float32)
+
+
+@pytest.mark.parametrize("method", polar.CHOICES)
+def test_as_in_jax(method: str) -> None:
+    """For any shape, rank and scale; zero gives zero."""
+    for shape in SHAPES:
+        for rank in (None, 1):
+            x = matrix(shape, rank)
+            want = np.asarray(ours.orthogonalize(jnp.asarray(x), method))
+            for scale in (1.0, 1e-20, 1e20):
+                got = theirs.orthogonalize(torch.tensor(x) * scale, method)
+                # Solving rows away that are alike leaves rounding.
+                far = 0.05 if method == "mud" and rank else 1e-3
+                np.testing.assert_allclose(got, want, atol=far)
+        assert not theirs.orthogonalize(torch.zeros(shape), method).any()
+    half = torch.tensor(matrix((5, 8))).bfloat16()
+    assert theirs.orthogonalize(half, method).dtype == torch.bfloat16
+
+
+def shards_of(x: Any, axis: int) -> list[torch.Tensor]:
+    """One element more in the first half."""
+    return list(torch.tensor(x).tensor_split([(x.shape[axis] + 1) // 2], axis))
+
+
+def run_together(x: Any, matrix: tuple[int, int], cut: int, method: str) -> Any:
+    """The two halves along `cut`, side by side, their sums added."""
+    halves = [h.unsqueeze(0) for h in shards_of(x, cut)]
+    steps = [theirs._steps(h, matrix, x.shape, cut, method, None) for h in halves]
+    sums: list[Any] = [next(s) for s in steps]
+    while True:
+        sent = []
+        for several in zip(*sums, strict=True):
+            whole = sum(s.value for s in several) if cut in several[0].axes else None
+            sent.append([s.value if whole is None else whole for s in several])
+        sums, done = [], []
+        for i, s in enumerate(steps):
+            try:
+                sums.append(s.send([values[i] for values in sent]))
+            except StopIteration as end:
+                done.append(end.value[0])
+        if done:
+            return torch.cat(done, cut)
+
+
+@pytest.mark.parametrize("method", polar.CHOICES)
+@pytest.mark.parametrize("shape", [(9, 14), (14, 9), (12, 60), (60, 12), (3, 8, 5)])
+def test_shards_as_the_whole(shape: tuple[int, ...], method: str) -> None:
+    x, inner = matrix(shape), (len(shape) - 2, len(shape) - 1)
+    short = inner[0] if shape[-2] <= shape[-1] else inner[1]
+    for pair in (inner, inner[::-1]):
+        for cut in range(len(shape)):
+            if cut == short and method in ("turbo", "mud"):
+                with pytest.raises(UnsupportedParameter, match=r"whole rows.*shorter"):
+                    run_together(x, pair, cut, method)
+                continue
+            got = run_together(x, pair, cut, method)
+            want = theirs.orthogonalize(torch.tensor(x), method)
+            np.testing.assert_allclose(got, want, atol=1e-3)
+
+
+def test_bad_values_are_refused() -> None:
+    x = torch.ones(3, 3)
+    with pytest.raises(ValueError, match=r"'svd'.*quintic.*auto"):
+        theirs.orthogonalize(x, "svd")
+    with pytest.raises(ValueError, match="at least 1, got -1"):
+        theirs.orthogonalize(x, "cubic", -1)
+    with pytest.raises(ValueError, match=r"only matrices.*\(3,\)"):
+        theirs.orthogonalize(x[0])
+    with pytest.raises(ConfigError, match=r"orthogonalizer = 'svd'.*'quintic'"):
+        make("celo2", [torch.nn.Parameter(x)], orthogonalizer="svd")
+
+
+@pytest.mark.parametrize("method", polar.CHOICES)
+def test_celo2_orthogonalises_as_it_is_told(method: str) -> None:
+    def first_move(method: str) -> torch.Tensor:
+        param = torch.nn.Parameter(torch.ones(12, 40))
+        optimizer = make(
+            "celo2", [param], orthogonalizer=method, schedule="constant", num_steps=None
+        )
+        param.grad = torch.tensor(matrix((12, 40)))
+        optimizer.step()
+        return param.detach() - 1.0
+
+    move, published = first_move(method), first_move("quintic")
+    cosine = torch.cosine_similarity(move.ravel(), published.ravel(), dim=0)
+    assert cosine > (0.5 if method == "mud" else 0.9)
+    np.testing.assert_allclose(move.square().mean().sqrt(), 1e-3, rtol=1e-3)
