@@ -5,16 +5,26 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from lopax._core.errors import ConfigError, UnknownName
+from lopax._core.errors import ConfigError, StructureMismatch, UnknownName
 from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.types import Theta
 from lopax._version import __version__
 from lopax.architectures import ARCHITECTURES, architecture, config_of
-from lopax.pretrained.files import WeightsFile, write_arrays
+from lopax.pretrained.files import (
+    WeightsFile,
+    check_finite,
+    settings_of,
+    write_arrays,
+)
 from lopax.pretrained.index import list_weights, read_weights
 
 
-def load_theta(path: str | os.PathLike[str], name: str | None = None) -> Theta:
+def load_theta(
+    path: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    allow_nonfinite: bool = False,
+) -> Theta:
     """Meta-parameters from a lopax weights file, a published `theta.state`, or the
     name of bundled weights.
 
@@ -24,33 +34,42 @@ def load_theta(path: str | os.PathLike[str], name: str | None = None) -> Theta:
         or a name from `lopax.list_weights()`.
     - `name`: the architecture; needed only for published files whose architecture
         cannot be told from their arrays.
+    - `allow_nonfinite`: also a theta with NaN or infinity, for research.
 
     Raises `FileFormatError`, `StructureMismatch` (expected against found),
-    `UnknownName`.
+    `UnknownName`, `NonFiniteTheta`.
     """
-    _, theta = load_optimizer(read_weights(path), name, {})
+    _, theta = load_optimizer(
+        read_weights(path), name, {}, allow_nonfinite=allow_nonfinite
+    )
     return theta
 
 
 def load_optimizer(
-    file: WeightsFile, name: str | None, config: dict[str, Any]
+    file: WeightsFile,
+    name: str | None,
+    config: dict[str, Any],
+    *,
+    allow_nonfinite: bool = False,
 ) -> tuple[LearnedOptimizer, Theta]:
     """The architecture a weights file is for, with its settings, and its theta.
 
-    `config` overrides the settings saved in the file.
+    `config` overrides the settings saved in the file. Raises as `load_theta`.
     """
-    saved = file.header.get("architecture")
+    saved, settings = settings_of(file)
     if name is None:
         name = saved or _recognise(file)
-    elif saved is not None and saved != name:
+    elif saved not in (None, name):
         raise ConfigError(
             f"the weights are for architecture {saved!r}, not {name!r}: "
             f"use lopax.optimizer({saved!r}, weights=...)"
         )
     name = str(name)
-    settings = {**file.header.get("config", {}), **config}
-    optimizer = architecture(name, **settings)
-    return optimizer, optimizer.theta_from_arrays(file.arrays)
+    optimizer = architecture(name, **{**settings, **config})
+    theta = optimizer.theta_from_arrays(file.arrays)
+    if not allow_nonfinite:
+        check_finite(optimizer.theta_to_arrays(theta), f"theta for {name!r}")
+    return optimizer, theta
 
 
 def _recognise(file: WeightsFile) -> str:
@@ -58,7 +77,7 @@ def _recognise(file: WeightsFile) -> str:
     for name in ARCHITECTURES:
         try:
             architecture(name).theta_from_arrays(file.arrays)
-        except (ValueError, KeyError):
+        except StructureMismatch:
             continue
         return name
     raise ConfigError(
@@ -71,6 +90,8 @@ def save_theta(
     path: str | os.PathLike[str],
     theta: Theta,
     optimizer: LearnedOptimizer,
+    *,
+    allow_nonfinite: bool = False,
     **header: Any,
 ) -> None:
     """Writes theta with everything needed to use it again.
@@ -78,13 +99,20 @@ def save_theta(
     **Arguments:**
 
     - `optimizer`: the architecture theta belongs to; its settings are saved too.
+    - `allow_nonfinite`: also a theta with NaN or infinity, for research.
     - `header`: further JSON-serialisable entries (recipe, licence, results).
+
+    Raises `ConfigError` for another file ending or a header that is not JSON,
+    `NonFiniteTheta`.
     """
     if not os.fspath(path).endswith(".safetensors"):
         raise ConfigError(f"path = {os.fspath(path)!r}: must end in .safetensors")
+    arrays = optimizer.theta_to_arrays(theta)
+    if not allow_nonfinite:
+        check_finite(arrays, f"theta for {optimizer.name!r}")
     write_arrays(
         path,
-        optimizer.theta_to_arrays(theta),
+        arrays,
         {
             "architecture": optimizer.name,
             "config": config_of(optimizer),

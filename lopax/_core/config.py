@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -29,7 +30,7 @@ def check_range(
     above: float | None = None,
     below: float | None = None,
 ) -> None:
-    """Raises `ConfigError` unless the field is a number in the given interval.
+    """Raises `ConfigError` unless the field is a finite number in the given interval.
 
     `low`/`high` are inclusive bounds, `above`/`below` exclusive ones.
     """
@@ -42,13 +43,15 @@ def check_range(
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (
         number
+        and math.isfinite(value)
         and (low is None or value >= low)
         and (high is None or value <= high)
         and (above is None or value > above)
         and (below is None or value < below)
     ):
+        kind = "number" if not number or math.isfinite(value) else "finite number"
         raise ConfigError(
-            f"{type(owner).__name__}.{name} = {value!r}: must be a number {legal}"
+            f"{type(owner).__name__}.{name} = {value!r}: must be a {kind} {legal}"
         )
 
 
@@ -59,6 +62,23 @@ def check_choice(owner: object, name: str, choices: Iterable[str]) -> None:
         raise ConfigError(
             f"{type(owner).__name__}.{name} = {value!r}: must be one of "
             + ", ".join(map(repr, known))
+        )
+
+
+def check_name(owner: object, name: str) -> None:
+    """Raises `ConfigError` unless the field is a text that can be part of a file name:
+    no slashes or control characters, no dot in front, 1 to 100 characters."""
+    value = getattr(owner, name)
+    if not (
+        isinstance(value, str)
+        and 1 <= len(value) <= 100
+        and value.isprintable()
+        and not value.startswith(".")
+        and not set(value) & set("/\\")
+    ):
+        raise ConfigError(
+            f"{type(owner).__name__}.{name} = {value!r}: is part of a file name: 1 to "
+            "100 printable characters without slashes, not beginning with a dot"
         )
 
 
@@ -79,7 +99,8 @@ def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     """Builds a (nested) configuration dataclass from plain values.
 
     Raises `UnknownName` for a key the class does not have, `ConfigError` for a value
-    of the wrong type or outside its range.
+    of the wrong type or outside its range, and for any number that is not finite or an
+    integer beyond 64 bits.
     """
     where = where or cls.__name__
     hints = typing.get_type_hints(cls)
@@ -88,11 +109,26 @@ def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     for key, value in values.items():
         if key not in fields:
             raise UnknownName(f"setting in {where}", key, fields)
+        _check_numbers(value, f"{where}.{key}")
         built[key] = _coerce(hints[key], value, f"{where}.{key}")
     try:
         return cls(**built)
     except TypeError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def _check_numbers(value: Any, where: str) -> None:
+    """Raises `ConfigError` for a number, at any depth, that no setting can be."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_numbers(inner, f"{where}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _check_numbers(inner, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where} = {value!r}: must be a finite number")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{where}: an integer of more than 64 bits")
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:
@@ -116,6 +152,8 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, (list, tuple)):
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(_coerce(args[0], v, where) for v in value)
+        if len(value) != len(args):
+            raise ConfigError(f"{where} = {value!r}: must have {len(args)} entries")
         return tuple(_coerce(a, v, where) for a, v in zip(args, value, strict=True))
     if origin is dict and isinstance(value, Mapping):
         return dict(value)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 
 class LopaxError(Exception):
     """Bad input or a bad environment; the message names the fix."""
+
+    exit_code: ClassVar[int] = 2
+    """Of the command line: 2 for bad input, 1 where the work itself failed."""
 
 
 class ConfigError(LopaxError, ValueError):
@@ -94,6 +97,10 @@ class FileFormatError(LopaxError, ValueError):
     """A file is truncated, corrupt or of another kind."""
 
 
+class NonFiniteTheta(LopaxError, ArithmeticError):
+    """Meta-parameters with NaN or infinity were to be saved or loaded."""
+
+
 class DatasetNotFound(LopaxError, FileNotFoundError):
     """A data set is not where it was looked for; the message says how to get it."""
 
@@ -125,6 +132,12 @@ class IncompleteResults(LopaxError, ValueError):
 class PeerLost(LopaxError, RuntimeError):
     """Another process of a distributed job is gone or never came."""
 
+    exit_code = 1
+
+
+class FolderInUse(LopaxError, RuntimeError):
+    """Another process writes into the folder; the message says which."""
+
 
 class NotApplicable(LopaxError, TypeError):
     """An analysis of an architecture it does not apply to; says what would work."""
@@ -132,3 +145,11 @@ class NotApplicable(LopaxError, TypeError):
 
 class PopulationLost(LopaxError, ArithmeticError):
     """Every member of a population has diverged, so that none can be replaced."""
+
+    exit_code = 1
+
+
+class MetaTrainingDiverged(LopaxError, ArithmeticError):
+    """Theta is no longer finite; the message says where the last good one is."""
+
+    exit_code = 1

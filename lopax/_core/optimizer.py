@@ -26,6 +26,7 @@ from lopax._core.errors import (
     StructureMismatch,
 )
 from lopax._core.lifting import Leaf
+from lopax._core.published import translate
 from lopax._core.types import Count, Flag, Key, Params, Scalar, Theta, Updates
 
 
@@ -113,7 +114,7 @@ class LearnedOptimizer(abc.ABC):
         Raises `StructureMismatch` showing expected against found.
         """
         expected = jax.eval_shape(self.init_theta, jax.random.key(0))
-        arrays = self._translate_published(dict(arrays))
+        arrays = translate(self.name, dict(arrays), self._translate_published)
         want = trees.describe(expected)
         have = {k: trees.describe_leaf(np.asarray(v)) for k, v in arrays.items()}
         if want != have:

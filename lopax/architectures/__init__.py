@@ -72,7 +72,7 @@ ARCHITECTURES.add("linear_optim", Entry(LinearOptim, ElementGRUConfig))
 ARCHITECTURES.add("l2lgd2", Entry(L2LGD2, ElementGRUConfig))
 
 
-def architecture(name: str, **config: Any) -> LearnedOptimizer:
+def architecture(name: str, /, **config: Any) -> LearnedOptimizer:
     """The architecture called `name`, with its settings overridden by `config`.
 
     Raises `UnknownName` for a name or a setting that does not exist (with near

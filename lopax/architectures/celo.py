@@ -168,24 +168,11 @@ class Celo(FusedRule):
         return -direction * jnp.exp(self.config.exp_mult * magnitude) * scale, state
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
-        if "ff_mod_stack/~/w1" not in arrays:
-            return arrays
-        bank = {
-            k.removeprefix("ff_mod_stack/~/"): v
-            for k, v in arrays.items()
-            if k.startswith("ff_mod_stack/~/")
-        }
-        if bank["w1"].shape[0] != 1:
+        w1 = arrays.get("ff_mod_stack/~/w1")
+        if w1 is None or w1.shape[0] != 1:
             return arrays  # a bank of MLPs: another architecture; shapes are reported
-        w0 = [bank[f"w0__{i}"][0] for i in range(len(VELO_GROUPS))]
-        found = {
-            "rule/w0": jnp.concatenate(w0, axis=0),
-            "rule/b0": bank["b0"][0],
-            "rule/w1": bank["w1"][0],
-            "rule/b1": bank["b1"][0],
-            "rule/w2": bank["w2"][0, :, :2],
-            "rule/b2": bank["b2"][0, :2],
-        }
+        bank = mlp.from_published(arrays, "ff_mod_stack/~/", len(VELO_GROUPS), (0, 1))
+        found = {f"rule/{k}": v[0] for k, v in bank.items()}
         schedule = scheduler.from_published(arrays)
         return found | {f"scheduler/{k}": v for k, v in schedule.items()}
 

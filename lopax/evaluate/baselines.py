@@ -9,6 +9,7 @@ an `OptimizerSpec` to include it.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -62,7 +63,7 @@ def default_rate(name: str, learning_rate: float) -> OptimizerSpec:
 
     Raises `ConfigError` unless the rate is positive.
     """
-    if not learning_rate > 0.0:
+    if not 0.0 < learning_rate < math.inf:
         raise ConfigError(f"learning_rate = {learning_rate!r}: must be a number > 0")
     spec = BASELINES[name]
     return OptimizerSpec(

@@ -6,7 +6,6 @@ generation, whose theta became whose outer rule, and how all were judged.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from lopax._core.atomic import atomic_write
 from lopax._core.errors import FileFormatError
+from lopax._core.jsonl import read_lines
 from lopax.evaluate import plots
 
 if TYPE_CHECKING:
@@ -66,13 +66,7 @@ def read_lineage(folder: str | os.PathLike[str]) -> Lineage:
     path = Path(folder) / LINEAGE
     if not path.exists():
         raise FileFormatError(f"{folder} keeps no lineage: it is no population's run")
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break  # the last line of a run that is being written
-    return from_lines(lines, str(path))
+    return from_lines(read_lines(path), str(path))
 
 
 def from_lines(lines: Sequence[Mapping[str, Any]], where: str) -> Lineage:
@@ -99,18 +93,29 @@ def from_lines(lines: Sequence[Mapping[str, Any]], where: str) -> Lineage:
         found = [[missing if x[name] is None else x[name] for x in r] for r in rows]
         return np.asarray(found, kind)
 
-    scores = table("score", np.inf, np.float64)
-    parents = table("parent", -1, np.int64)
+    try:
+        scores = table("score", np.inf, np.float64)
+        parents, donors = (
+            table(name, -1, np.int64) for name in ("parent", "phi_parent")
+        )
+        multipliers = table("multiplier", np.nan, np.float64)
+        steps = np.asarray([row[0]["step"] for row in rows], np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FileFormatError(
+            f"{where}: not a number where one is due ({error})"
+        ) from None
+    if max(parents.max(), donors.max()) >= len(rows[0]):
+        raise FileFormatError(f"{where}: a parent that is no member")
     for g in range(1, len(rows)):
         if rows[g][0].get("phase") != rows[g - 1][0].get("phase"):
             # A phase starts with copies of the best that the one before ended with.
             parents[g - 1] = np.argmin(scores[g - 1])
     return Lineage(
-        steps=np.asarray([row[0]["step"] for row in rows]),
+        steps=steps,
         scores=scores,
         parents=parents,
-        donors=table("phi_parent", -1, np.int64),
-        multipliers=table("multiplier", np.nan, np.float64),
+        donors=donors,
+        multipliers=multipliers,
     )
 
 

@@ -17,6 +17,7 @@ import jax
 import optax
 
 from lopax._core.errors import ConfigError
+from lopax._core.single_writer import single_writer
 from lopax._version import __version__
 from lopax.evaluate import cost
 from lopax.evaluate.fingerprint import data_hash
@@ -76,17 +77,22 @@ def pending(
 ) -> list[Job]:
     """The jobs that still have to run; damaged files count as not there."""
     check_grid(optimizers, problems, seeds)
-    jobs = []
-    for problem in problems:
-        for spec in optimizers:
-            missing = tuple(
-                int(seed)
-                for seed in seeds
-                if store.status(run_key(spec, problem, seed)) != "complete"
-            )
-            if missing:
-                jobs.append(Job(spec, problem, missing))
-    return jobs
+    wanted = [Job(s, p, tuple(map(int, seeds))) for p in problems for s in optimizers]
+    return _unfinished(store, wanted)
+
+
+def _unfinished(store: Store, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs with the seeds that have no result."""
+    found = []
+    for spec, problem, seeds in jobs:
+        missing = tuple(
+            seed
+            for seed in seeds
+            if store.status(run_key(spec, problem, seed)) != "complete"
+        )
+        if missing:
+            found.append(Job(spec, problem, missing))
+    return found
 
 
 def run_grid(
@@ -118,18 +124,38 @@ def run_grid(
         workers the times are those of a busy machine.
     - `listener`: called with an `Event` whenever something happens.
 
-    Raises `ConfigError` for an unknown executor, `MissingExtra` without ray.
+    Raises `ConfigError` for an unknown executor, `FolderInUse` if another process
+    writes into the store, `MissingExtra` without ray.
     """
     if executor not in EXECUTORS:
         raise ConfigError(
             f"executor = {executor!r}: must be one of {', '.join(EXECUTORS)}"
         )
-    elsewhere = workers > 1 or executor == "ray"
-    jobs = pending(store, optimizers, problems, seeds)
+    if lanes < 1 or workers < 1:
+        raise ConfigError(f"lanes = {lanes}, workers = {workers}: must be at least 1")
     wanted = len(optimizers) * len(problems) * len(seeds)
-    outcome = Outcome(found=wanted - sum(len(job.seeds) for job in jobs))
-    options = {"lanes": lanes, "measure_cost": measure_cost}
-    book = Book(store, outcome, listener or (lambda event: None), len(jobs))
+    jobs = pending(store, optimizers, problems, seeds)
+    if not jobs:
+        return Outcome(found=wanted)  # nothing is written
+    with single_writer(store.path):
+        jobs = _unfinished(store, jobs)
+        outcome = Outcome(found=wanted - sum(len(job.seeds) for job in jobs))
+        book = Book(store, outcome, listener or (lambda event: None), len(jobs))
+        options = {"lanes": lanes, "measure_cost": measure_cost}
+        _run_jobs(book, jobs, options, workers, executor, gpus_per_job)
+    return outcome
+
+
+def _run_jobs(
+    book: Book,
+    jobs: Sequence[Job],
+    options: dict[str, Any],
+    workers: int,
+    executor: str,
+    gpus_per_job: float,
+) -> None:
+    """Those that can travel elsewhere, if there is an elsewhere; the others here."""
+    elsewhere = workers > 1 or executor == "ray"
     away = [job for job in jobs if elsewhere and portable(job)]
     for job in jobs:
         if not elsewhere or not portable(job):
@@ -142,7 +168,6 @@ def run_grid(
         from lopax.evaluate.workers import run_in_processes
 
         run_in_processes(book, away, workers, options)
-    return outcome
 
 
 def portable(job: Job) -> bool:
@@ -183,11 +208,15 @@ def _run_here(book: Book, job: Job, options: dict[str, Any]) -> None:
             progress=lambda done, total: book.tell("progress", job, done / total),
             **options,
         )
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        book.failed(job, message, traceback.format_exc())
+    except (Exception, SystemExit) as error:  # a user's file may call exit()
+        book.failed(job, described(error), traceback.format_exc())
     else:
         book.done(job, records, time.perf_counter() - started)
+
+
+def described(error: BaseException) -> str:
+    """An error of a job as text."""
+    return f"{type(error).__name__}: {error}"
 
 
 def run_job(

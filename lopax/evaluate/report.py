@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lopax._core.atomic import atomic_write
 from lopax._core.errors import MissingExtra
 from lopax.evaluate import plots
 from lopax.evaluate.failures import FailureMap
@@ -49,15 +50,17 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = Paths(folder / "report.html", folder / "report.md")
-    paths.html.write_text(
-        render_html(summary, command=command, failures=failures, notes=notes),
-        encoding="utf-8",
-    )
-    paths.markdown.write_text(
-        render_markdown(summary, command=command, failures=failures, notes=notes),
-        encoding="utf-8",
-    )
+    options = {"command": command, "failures": failures, "notes": notes}
+    write_page(paths.html, render_html(summary, **options))
+    write_page(paths.markdown, render_markdown(summary, **options))
     return paths
+
+
+def write_page(path: Path, text: str) -> None:
+    """Writes a page whole or not at all; what is no Unicode (a file name of another
+    encoding) becomes a question mark."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 def render_html(summary: Summary, **options: Any) -> str:

@@ -47,7 +47,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "eval_every", "eval_batches", "final_batches"):
-            check_range(self, name, low=1)
+            check_range(self, name, low=1, high=2**31 - 1)
 
     @property
     def eval_steps(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ import numpy as np
 
 from lopax._core.config import config_hash, to_dict
 from lopax._core.errors import FileFormatError
+from lopax._core.jsonl import read_lines
 from lopax.evaluate import family_tree, plots
-from lopax.evaluate.report import template
+from lopax.evaluate.report import template, write_page
 from lopax.evaluate.scores import smooth
 
 if TYPE_CHECKING:
@@ -36,10 +38,10 @@ def write_run_report(
     from markupsafe import Markup
 
     folder, target = Path(folder), Path(target)
-    metrics = _read_lines(folder / "metrics.jsonl")
+    metrics = _lines(folder / "metrics.jsonl", _NUMBERS)
     if not metrics:
         raise FileFormatError(f"{folder} has no metrics yet; let it train for a while")
-    evaluations = _read_lines(folder / "evaluations.jsonl")
+    evaluations = _lines(folder / "evaluations.jsonl", ("step",))
     last = metrics[-1]
     inner = sum(line["inner_steps"] for line in metrics)
     figures = {
@@ -71,8 +73,31 @@ def write_run_report(
         figures={k: Markup(plots.svg(f, k)) for k, f in figures.items()},
         settings=json.dumps(to_dict(run), indent=1),
     )
-    target.write_text(page, encoding="utf-8")
+    write_page(target, page)
     return target
+
+
+_NUMBERS = ("step", "loss", "grad_norm", "inner_steps", "diverged", "seconds")
+
+
+def _lines(path: Path, numbers: Sequence[str]) -> list[dict[str, Any]]:
+    """The lines of a log, null (not finite) as NaN.
+
+    Raises `FileFormatError` if one has no phase or lacks a number.
+    """
+    found = []
+    for number, line in enumerate(read_lines(path), 1):
+        line = {k: math.nan if v is None else v for k, v in line.items()}
+        values = [line.get(name) for name in numbers]
+        if not all(isinstance(x, (int, float)) for x in values) or not isinstance(
+            line.get("phase"), str
+        ):
+            raise FileFormatError(
+                f"{path} is damaged: line {number} lacks its phase or one of "
+                f"{', '.join(numbers)}"
+            )
+        found.append(line)
+    return found
 
 
 _NOT_LOSS = ("step", "phase", "seconds")
@@ -93,7 +118,7 @@ def curve_figure(
     figure, axes = plots.panel()
     steps = np.asarray([line["step"] for line in lines])
     for name, colour in zip(names, plots.PALETTE, strict=False):
-        values = np.asarray([line[name] for line in lines], np.float64)
+        values = np.asarray([line.get(name, np.nan) for line in lines], np.float64)
         if decay:
             axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
             values = smooth(values[None], decay)[0]
@@ -126,18 +151,6 @@ def _phases(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             }
         )
     return rows
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    found = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(text))
-        except json.JSONDecodeError:
-            break  # the last line of a run that is being written
-    return found
 
 
 def _duration(seconds: float) -> str:

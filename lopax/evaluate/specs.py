@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,11 +68,11 @@ class OptimizerSpec:
                 f"OptimizerSpec.kind = {self.kind!r}: must be 'baseline' or 'learned'"
             )
         rates = self.learning_rates
-        bad = [r for r in rates if not r > 0.0]
+        bad = [r for r in rates if not 0.0 < r < math.inf]
         if bad or len(set(rates)) != len(rates):
             raise ConfigError(
                 f"OptimizerSpec({self.name!r}).learning_rates = {rates}: must be "
-                "positive and different from each other"
+                "positive, finite and different from each other"
             )
 
     @property
@@ -126,7 +127,7 @@ def learned(
 
     Raises `ConfigError` for another schedule or a factor that is not positive.
     """
-    if lr_schedule not in SCHEDULES or not lr_multiplier > 0.0:
+    if lr_schedule not in SCHEDULES or not 0.0 < lr_multiplier < math.inf:
         raise ConfigError(
             f"optimizer {name!r}: lr_multiplier = {lr_multiplier!r} must be > 0, "
             f"lr_schedule = {lr_schedule!r} one of {', '.join(SCHEDULES)}"

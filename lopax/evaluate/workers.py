@@ -21,7 +21,8 @@ from typing import Any
 from lopax._core.config import from_dict, to_dict
 from lopax._core.errors import ConfigError, ResumeMismatch
 from lopax._core.machine import usable_cores
-from lopax.evaluate.grid import Book, Job, portable, run_job
+from lopax._core.parent import end_with_parent
+from lopax.evaluate.grid import Book, Job, described, portable, run_job
 from lopax.evaluate.run import RunConfig
 from lopax.evaluate.store import Record
 from lopax.evaluate.study import run_key
@@ -91,8 +92,8 @@ def execute(text: str, options: dict[str, Any]) -> list[Record] | str:
     """
     try:
         return run_job(unpack(text), **options)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:
+        return described(error)
 
 
 def run_in_processes(
@@ -162,9 +163,11 @@ def _stop(pool: concurrent.futures.ProcessPoolExecutor) -> None:
 
 def _settle(threads: int) -> None:
     """Set up once per worker: its share of the cores, one thread for each operation
-    (the workers are the parallelism), and Ctrl-C is the parent's business."""
+    (the workers are the parallelism), Ctrl-C is the parent's business, and the end of
+    the parent is theirs."""
     import signal
 
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_multi_thread_eigen" not in flags:

@@ -10,10 +10,11 @@ from lopax.meta.config import (
     TasksConfig,
 )
 from lopax.meta.families import build_families, build_family
-from lopax.meta.loop import Outcome, Progress, read_log, train
+from lopax.meta.loop import Outcome, Progress, train
 from lopax.meta.population import PopulationState, PopulationTrainer
 from lopax.meta.population_config import PopulationConfig
 from lopax.meta.recipes import load_recipe
+from lopax.meta.run_folder import holds_run, read_log
 from lopax.meta.selection import SELECTIONS
 from lopax.meta.trainer import MetaState, PhaseTrainer, StepInfo, build_estimator
 from lopax.meta.variety import VarietyConfig, draw_groups
@@ -39,6 +40,7 @@ __all__ = [
     "build_families",
     "build_family",
     "draw_groups",
+    "holds_run",
     "load_recipe",
     "load_state",
     "read_log",

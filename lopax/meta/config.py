@@ -5,7 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lopax._core.config import check_choice, check_range, from_dict, merge, to_dict
+from lopax._core.config import (
+    check_choice,
+    check_name,
+    check_range,
+    from_dict,
+    merge,
+    to_dict,
+)
 from lopax._core.errors import ConfigError
 from lopax.meta import learned_outer
 from lopax.meta.population_config import PopulationConfig
@@ -197,7 +204,8 @@ class PhaseConfig:
     outer: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_range(self, "outer_steps", low=1)
+        check_name(self, "name")
+        check_range(self, "outer_steps", low=1, high=2**31 - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -233,6 +241,8 @@ class RunConfig:
     checkpoint_minutes: float = 3.0
 
     def __post_init__(self) -> None:
+        check_name(self, "name")
+        check_range(self, "seed", low=-(2**63), high=2**63 - 1)
         check_range(self, "log_every", low=1)
         check_range(self, "eval_every", low=0)
         check_range(self, "eval_steps", low=1)
@@ -241,6 +251,11 @@ class RunConfig:
             raise ConfigError("RunConfig.phases = (): a run needs at least one phase")
         if not self.tasks:
             raise ConfigError("RunConfig.tasks = (): a run needs at least one group")
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) < len(names):
+            raise ConfigError(
+                f"RunConfig.phases are called {names}: each needs a name of its own"
+            )
         for phase in self.phases:
             if phase.outer_steps % self.log_every:
                 raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from lopax._core.config import check_choice, check_range
 from lopax._core.errors import ConfigError
@@ -45,9 +46,9 @@ class PopulationConfig:
                 f"PopulationConfig.size = {self.size}: selection {self.selection!r} "
                 'needs at least 2 members; a single one has selection = "none"'
             )
-        if not self.factors or min(self.factors) <= 0.0:
+        if not self.factors or not all(0.0 < x < math.inf for x in self.factors):
             raise ConfigError(
-                f"PopulationConfig.factors = {self.factors}: needs numbers > 0"
+                f"PopulationConfig.factors = {self.factors}: needs finite numbers > 0"
             )
         if self.bootstrap and self.selection == "none":
             raise ConfigError(

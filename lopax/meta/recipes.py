@@ -21,7 +21,9 @@ def load_recipe(path: str | Path) -> RunConfig:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileFormatError(f"no recipe at {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    except OSError as error:
+        raise FileFormatError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8
         raise FileFormatError(f"{path} is not a TOML recipe: {error}") from None
     for name in ("tasks", "phases"):
         if isinstance(values.get(name), dict):

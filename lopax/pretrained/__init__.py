@@ -7,6 +7,7 @@ from lopax.pretrained.files import (
     WeightsFile,
     atomic_write,
     read_arrays,
+    settings_of,
     write_arrays,
 )
 from lopax.pretrained.index import list_weights, read_weights, weights_card
@@ -17,6 +18,7 @@ __all__ = [
     "list_weights",
     "read_arrays",
     "read_weights",
+    "settings_of",
     "weights_card",
     "write_arrays",
 ]

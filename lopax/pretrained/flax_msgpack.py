@@ -16,24 +16,36 @@ import numpy as np
 from lopax._core.errors import FileFormatError
 
 _ARRAY_EXTENSION = 1
+_DEEPEST = 32  # levels of nesting; published files have three
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """Arrays by path name, map keys joined by "/" (keys may contain "/" themselves).
 
-    Raises `FileFormatError` if the file is not of this format or ends early.
+    Raises `FileFormatError` if the file cannot be read, is not of this format, ends
+    early, or holds anything but uniquely named arrays.
     """
-    data = path.read_bytes()
     try:
-        tree, end = _decode(data, 0)
-    except (IndexError, struct.error, UnicodeDecodeError, ValueError, TypeError) as e:
+        data = path.read_bytes()
+        tree, end = _decode(data, 0, 0)
+        if end != len(data) or not isinstance(tree, dict):
+            raise ValueError("not one map of arrays")
+        arrays: dict[str, np.ndarray] = {}
+        _flatten(tree, "", arrays)
+    except OSError as error:
+        raise FileFormatError(f"{path} cannot be read: {error.strerror}") from None
+    except (
+        IndexError,
+        struct.error,
+        ValueError,  # UnicodeDecodeError among them
+        TypeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         raise FileFormatError(
-            f"{path} is not a Flax-msgpack file, or is truncated ({e or 'ends early'})"
+            f"{path} is not a Flax-msgpack file of arrays, or is damaged "
+            f"({error or 'ends early'})"
         ) from None
-    if end != len(data) or not isinstance(tree, dict):
-        raise FileFormatError(f"{path} is not a Flax-msgpack file of arrays")
-    arrays: dict[str, np.ndarray] = {}
-    _flatten(tree, "", arrays)
     if not arrays:
         raise FileFormatError(f"{path} holds no arrays")
     return arrays
@@ -42,9 +54,15 @@ def read(path: Path) -> dict[str, np.ndarray]:
 def _flatten(node: Any, prefix: str, into: dict[str, np.ndarray]) -> None:
     for key, value in node.items():
         name = f"{prefix}{key}"
+        if not isinstance(key, str):
+            raise ValueError(f"the name {name!r} is no text")
         if isinstance(value, dict):
             _flatten(value, name + "/", into)
-        elif isinstance(value, np.ndarray):
+        elif not isinstance(value, np.ndarray):
+            raise ValueError(f"{name} is no array")
+        elif name in into:
+            raise ValueError(f"{name} is there twice")
+        else:
             into[name] = value
 
 
@@ -81,17 +99,19 @@ _NUMBERS = {
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
-def _decode(data: bytes, at: int) -> tuple[Any, int]:
+def _decode(data: bytes, at: int, depth: int) -> tuple[Any, int]:
     """One MessagePack value starting at `at`, and where the next one starts."""
+    if depth > _DEEPEST:
+        raise ValueError("nested too deeply")
     tag, at = data[at], at + 1
     if tag <= 0x7F:
         return tag, at
     if tag >= 0xE0:
         return tag - 256, at
     if tag <= 0x8F:
-        return _decode_map(data, at, tag & 0x0F)
+        return _decode_map(data, at, tag & 0x0F, depth + 1)
     if tag <= 0x9F:
-        return _decode_list(data, at, tag & 0x0F)
+        return _decode_list(data, at, tag & 0x0F, depth + 1)
     if tag <= 0xBF:
         raw, at = _take(data, at, tag & 0x1F)
         return raw.decode(), at
@@ -108,10 +128,10 @@ def _decode(data: bytes, at: int) -> tuple[Any, int]:
         return _take(data, at, size)
     if tag in _ARRAYS:
         size, at = _number(data, at, _ARRAYS[tag])
-        return _decode_list(data, at, size)
+        return _decode_list(data, at, size, depth + 1)
     if tag in _MAPS:
         size, at = _number(data, at, _MAPS[tag])
-        return _decode_map(data, at, size)
+        return _decode_map(data, at, size, depth + 1)
     if tag in _EXTENSIONS:
         size, at = _number(data, at, _EXTENSIONS[tag])
         return _decode_extension(data, at, size)
@@ -120,27 +140,36 @@ def _decode(data: bytes, at: int) -> tuple[Any, int]:
     raise ValueError(f"unknown tag {tag:#x}")
 
 
-def _decode_map(data: bytes, at: int, size: int) -> tuple[dict[Any, Any], int]:
+def _decode_map(
+    data: bytes, at: int, size: int, depth: int
+) -> tuple[dict[Any, Any], int]:
     found = {}
     for _ in range(size):
-        key, at = _decode(data, at)
-        found[key], at = _decode(data, at)
+        key, at = _decode(data, at, depth)
+        if key in found:
+            raise ValueError(f"{key!r} is there twice")
+        found[key], at = _decode(data, at, depth)
     return found, at
 
 
-def _decode_list(data: bytes, at: int, size: int) -> tuple[list[Any], int]:
+def _decode_list(data: bytes, at: int, size: int, depth: int) -> tuple[list[Any], int]:
     found = []
     for _ in range(size):
-        value, at = _decode(data, at)
+        value, at = _decode(data, at, depth)
         found.append(value)
     return found, at
 
 
-def _decode_extension(data: bytes, at: int, size: int) -> tuple[Any, int]:
+def _decode_extension(data: bytes, at: int, size: int) -> tuple[np.ndarray, int]:
     code, at = _number(data, at, ">b")
     payload, at = _take(data, at, size)
     if code != _ARRAY_EXTENSION:
-        return None, at
-    (shape, dtype, raw), _ = _decode(payload, 0)
-    dtype = np.dtype(dtype).newbyteorder("<")
+        raise ValueError(f"unknown extension {code}")
+    (shape, name, raw), end = _decode(payload, 0, 0)
+    dtype = np.dtype(name)
+    if end != len(payload) or dtype.kind not in "fiub":
+        raise ValueError(f"an array of dtype {name!r}")
+    if not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"an array of shape {shape}")
+    dtype = dtype.newbyteorder("<")
     return np.frombuffer(raw, dtype).reshape(tuple(shape)).astype(dtype.type), at

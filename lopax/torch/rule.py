@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from lopax._core.config import from_dict
+from lopax._core.published import translate
 from lopax.torch import theta as thetas
 from lopax.torch.geometry import Accumulator
 
@@ -98,8 +99,10 @@ class Rule(abc.ABC):
         """
         where = f"architecture {cls.name!r}"
         config = from_dict(cls.config_class, settings, where=where)
-        arrays = cls.translate_published(dict(arrays), config)
-        theta = thetas.to_torch(cls.name, arrays, cls.theta_shapes(config))
+        ours = translate(
+            cls.name, dict(arrays), lambda a: cls.translate_published(a, config)
+        )
+        theta = thetas.to_torch(cls.name, ours, cls.theta_shapes(config))
         return cls(config, theta | cls.constants(config, theta))
 
     def to(self, device: Any) -> Self:

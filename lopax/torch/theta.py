@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lopax._core.errors import ConfigError, StructureMismatch
+from lopax.pretrained.files import check_finite, settings_of
 from lopax.pretrained.index import list_weights, read_weights
 from lopax.torch.errors import WeightsNotGiven
 
@@ -42,13 +43,14 @@ def load(
     if weights is None and name not in list_weights():
         raise WeightsNotGiven(name, list_weights())
     file = read_weights(name if weights is None else weights)
-    saved = file.header.get("architecture", name)
-    if saved != name:
+    saved, settings = settings_of(file)
+    if saved not in (None, name):
         raise ConfigError(
             f"the weights are for architecture {saved!r}, not {name!r}: "
             f"use lopax.torch.optimizer({saved!r}, params, weights=...)"
         )
-    return LoadedTheta(dict(file.arrays), dict(file.header.get("config", {})))
+    check_finite(file.arrays, f"weights {weights or name}")
+    return LoadedTheta(dict(file.arrays), dict(settings))
 
 
 def to_torch(
