@@ -41,6 +41,9 @@ def test_folder_argument_then_environment_then_cache(tmp_path, monkeypatch):
     assert data.data_dir(tmp_path / "argument") == tmp_path / "argument"
     assert data.data_dir() == tmp_path / "environment"
     monkeypatch.delenv("LOPAX_DATA_DIR")
+    monkeypatch.setenv("LOPAX_CACHE_DIR", str(tmp_path / "all"))
+    assert data.data_dir() == tmp_path / "all" / "data"
+    monkeypatch.delenv("LOPAX_CACHE_DIR")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert data.data_dir() == tmp_path / "cache" / "lopax" / "data"

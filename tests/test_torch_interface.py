@@ -25,7 +25,6 @@ from torch_common import (
 
 import lopax.torch as lt
 from lopax._core.errors import ConfigError, LopaxError, StructureMismatch, UnknownName
-from lopax.torch import fused_cpu
 
 NEEDS_HORIZON = (*NEEDS_LOSS, "celo2")  # with the tests' settings
 
@@ -303,7 +302,6 @@ def test_bad_settings_are_refused(name, monkeypatch):
         make(name, params, theta=theta)
     with pytest.raises(ConfigError, match="before the first step"):
         make(name, params).info()
-    fused_cpu.library.cache_clear()
     monkeypatch.setenv("CC", "/nonexistent/compiler")
     monkeypatch.setenv("PATH", "")
     optimizer = make(name, params, backend="fused")
@@ -311,7 +309,6 @@ def test_bad_settings_are_refused(name, monkeypatch):
     with pytest.raises(lt.BackendUnavailable, match="plain"):
         optimizer.step(loss=1.0)
     make(name, params, backend="auto").step(loss=1.0)
-    fused_cpu.library.cache_clear()
 
 
 def test_gradients_and_parameters_it_cannot_treat_are_refused(name):

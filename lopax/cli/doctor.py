@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -52,6 +53,7 @@ def facts() -> dict[str, str]:
     """Versions, devices and folders."""
     import jax
 
+    from lopax._core.cache import cache_dir
     from lopax.data import available, data_dir, list_datasets
     from lopax.inventory import optimizer_facts
     from lopax.kernels import build
@@ -66,8 +68,10 @@ def facts() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     found["devices"] = ", ".join(str(d) for d in jax.devices())
-    found["C++ compiler"] = build.compiler() or "none (the plain rules are used)"
-    found["fused kernel"] = "yes" if kernel.available() else "no"
+    found["C++ compiler"] = shlex.join(build.compiler() or []) or "none"
+    found["kernel in JAX"] = _used(kernel.why_not())
+    found["kernel in torch"] = _used(_torch_why_not())
+    found["kernel folder"] = str(cache_dir() / "native")
     found["data folder"] = str(data_dir())
     found["data sets here"] = ", ".join(n for n in list_datasets() if available(n))
     found["weights"] = ", ".join(list_weights()) or "none"
@@ -81,6 +85,23 @@ def facts() -> dict[str, str]:
         if f.narrow_bytes_per_parameter is not None
     )
     return found
+
+
+def _used(why_not: str | None) -> str:
+    return "fused" if why_not is None else f"the plain rules are used: {why_not}"
+
+
+def _torch_why_not() -> str | None:
+    """Why the kernels for torch on the CPU are not used; None if they are."""
+    try:
+        from lopax.torch import BackendUnavailable, fused_cpu
+    except ImportError as error:
+        return f"no torch ({error})"
+    try:
+        fused_cpu.library(4)
+    except BackendUnavailable as error:
+        return str(error)
+    return None
 
 
 def _trains() -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
-import sys
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lopax._core.atomic import atomic_write
+from lopax._core.cache import cache_dir
 from lopax._core.errors import DatasetNotFound, FileFormatError
 from lopax.data.types import ImageDataset, TextDataset
 
@@ -47,17 +47,6 @@ def data_dir(override: str | os.PathLike[str] | None = None) -> Path:
     if chosen:
         return Path(chosen).expanduser()
     return cache_dir() / "data"
-
-
-def cache_dir() -> Path:
-    """The user's cache folder for lopax; it need not exist."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "lopax"
 
 
 def find(

@@ -1,26 +1,21 @@
 """Compiles the C++ kernels once per machine and registers them with XLA.
 
 Nothing is compiled at import. The first use on a CPU runs the system's C++ compiler
-(about five seconds) and keeps the library in the user's cache folder under a name that
-covers source, flags, compiler, processor and JAX version. Where that is not possible,
-`load` returns False and the plain rule is used.
+(about five seconds) and keeps the library, see `lopax._core.native_build`. Where that
+is not possible, `load` returns False and the plain rule is used.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import hashlib
-import os
 import platform
-import shutil
-import subprocess
 import warnings
 from pathlib import Path
 
 import jax
 
-from lopax.pretrained.files import atomic_write
+from lopax._core import native_build
+from lopax._core.native_build import NativeUnavailable
 
 FLAGS = (
     "-std=c++17",
@@ -36,15 +31,6 @@ FLAGS = (
 )
 
 
-def cache_dir() -> Path:
-    """`LOPAX_CACHE_DIR`, or `lopax` in the user's cache folder."""
-    chosen = os.environ.get("LOPAX_CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lopax"
-
-
 def _processor() -> str:
     """Which instructions the processor has; -march=native code is not portable."""
     try:
@@ -56,60 +42,49 @@ def _processor() -> str:
     return f"{platform.machine()} {platform.processor()}"
 
 
-def compiler() -> str | None:
-    """Path of the C++ compiler: `CXX`, g++ or clang++; None if there is none."""
-    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
-        found = shutil.which(name) if name else None
-        if found:
-            return found
-    return None
+def compiler() -> list[str] | None:
+    """The C++ compiler with its arguments: `CXX`, g++ or clang++; None if there is
+    none, or `LOPAX_KERNELS=off`."""
+    try:
+        return native_build.compiler("CXX", ("g++", "clang++", "c++"))
+    except NativeUnavailable:
+        return None
 
 
-@functools.cache
 def load(name: str, symbol: str, target: str) -> bool:
     """Makes the kernel `name`.cc available as the FFI target `target` on CPU.
 
     Returns whether that worked; warns once if a compiler is there but failed.
     `LOPAX_KERNELS=off` disables kernels.
     """
-    if os.environ.get("LOPAX_KERNELS", "").lower() in ("off", "0"):
-        return False
-    source = Path(__file__).with_name(f"{name}.cc")
-    cxx = compiler()
-    if cxx is None:
-        return False
-    text = source.read_text()
-    parts = (text, *FLAGS, cxx, _processor(), jax.__version__)
-    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    library = cache_dir() / "kernels" / f"{name}-{digest}.so"
+    return why_not(name, symbol, target) is None
+
+
+@functools.cache
+def why_not(name: str, symbol: str, target: str) -> str | None:
+    """Why the kernel cannot be had; None if it is there. See `load`."""
     try:
-        if not library.exists():
-            with atomic_write(library) as temporary:
-                _compile(cxx, source, temporary)
-        handle = ctypes.CDLL(str(library))
-        capsule = jax.ffi.pycapsule(getattr(handle, symbol))
-        jax.ffi.register_ffi_target(target, capsule, platform="cpu")
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
-        warnings.warn(
-            f"the fused CPU kernel {name!r} could not be built ({error}); using the "
-            "plain rule. Set LOPAX_KERNELS=off to silence this.",
-            RuntimeWarning,
-            stacklevel=2,
+        source = native_build.Source(
+            name=name,
+            files=(Path(__file__).with_name(f"{name}.cc"),),
+            command=(
+                *native_build.compiler("CXX", ("g++", "clang++", "c++")),
+                *FLAGS,
+                f"-I{jax.ffi.include_dir()}",
+            ),
+            symbols=(symbol,),
+            depends=(_processor(), jax.__version__),
         )
-        return False
-    return True
-
-
-def _compile(cxx: str, source: Path, target: Path) -> None:
-    command = [
-        cxx,
-        *FLAGS,
-        f"-I{jax.ffi.include_dir()}",
-        str(source),
-        "-o",
-        str(target),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        first = done.stderr.strip().splitlines()[:1]
-        raise OSError(f"{Path(cxx).name} failed: {first[0] if first else 'no message'}")
+        library = native_build.load(source)
+    except NativeUnavailable as error:
+        if not error.expected:
+            warnings.warn(
+                f"the fused CPU kernel {name!r} could not be built ({error}); using "
+                "the plain rule. Set LOPAX_KERNELS=off to silence this.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return str(error)
+    capsule = jax.ffi.pycapsule(getattr(library, symbol))
+    jax.ffi.register_ffi_target(target, capsule, platform="cpu")
+    return None

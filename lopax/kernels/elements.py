@@ -101,7 +101,12 @@ def layout(shape: tuple[int, ...]) -> FactoredLayout:
 
 def available() -> bool:
     """Whether the CPU kernel can be used here (compiles it on the first call)."""
-    return build.load("elements_cpu", "LopaxElementStep", _TARGET)
+    return why_not() is None
+
+
+def why_not() -> str | None:
+    """Why the CPU kernel cannot be used here; None if it can."""
+    return build.why_not("elements_cpu", "LopaxElementStep", _TARGET)
 
 
 def check_backend(config: HasBackend) -> None:
@@ -124,8 +129,8 @@ def chosen(config: HasBackend, size: int) -> bool:
         return True
     if config.backend == "fused":
         raise ConfigError(
-            f"{type(config).__name__}.backend = 'fused': no kernel here (it needs a "
-            "C++ compiler and LOPAX_KERNELS not off); use backend='auto'"
+            f"{type(config).__name__}.backend = 'fused': no kernel here "
+            f"({why_not()}); use backend='auto'"
         )
     return False
 

@@ -24,11 +24,11 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from lopax._core.atomic import atomic_write
+from lopax._core.cache import cache_dir
 from lopax._core.config import check_choice, check_range
 from lopax._core.errors import ConfigError, MissingExtra
 from lopax._core.types import Key
 from lopax.data import TextDataset
-from lopax.data.store import cache_dir
 from lopax.tasks.sources import Source, TextBank, pick_split, random_below, take
 
 PAD, END, UNKNOWN = 0, 1, 2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lopax._core import native_build
 from lopax._core.errors import ConfigError
 from lopax.torch.errors import BackendUnavailable
 from lopax.torch.plain import Entry, PlainBackend
@@ -53,13 +55,22 @@ def choose(wish: str, rule: Rule, device: torch.device) -> Backend:
         return PlainBackend()
     try:
         return _fused(rule, device)
-    except BackendUnavailable:
+    except BackendUnavailable as error:
         if wish == "fused":
             raise
+        if not error.expected:
+            warnings.warn(
+                f"{error} The plain rule is used. Set LOPAX_KERNELS=off to silence "
+                "this.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return PlainBackend()
 
 
 def _fused(rule: Rule, device: torch.device) -> Any:
+    if native_build.switched_off():
+        raise BackendUnavailable("LOPAX_KERNELS is off; use backend='plain'")
     if device.type == "cpu":
         from lopax.torch import fused_cpu
 

@@ -51,4 +51,11 @@ class UnsupportedParameter(LopaxError, TypeError):
 
 
 class BackendUnavailable(LopaxError, RuntimeError):
-    """`backend="fused"` was asked for and cannot be had; the message says why."""
+    """`backend="fused"` was asked for and cannot be had; the message says why.
+
+    `expected`: nothing is broken, there is only no such kernel here.
+    """
+
+    def __init__(self, reason: str, expected: bool = True):
+        super().__init__(reason)
+        self.expected = expected

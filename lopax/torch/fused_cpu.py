@@ -1,21 +1,11 @@
 """Fused kernels for the CPU: `celo_cpu.c`, compiled on first use.
 
-The compiled library is cached under `LOPAX_CACHE_DIR` (default: the user's cache
-folder), named by a hash of its source, its options and the compiler.
+Where the compiled library is kept, and when it is trusted: `lopax._core.native_build`.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lopax._core import native_build
+from lopax._core.native_build import NativeUnavailable
 from lopax.torch.elements import BLOCKS, VELO, ElementRule, Network, width
 from lopax.torch.errors import BackendUnavailable
 from lopax.torch.geometry import Blocks
@@ -67,30 +59,27 @@ def create(rule: Rule) -> FusedCPU:
     return FusedCPU(library(rule.config.hidden))
 
 
-@functools.cache
 def library(hidden: int) -> Any:
     """The kernels for MLPs of this width; built or taken from the cache.
 
-    Raises `BackendUnavailable` where there is no C compiler, or it fails.
+    Raises `BackendUnavailable` where there is no C compiler, or it fails, or
+    `LOPAX_KERNELS=off`.
     """
-    found = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if found is None or sys.platform == "win32":
-        raise BackendUnavailable(
-            "the fused CPU kernels need a C compiler (cc) and POSIX threads, and none "
-            "was found; install one or use backend='plain'"
-        )
-    command = [*shlex.split(found), *_options(), f"-DHIDDEN={hidden}"]
-    key = hashlib.sha256(b"".join(p.read_bytes() for p in (SOURCE, *HEADERS)))
-    key.update(" ".join([*command, platform.machine()]).encode())
-    path = _cache() / f"celo_cpu_{key.hexdigest()[:16]}.so"
-    if not path.exists():
-        _build(command, path)
     try:
-        loaded = ctypes.CDLL(str(path))
-    except OSError as error:
+        command = native_build.compiler("CC", ("cc", "gcc"))
+        loaded = native_build.load(
+            native_build.Source(
+                name="celo_cpu",
+                files=(SOURCE, *HEADERS),
+                command=(*command, *_options(), f"-DHIDDEN={hidden}"),
+                libraries=("-lm",),
+                symbols=("scratch_floats", "celo_begin", "celo_finish"),
+            )
+        )
+    except NativeUnavailable as error:
         raise BackendUnavailable(
-            f"the compiled kernel {path} does not load ({error}); delete it, or use "
-            "backend='plain'"
+            f"the fused CPU kernels cannot be had: {error}. Use backend='plain'.",
+            expected=error.expected,
         ) from None
     tensors, count = ctypes.c_void_p, ctypes.c_int64
     loaded.scratch_floats.argtypes = [tensors]
@@ -113,43 +102,6 @@ def _options() -> list[str]:
     relaxed = ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
     common = ["-std=c11", "-O3", "-ffp-contract=fast", "-fopenmp-simd", "-fPIC"]
     return [*common, *relaxed, *vector, "-shared", "-pthread"]
-
-
-def _cache() -> Path:
-    """A folder that can be written to: the user's cache, else a temporary one."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("LOPAX_CACHE_DIR") or Path(home) / "lopax")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="lopax-"))
-
-
-def _build(command: Sequence[str], path: Path) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        result = subprocess.run(
-            [*command, "-o", name, str(SOURCE), "-lm"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if result.returncode != 0:
-            raise BackendUnavailable(
-                f"compiling the fused CPU kernels failed ({' '.join(command)}):\n"
-                f"{result.stderr.strip()[-2000:]}\nUse backend='plain'."
-            )
-        os.replace(name, path)
-    except OSError as error:
-        raise BackendUnavailable(
-            f"the C compiler {command[0]!r} cannot be run ({error}); use "
-            "backend='plain'"
-        ) from None
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 class FusedCPU:
