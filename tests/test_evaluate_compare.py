@@ -70,7 +70,8 @@ def test_names_of_optimizers(tmp_path):
 
 def test_sets_of_baselines():
     assert len(optimizer_specs(["published"])) == 15
-    assert len(optimizer_specs(["baselines", "adam@0.1"])) == 22
+    assert len(optimizer_specs(["baselines", "adam@0.1"])) == 37
+    assert len(optimizer_specs(["tuning_free"])) == 8
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ from lopax.evaluate.baselines import (
     BASELINES,
     CONTEMPORARY,
     PUBLISHED,
+    TUNING_FREE,
     baseline,
+    configured,
     default_rate,
 )
 from lopax.evaluate.compare import Comparison, bench, compare
@@ -64,6 +66,7 @@ __all__ = [
     "CONTEMPORARY",
     "LEARNING_RATES",
     "PUBLISHED",
+    "TUNING_FREE",
     "Cell",
     "Comparison",
     "Cost",
@@ -94,6 +97,7 @@ __all__ = [
     "bootstrap_pair",
     "collect",
     "compare",
+    "configured",
     "default_rate",
     "failure_map",
     "final_loss",

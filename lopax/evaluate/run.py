@@ -30,6 +30,8 @@ from lopax.evaluate import programs
 from lopax.evaluate.specs import OptimizerSpec
 
 SPLITS = ("valid", "test")
+READ_OUT = "train/loss"
+"""The metric of specs with `read_out`: training loss at the parameters they give."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,6 +258,9 @@ def _evaluate(
                 params, carry.task_state, split_key, split
             ).items():
                 seen[f"{split}/{name}"] = value
+        if spec.read_out:
+            train_key = jax.random.fold_in(batch_key, len(SPLITS))
+            seen[READ_OUT] = task.evaluate(params, carry.task_state, train_key, "train")
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), seen)
 
     def add(i: Any, total: dict[str, Any]) -> dict[str, Any]:

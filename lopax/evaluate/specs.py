@@ -47,7 +47,10 @@ class OptimizerSpec:
     """What else identifies the optimizer, as JSON values. Part of the run's key."""
     eval_params: Callable[[Any, Params], Params] | None = None
     """(state, params) -> the parameters to evaluate, if they are not the trained
-    ones (schedule-free methods)."""
+    ones (schedule-free methods, averages)."""
+    read_out: bool = False
+    """Whether the training loss that is scored is that of `eval_params` after all
+    updates, not the end of the curve. Say so in `settings`: it changes the result."""
     theta: Theta | None = None
     """Meta-parameters. They are an argument of the compiled run, not constants in it,
     so that other weights of the same rule need no other program."""

@@ -22,7 +22,7 @@ from lopax._core.errors import (
     ResumeMismatch,
 )
 from lopax._core.task import Task
-from lopax.evaluate.run import RunConfig, RunResult
+from lopax.evaluate.run import READ_OUT, RunConfig, RunResult
 from lopax.evaluate.specs import OptimizerSpec, check_unique
 from lopax.evaluate.store import FORMAT, Record, Store
 from lopax.evaluate.tuning import Tuned, tune
@@ -112,8 +112,15 @@ class Cell(NamedTuple):
         """The sweep over learning rates, and where its best rate is on the L axis."""
         if self.sweep is not None:
             return self.sweep, 0
-        tuned = tune(self.train, self.diverged)
+        tuned = tune(self.train, self.diverged, read_out=self.read_out)
         return tuned, tuned.index
+
+    @property
+    def read_out(self) -> NDArray[np.float32] | None:
+        """[S, L] final training losses of an optimizer that is judged by an average of
+        its parameters; None if the training curve says it all."""
+        values = self.metrics.get(READ_OUT)
+        return None if values is None else values[..., -1]
 
     @property
     def cost(self) -> Mapping[str, Any] | None:

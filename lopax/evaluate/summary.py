@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lopax._core.errors import ConfigError, IncompleteResults
 from lopax.evaluate import aggregate, scores
 from lopax.evaluate.aggregate import Interval
+from lopax.evaluate.run import READ_OUT
 from lopax.evaluate.significance import PairedTest, paired_test
 from lopax.evaluate.study import Cell, Study
 from lopax.evaluate.tuning import Tuned
@@ -160,6 +161,9 @@ def _entry(cell: Cell, rates: tuple[float, ...], target: float) -> Entry:
     curves = np.asarray(cell.train[:, best], np.float64)
     diverged = cell.diverged[:, best]
     final = scores.final_loss(curves, diverged)
+    if cell.read_out is not None:
+        final = np.asarray(cell.read_out[:, best], np.float64)
+        final = np.where(diverged | np.isnan(final), np.inf, final)
 
     def last(losses: NDArray[np.float32]) -> Floats:
         value = np.asarray(losses[:, best, -1], np.float64)
@@ -181,6 +185,7 @@ def _entry(cell: Cell, rates: tuple[float, ...], target: float) -> Entry:
         metrics={
             name: np.asarray(values[:, best, -1], np.float64)
             for name, values in cell.metrics.items()
+            if name != READ_OUT
         },
     )
 

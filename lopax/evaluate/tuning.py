@@ -25,16 +25,25 @@ class Tuned(NamedTuple):
     all_diverged: bool
 
 
-def tune(train: ArrayLike, diverged: ArrayLike, decay: float = SMOOTHING) -> Tuned:
+def tune(
+    train: ArrayLike,
+    diverged: ArrayLike,
+    decay: float = SMOOTHING,
+    *,
+    read_out: ArrayLike | None = None,
+) -> Tuned:
     """Picks the best of L learning rates.
 
     **Arguments:**
 
     - `train`: [S, L, T] training losses.
     - `diverged`: [S, L] bool; a rate at which any seed diverged cannot win.
+    - `read_out`: [S, L] final training losses in place of the curves' ends.
 
     Ties go to the smaller index, hence to the smaller rate of an ascending grid.
     """
+    if read_out is not None:
+        train = np.asarray(read_out)[..., None]
     train = np.asarray(train, np.float64)
     gone = np.asarray(diverged).any(axis=0)
     # errstate: seeds that overflowed make the mean inf or NaN, which is the answer
