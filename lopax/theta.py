@@ -25,13 +25,13 @@ def load_theta(
     *,
     allow_nonfinite: bool = False,
 ) -> Theta:
-    """Meta-parameters from a lopax weights file, a published `theta.state`, or the
-    name of bundled weights.
+    """Meta-parameters from a lopax weights file, a published `theta.state`, the name
+    of bundled weights, or a repository on the Hugging Face Hub.
 
     **Arguments:**
 
     - `path`: a `.safetensors` file written by lopax, a published Flax-msgpack file,
-        or a name from `lopax.list_weights()`.
+        a name from `lopax.list_weights()`, or `hf://owner/name` (extra `hub`).
     - `name`: the architecture; needed only for published files whose architecture
         cannot be told from their arrays.
     - `allow_nonfinite`: also a theta with NaN or infinity, for research.

@@ -14,19 +14,25 @@ from lopax.cli import flags
 ABOUT = """Convert a weights file: a published Flax-msgpack theta.state becomes a
 .safetensors file with a header that says what it is.
 
-With --to algoperf, TARGET is a
-folder that gets an AlgoPerf submission for the self-tuning ruleset: submission.py and
+With --to hub-folder, TARGET is a folder to be uploaded to the Hugging Face Hub as it is
+(hf upload OWNER/NAME TARGET): the weights and their card. With --to algoperf, TARGET is
+a folder that gets an AlgoPerf submission for the self-tuning ruleset: submission.py and
 the weights."""
+
+
+# Of a weights file's header, what the new file gets from what it holds.
+MADE_ANEW = ("architecture", "config", "lopax", "schema", "checksum", "format", "file")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvertFlags:
-    source: Annotated[Path, tyro.conf.Positional, flags.named("SOURCE")]
-    """A weights file, or the name of bundled weights (`lopax list weights`)."""
+    source: Annotated[str, tyro.conf.Positional, flags.named("SOURCE")]
+    """A weights file, hf://owner/name, or the name of bundled weights (`lopax list
+    weights`)."""
     target: Annotated[Path, tyro.conf.Positional, flags.named("TARGET")]
-    """The file, or for --to algoperf the folder, to write."""
-    to: Literal["safetensors", "algoperf"] = "safetensors"
-    """A weights file, or a submission folder."""
+    """The file, or for --to hub-folder and --to algoperf the folder, to write."""
+    to: Literal["safetensors", "hub-folder", "algoperf"] = "safetensors"
+    """A weights file, a folder for the Hub, or a submission folder."""
     framework: Literal["jax", "pytorch"] = "jax"
     """What an AlgoPerf submission is for."""
     name: Annotated[str | None, flags.named("NAME")] = None
@@ -37,11 +43,13 @@ class ConvertFlags:
 
 def main(argv: Sequence[str]) -> int:
     args = flags.parse(ConvertFlags, argv, "convert", ABOUT)
-    from lopax.pretrained import list_weights, read_weights
+    from lopax.pretrained import hub, list_weights, read_weights, weights_card
     from lopax.theta import load_optimizer, save_theta
 
-    bundled = not args.source.exists() and str(args.source) in list_weights()
-    file = read_weights(str(args.source) if bundled else args.source.absolute())
+    source = Path(args.source)
+    bundled = not source.exists() and args.source in list_weights()
+    named = bundled or args.source.startswith(hub.SCHEME)
+    file = read_weights(args.source if named else source.absolute())
     if args.to == "algoperf":
         from lopax.cli.submission import write_submission
 
@@ -55,9 +63,26 @@ def main(argv: Sequence[str]) -> int:
             print(path)
         return 0
     optimizer, theta = load_optimizer(file, args.name, {})
-    header = {"converted_from": args.source.name}
+    if args.to == "hub-folder":
+        about = weights_card(args.source) if bundled else _card_beside(source)
+        own = {k: v for k, v in file.header.items() if k not in MADE_ANEW}
+        licence = args.licence or own.get("licence", "")
+        own |= {"licence": licence} if licence else {}
+        args.target.mkdir(parents=True, exist_ok=True)
+        weights = args.target / hub.WEIGHTS
+        save_theta(weights, theta, optimizer, **own)
+        print(weights)
+        print(hub.write_card(args.target, read_weights(weights).header, about))
+        return 0
+    header = {"converted_from": source.name}
     if args.licence:
         header["licence"] = args.licence
     save_theta(args.target, theta, optimizer, **header)
     print(f"{args.target}: weights of {optimizer.name}")
     return 0
+
+
+def _card_beside(weights: Path) -> str | None:
+    """The text of NAME.md beside NAME.safetensors, if there is one."""
+    card = weights.with_suffix(".md")
+    return card.read_text(encoding="utf-8") if card.is_file() else None

@@ -23,7 +23,7 @@ from lopax._core.errors import ConfigError, MetaTrainingDiverged
 from lopax._core.task import TaskFamily
 from lopax._core.types import Theta
 from lopax.architectures import architecture
-from lopax.meta import distributed, run_folder
+from lopax.meta import distributed, recipes, run_folder
 from lopax.meta.config import PhaseConfig, RunConfig
 from lopax.meta.population import PopulationTrainer
 from lopax.meta.run_folder import Tally
@@ -220,7 +220,7 @@ def initial_theta(run: RunConfig) -> Theta:
     several. Raises `ConfigError` for a part that theta does not have,
     `StructureMismatch` for one of another shape."""
     if run.start_from is not None:
-        theta = load_theta(run.start_from, run.architecture)
+        theta = load_theta(recipes.find(run.start_from), run.architecture)
     else:
         optimizer = architecture(run.architecture, **run.settings_of(run.phases[0]))
         theta = optimizer.init_theta(jax.random.key(run.seed))
@@ -230,7 +230,7 @@ def initial_theta(run: RunConfig) -> Theta:
                 f"RunConfig.start_parts: {run.architecture!r} has no part {part!r}; "
                 f"its parts are {', '.join(map(repr, theta))}"
             )
-        given = load_theta(weights, run.architecture)[part]
+        given = load_theta(recipes.find(weights), run.architecture)[part]
         trees.check_structure(f"{part!r} of {weights}", theta[part], given)
         theta = {**theta, part: given}
     return theta

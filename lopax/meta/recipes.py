@@ -10,17 +10,46 @@ from lopax._core.errors import ConfigError, FileFormatError
 from lopax.meta.config import RunConfig
 from lopax.meta.variety import VarietyConfig, draw_groups
 
+_PACKAGE = Path(__file__).parents[1]
+# In a wheel the recipes lie inside the package, in a clone beside it.
+_HOMES = (_PACKAGE, _PACKAGE.parent)
+
+
+def find(path: str | Path) -> Path:
+    """A file of a recipe: the path itself; if there is none and it begins with
+    `recipes/`, the one of that name that comes with lopax; else the path as given."""
+    path = Path(path)
+    if not path.exists() and path.parts[:1] == ("recipes",):
+        for home in _HOMES:
+            if (home / path).is_file():
+                return home / path
+    return path
+
+
+def list_recipes() -> list[str]:
+    """The recipes that come with lopax, as `lopax train` takes them."""
+    for home in _HOMES:
+        found = sorted((home / "recipes").glob("*.toml"))
+        if found:
+            return [f"recipes/{file.name}" for file in found]
+    return []
+
 
 def load_recipe(path: str | Path) -> RunConfig:
     """Reads a recipe; a `[variety]` table becomes the groups of tasks it draws.
 
+    `recipes/NAME.toml` is found from everywhere, see `find`.
+
     Raises `FileFormatError`, `UnknownName`, `ConfigError`.
     """
-    path = Path(path)
+    path = find(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileFormatError(f"no recipe at {path}") from None
+        known = ", ".join(list_recipes()) or "none"
+        raise FileFormatError(
+            f"no recipe at {path}; those that come with lopax: {known}"
+        ) from None
     except OSError as error:
         raise FileFormatError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # of TOML, of UTF-8

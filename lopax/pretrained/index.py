@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from lopax._core.errors import FileFormatError, UnknownName
+from lopax.pretrained import hub
 from lopax.pretrained.files import WeightsFile, read_arrays
 
 _BUNDLED = Path(__file__).parent / "weights"
@@ -21,14 +22,20 @@ def list_weights(pattern: str = "*") -> list[str]:
 def read_weights(name_or_path: str | os.PathLike[str]) -> WeightsFile:
     """Reads bundled weights by name, or any weights file by path.
 
-    A text with a path separator or a file ending is a path, anything else a name.
+    A text that begins with `hf://` is an address on the Hugging Face Hub (see
+    `lopax.pretrained.hub`), one with a path separator or a file ending a path, anything
+    else a name. A folder stands for the `model.safetensors` in it.
 
-    Raises `UnknownName` (near matches) or `FileFormatError`.
+    Raises `UnknownName` (near matches), `FileFormatError`, `MissingExtra`.
     """
     text = os.fspath(name_or_path)
+    if text.startswith(hub.SCHEME):
+        return read_arrays(hub.download(text))
     is_path = os.sep in text or "/" in text or Path(text).suffix != ""
     if is_path:
         path = Path(text).expanduser()
+        if (path / hub.WEIGHTS).is_file():
+            return read_arrays(path / hub.WEIGHTS)
         if path.is_dir():
             raise FileFormatError(f"{path} is a folder; name the weights file in it")
         return read_arrays(path)
