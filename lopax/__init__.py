@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lopax.inventory import list_optimizers, list_suites, list_tasks
     from lopax.meta.checkpoint import load_state, save_state
     from lopax.optax import extend, hub, info, optimizer, scale_by
-    from lopax.pretrained import list_weights
+    from lopax.pretrained import list_weights, weights_card
     from lopax.reproductions import list_reproductions
     from lopax.theta import load_theta, save_theta
 
@@ -36,6 +36,7 @@ _LAZY = {
     "load_state": "lopax.meta.checkpoint",
     "save_state": "lopax.meta.checkpoint",
     "list_weights": "lopax.pretrained",
+    "weights_card": "lopax.pretrained",
     "load_theta": "lopax.theta",
     "optimizer": "lopax.optax",
     "scale_by": "lopax.optax",
@@ -83,4 +84,5 @@ __all__ = [
     "scale_by",
     "tasks",
     "torch",
+    "weights_card",
 ]

@@ -62,7 +62,8 @@ def test_sharded_parameters(name: str):
         assert again[k].sharding.is_equivalent_to(places[k], params[k].ndim)
     np.testing.assert_allclose(again["rows"], want["rows"], rtol=1e-3, atol=1e-6)
     for k in ("rows", "cols"):
-        for leaf in jax.tree.leaves(after.rule.tensors[k]):
+        kept = after.rule.tensors
+        for leaf in jax.tree.leaves((kept.rest[k], [x[k] for x in kept.like.values()])):
             if leaf.shape[-2:] == SHAPES[k]:
                 lead = [None] * (leaf.ndim - 2)
                 place = NamedSharding(mesh, P(*lead, *SPECS[k]))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lopax._core import tree as trees
-from lopax._core.types import Flag, Params, Scalar
+from lopax._core.errors import ConfigError
+from lopax._core.leaves import trained
+from lopax._core.types import Count, Flag, Params, Scalar
+
+MAX_STEPS = 2**31 - 1
+"""What the counters of a state (int32) can hold."""
 
 GROUP_FROM = 3
 """Fewer equal tensors than this are stepped one by one."""
@@ -18,6 +25,24 @@ GROUP_ELEMENTS = 2**10
 """Larger tensors are stepped one by one. On two cores a loop over 64 elements each is
 faster than its unrolled form, one over 3x3x16x16 half as fast: XLA runs independent
 operations side by side, but not the rounds of a loop."""
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def own_arithmetic(fn: F) -> F:
+    """`fn` under numpy's rules of promotion, whatever the caller has set.
+
+    `jax_numpy_rank_promotion="raise"` and `jax_numpy_dtype_promotion="strict"` find
+    mistakes in a user's program; what rules broadcast, they mean.
+    """
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            return fn(*args, **kwargs)
+
+    return cast(F, call)
 
 
 class Leaf(int):
@@ -37,8 +62,8 @@ class Leaf(int):
 
 
 def places(params: Params) -> list[Leaf]:
-    """Every leaf's place, in tree order."""
-    named = jax.tree_util.tree_leaves_with_path(params)
+    """The place of every tensor that is trained, in tree order."""
+    named = jax.tree_util.tree_leaves_with_path(trained(params))
     return [
         Leaf(i, trees.path_name(path), tuple(jnp.shape(x)))
         for i, (path, x) in enumerate(named)
@@ -51,9 +76,55 @@ def as_tensor(x: Any) -> Any:
     return x.reshape(1) if x.ndim == 0 else x
 
 
+def horizon(num_steps: Any) -> Count:
+    """A number of updates as [] int32, an array of its own.
+
+    Accepted: an integer, a float that is whole, an array of one such, traced or not.
+    Raises `ConfigError` for everything else and outside 1 ... `MAX_STEPS`.
+    """
+    if isinstance(num_steps, jax.core.Tracer):
+        return num_steps.astype(jnp.int32).reshape(())
+    number = None
+    if not isinstance(num_steps, (bool, str, bytes)) and np.size(num_steps) == 1:
+        array = np.asarray(num_steps)
+        if array.dtype.kind in "iuf":
+            number = float(array.reshape(()))
+    if number is None or not (number % 1 == 0 and 1 <= number <= MAX_STEPS):
+        raise ConfigError(
+            f"num_steps = {num_steps!r}: must be a whole number of at least 1 and at "
+            f"most {MAX_STEPS:,}, such as num_steps=2_000"
+        )
+    return jnp.array(int(number), jnp.int32)
+
+
+def scalar_loss(value: Any) -> Any:
+    """A loss of one element as [] float32; None stays None. Raises `ConfigError`."""
+    if value is None:
+        return None
+    if jnp.size(value) != 1 or jnp.iscomplexobj(value):
+        raise ConfigError(
+            f"value of shape {jnp.shape(value)} and dtype {jnp.result_type(value)}: "
+            "the loss must be one real number; take the mean over the batch"
+        )
+    return jnp.asarray(value, jnp.float32).reshape(())
+
+
+def shrunk(x: Any) -> tuple[Any, Any]:
+    """`x` times a power of two, and that power []: one, unless squares of the elements
+    could leave float32's range."""
+    if not x.size:
+        return x, jnp.ones((), jnp.float32)
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
+    scale = jnp.where(largest > 1e15, jnp.float32(2.0**-80), jnp.float32(1.0))
+    return x * scale, scale
+
+
 def rms(x: Any) -> Scalar:
     """Root mean square over all elements; 0 if there are none."""
-    return jnp.sqrt(jnp.mean(jnp.square(x))) if x.size else jnp.zeros(())
+    small, scale = shrunk(x)
+    if not x.size:
+        return jnp.zeros((), jnp.float32)
+    return jnp.sqrt(jnp.mean(jnp.square(small))) / scale
 
 
 def all_finite(grads: Sequence[Any], value: Any) -> Flag:
@@ -63,9 +134,9 @@ def all_finite(grads: Sequence[Any], value: Any) -> Flag:
     would be inlined by XLA into the loop of every tensor, so that program size and
     compile time grew with the square of their number.
     """
-    zeros = [jnp.sum(g * 0.0) for g in grads]
+    zeros = [jnp.sum(g * 0.0).astype(jnp.float32) for g in grads]
     if value is not None:
-        zeros.append(jnp.asarray(value, jnp.float32) * 0.0)
+        zeros.append(scalar_loss(value) * 0.0)
     return jnp.all(jnp.stack(zeros) == 0.0) if zeros else jnp.asarray(True)
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lopax._core import lifting
+from lopax._core import leaves, lifting, placing
 from lopax._core import tree as trees
 from lopax._core.errors import (
     MissingHorizon,
@@ -170,6 +170,8 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
     """
 
     grad_clip: ClassVar[float] = 1000.0
+    param_like: ClassVar[tuple[str, ...]] = ()
+    """Fields of a tensor's state that have the tensor's size, whatever its role."""
 
     @abc.abstractmethod
     def init_shared(self, theta: Theta, num_steps: Count, num_tensors: int) -> Shared:
@@ -269,21 +271,25 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
 
         return guarded(step, grad, state, finite, bound)
 
+    @lifting.own_arithmetic
     def init(self, theta: Theta, params: Params, num_steps: Any = None) -> OptState:
         if num_steps is None and self.needs_horizon:
             raise MissingHorizon(self.name)
-        horizon = jnp.asarray(0 if num_steps is None else num_steps, jnp.int32)
-        leaves, treedef = jax.tree.flatten(params)
-        states = [
-            self.init_leaf(theta, place, lifting.as_tensor(p))
-            for place, p in zip(lifting.places(params), leaves, strict=True)
-        ]
+        horizon = jnp.zeros((), jnp.int32)
+        if num_steps is not None:
+            horizon = lifting.horizon(num_steps)
+        tensors, treedef = jax.tree.flatten(leaves.trained(params))
+
         # Copies, and no weak types: an array of theta's, or one that is used twice,
         # could not be donated, and a weak type would change in the first step.
-        shared, states = jax.tree.map(
-            lambda x: jnp.array(x, x.dtype, copy=True),
-            (self.init_shared(theta, horizon, len(leaves)), states),
-        )
+        def own(tree: Any) -> Any:
+            return jax.tree.map(lambda x: jnp.array(x, x.dtype, copy=True), tree)
+
+        states = []
+        for place, param in zip(lifting.places(params), tensors, strict=True):
+            state = own(self.init_leaf(theta, place, lifting.as_tensor(param)))
+            states.append(placing.like(param, state, self.starter(theta, place)))
+        shared = own(self.init_shared(theta, horizon, len(tensors)))
         return OptState(
             iteration=jnp.zeros((), jnp.int32),
             num_steps=horizon,
@@ -292,6 +298,41 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             tensors=treedef.unflatten(states),
         )
 
+    def starter(self, theta: Theta, leaf: Leaf) -> Callable[[tuple[int, ...]], Any]:
+        """From a shape of rank >= 1 to the first state of a tensor in this place."""
+
+        def start(shape: tuple[int, ...]) -> Any:
+            place = Leaf(int(leaf), leaf.name, shape if leaf.shape else ())
+            return self.init_leaf(theta, place, jnp.zeros(shape, jnp.float32))
+
+        return start
+
+    def _check_states(
+        self, theta: Theta, places: list[Leaf], params: list[Any], states: list[Any]
+    ) -> None:
+        """Raises `StructureMismatch` for states of tensors of another shape; states
+        and tensors that are alike are looked at once."""
+        seen = set()
+        for leaf, param, state in zip(places, params, states, strict=True):
+            found = jax.tree.map(jnp.shape, state)
+            key = (param.shape, str(found))
+            if key in seen:
+                continue
+            seen.add(key)
+            start = self.starter(theta, leaf)
+            want = jax.eval_shape(lambda start=start, p=param: start(p.shape))
+            shapes = [str(jax.tree.map(jnp.shape, want)), str(found)]
+            if shapes[0] != shapes[1]:
+                raise StructureMismatch.between(
+                    f"the optimizer's state of the parameter {leaf.name!r} (of shape "
+                    f"{list(leaf.shape)})",
+                    trees.describe(want),
+                    trees.describe(state),
+                    "Was the parameter resized or replaced? opt.init(params) makes "
+                    "a state for the parameters as they are now.",
+                )
+
+    @lifting.own_arithmetic
     def update(
         self,
         theta: Theta,
@@ -307,19 +348,24 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             raise MissingLoss(self.name)
         if params is None:
             raise MissingParams(self.name)
-        leaves, treedef = jax.tree.flatten(params)
-        ps = [lifting.as_tensor(p) for p in leaves]
-        raw = [lifting.as_tensor(g) for g in treedef.flatten_up_to(grads)]
-        states = treedef.flatten_up_to(state.tensors)
+        tensors, treedef = jax.tree.flatten(leaves.trained(params))
+        raw = treedef.flatten_up_to(leaves.gradients(params, grads))
+        ps, raw = ([lifting.as_tensor(x) for x in xs] for xs in (tensors, raw))
         places = lifting.places(params)
-        if not leaves:
-            return params, *_only_count(state, params)
+        states = leaves.flatten_like(
+            "the optimizer's state", treedef.unflatten(ps), state.tensors
+        )
+        self._check_states(theta, places, ps, states)
+        value = lifting.scalar_loss(value)
+        if not tensors:
+            none = treedef.unflatten([])
+            return leaves.in_place(params, none), *_only_count(state, none)
 
         finite = lifting.all_finite(raw, value)
         bound = self.gradient_bound(state.shared)
         gs = [jnp.clip(jnp.where(finite, g, 0.0), -bound, bound) for g in raw]
         if value is not None:
-            value = jnp.where(finite, jnp.asarray(value, jnp.float32), 0.0)
+            value = jnp.where(finite, value, 0.0)
 
         summaries = [
             self.summarise(theta, *args)
@@ -335,6 +381,10 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             None if no_summary else jnp.stack(summaries),
         )
 
+        finite = finite & lifting.all_finite(
+            [x for x in jax.tree.leaves((shared, context, scale)) if _is_float(x)], None
+        )
+
         def step_one(leaf: Leaf, grad: Any, state: Any, param: Any) -> Any:
             return self.step_or_keep(
                 theta, context, leaf, grad, state, param, finite, bound
@@ -346,29 +396,32 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             [self.group_key(leaf) for leaf in places],
             list(zip(raw, states, ps, strict=True)),
         )
-        deltas = [d for d, _ in stepped]
+        deltas = [d.astype(p.dtype) for (d, _), p in zip(stepped, tensors, strict=True)]
+        made = finite & lifting.all_finite(deltas, None)
+        deltas = [jnp.where(made, d, jnp.zeros((), d.dtype)) for d in deltas]
         new_state = OptState(
             iteration=state.iteration + 1,
             num_steps=state.num_steps,
-            skipped=state.skipped + ~finite,
-            shared=trees.select(finite, shared, state.shared),
+            skipped=state.skipped + (~made).astype(jnp.int32),
+            shared=trees.select(made, shared, state.shared),
             tensors=treedef.unflatten([new for _, new in stepped]),
         )
-        updates = [
-            d.reshape(p.shape).astype(p.dtype)
-            for d, p in zip(deltas, leaves, strict=True)
-        ]
-        rms = [lifting.rms(d) for d in deltas]
-        clipped = [jnp.sum(jnp.abs(g) > bound) for g in raw]
+        updates = [d.reshape(p.shape) for d, p in zip(deltas, tensors, strict=True)]
+        rms = [lifting.rms(lifting.as_tensor(d)) for d in deltas]
+        clipped = [jnp.sum(jnp.abs(g) > bound, dtype=jnp.int32) for g in raw]
         ratio = [r / (lifting.rms(p) + 1e-12) for r, p in zip(rms, ps, strict=True)]
         info = Info(
             step_scale=scale,
-            skipped=~finite,
+            skipped=~made,
             clipped=jnp.asarray(sum(clipped), jnp.int32),
             update_rms=treedef.unflatten(rms),
             update_to_weight=treedef.unflatten(ratio),
         )
-        return treedef.unflatten(updates), new_state, info
+        return leaves.in_place(params, treedef.unflatten(updates)), new_state, info
+
+
+def _is_float(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
 def guarded(
@@ -386,5 +439,5 @@ def guarded(
 def _only_count(state: OptState, params: Params) -> tuple[OptState, Info]:
     """The step of a tree without tensors, such as an empty group of parameters."""
     no = jnp.zeros((), jnp.int32)
-    info = Info(jnp.zeros(()), jnp.asarray(False), no, params, params)
+    info = Info(jnp.zeros((), jnp.float32), jnp.asarray(False), no, params, params)
     return state._replace(iteration=state.iteration + 1), info

@@ -65,6 +65,7 @@ class AdafacMLP(FusedRule, CountedRule[Moments]):
 
     name: ClassVar[str] = "adafac_mlp"
     reference: ClassVar[str] = "Metz et al., 2022, arXiv 2203.11860"
+    param_like: ClassVar[tuple[str, ...]] = ("second",)
     grad_clip: ClassVar[float] = adafac_net.GRADIENT_BOUND
 
     def __init__(self, config: AdafacMLPConfig | None = None):

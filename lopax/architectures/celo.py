@@ -95,6 +95,7 @@ class Celo(FusedRule):
     needs_loss: ClassVar[bool] = True
     needs_horizon: ClassVar[bool] = True
     reference: ClassVar[str] = "Moudgil et al., 2025, arXiv 2501.12670"
+    param_like: ClassVar[tuple[str, ...]] = ("second",)
 
     def __init__(self, config: CeloConfig | None = None):
         self.config = config or CeloConfig()
@@ -189,7 +190,7 @@ def _adam_like(rule: Theta) -> Theta:
     w0 = 0.1 * rule["w0"]
     w0 = w0.at[:, :2].set(0.0).at[channel, 0].set(1.0).at[channel, 1].set(-1.0)
     w1 = 0.1 * rule["w1"]
-    w1 = w1.at[:2, :2].set(jnp.eye(2)).at[2:, :2].set(0.0)
+    w1 = w1.at[:2, :2].set(jnp.eye(2, dtype=jnp.float32)).at[2:, :2].set(0.0)
     w2 = 0.1 * rule["w2"]
     w2 = w2.at[:, 0].set(0.0).at[0, 0].set(gain).at[1, 0].set(-gain)
     return {**rule, "w0": w0, "w1": w1, "w2": w2}

@@ -142,6 +142,7 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
 
     needs_loss: ClassVar[bool] = False
     reference: ClassVar[str] = "Moudgil et al., 2026, arXiv 2602.19142"
+    param_like: ClassVar[tuple[str, ...]] = ("second",)
     config: Celo2Config
 
     @property

@@ -68,6 +68,7 @@ class CeloAdam(TensorRule[AdamShared, AdamContext, AdamState]):
     needs_loss: ClassVar[bool] = True
     needs_horizon: ClassVar[bool] = True
     reference: ClassVar[str] = "Moudgil et al., 2025, arXiv 2501.12670"
+    param_like: ClassVar[tuple[str, ...]] = ("momentum", "second")
 
     def __init__(self, config: CeloAdamConfig | None = None):
         self.config = config or CeloAdamConfig()
@@ -87,7 +88,9 @@ class CeloAdam(TensorRule[AdamShared, AdamContext, AdamState]):
 
     def init_tensor(self, theta: Theta, param: Array) -> AdamState:
         del theta
-        return AdamState(jnp.zeros(param.shape), jnp.zeros(param.shape))
+        return AdamState(
+            jnp.zeros(param.shape, jnp.float32), jnp.zeros(param.shape, jnp.float32)
+        )
 
     def advance(
         self,

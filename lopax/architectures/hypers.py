@@ -83,8 +83,8 @@ class LearnedSGD(CountedRule[Array]):
         del key
         c = self.config
         return {
-            "log_lr": jnp.asarray(math.log(c.learning_rate)),
-            "one_minus_momentum": jnp.asarray(math.log(1.0 - c.momentum)),
+            "log_lr": jnp.asarray(math.log(c.learning_rate), jnp.float32),
+            "one_minus_momentum": jnp.asarray(math.log(1.0 - c.momentum), jnp.float32),
         }
 
     def init_tensor(self, theta: Theta, param: Array) -> Array:
@@ -125,16 +125,17 @@ class _AdamRule(TensorRule[Count, AdamContext, AdamState]):
 
     needs_loss: ClassVar[bool] = False
     reference: ClassVar[str] = REFERENCE
+    param_like: ClassVar[tuple[str, ...]] = ("momentum", "second")
     config: LearnedAdamConfig
 
     def init_theta(self, key: Key) -> Theta:
         del key
         c = self.config
         return {
-            "log_lr": jnp.asarray(math.log(c.learning_rate)),
-            "one_minus_beta1": jnp.asarray(math.log(1.0 - c.b1)),
-            "one_minus_beta2": jnp.asarray(math.log(1.0 - c.b2)),
-            "log_epsilon": jnp.asarray(math.log(c.eps)),
+            "log_lr": jnp.asarray(math.log(c.learning_rate), jnp.float32),
+            "one_minus_beta1": jnp.asarray(math.log(1.0 - c.b1), jnp.float32),
+            "one_minus_beta2": jnp.asarray(math.log(1.0 - c.b2), jnp.float32),
+            "log_epsilon": jnp.asarray(math.log(c.eps), jnp.float32),
             **self._schedule_theta(),
         }
 
@@ -203,10 +204,10 @@ class ScheduledAdam(_AdamRule):
         self.config: ScheduledAdamConfig = config or ScheduledAdamConfig()
 
     def _schedule_theta(self) -> dict[str, Array]:
-        return {"log_schedule": jnp.zeros((self.config.knots,))}
+        return {"log_schedule": jnp.zeros((self.config.knots,), jnp.float32)}
 
     def _log_schedule(self, theta: Theta, fraction: Scalar) -> Scalar:
-        places = jnp.linspace(0.0, 1.0, self.config.knots)
+        places = jnp.linspace(0.0, 1.0, self.config.knots, dtype=jnp.float32)
         return jnp.interp(fraction, places, theta["log_schedule"])
 
 

@@ -66,7 +66,10 @@ class L2OGRU(CountedRule[Array]):
         return {
             "initial": jnp.zeros((c.units,), jnp.float32),
             "gru": gru.init(key, inputs, c.units),
-            "head": {"w": jnp.zeros((c.units, 1)), "b": jnp.zeros((1,))},
+            "head": {
+                "w": jnp.zeros((c.units, 1), jnp.float32),
+                "b": jnp.zeros((1,), jnp.float32),
+            },
         }
 
     def init_tensor(self, theta: Theta, param: Array) -> Array:

@@ -132,11 +132,15 @@ class L3RS(TensorRule[LossAverages, Float[Array, "tensors K"], tuple[Any, ...]])
         if self._has_embeddings:
             inputs += c.embedding
             shape = (len(self._row), c.embedding)
-            theta["embedding"] = 0.3 * jax.random.normal(k_embedding, shape)
+            normal = jax.random.normal(k_embedding, shape, jnp.float32)
+            theta["embedding"] = 0.3 * normal
         outputs = len(c.directions) + 1
         theta["hidden"] = initializers.linear(k_hidden, inputs, c.hidden)
         # Zero weights: before any meta-training a sane, constant step.
-        zeros = jnp.zeros((c.hidden, outputs)), jnp.zeros((outputs,))
+        zeros = (
+            jnp.zeros((c.hidden, outputs), jnp.float32),
+            jnp.zeros((outputs,), jnp.float32),
+        )
         theta["output"] = {"w": zeros[0], "b": zeros[1]}
         return theta
 
@@ -169,7 +173,9 @@ class L3RS(TensorRule[LossAverages, Float[Array, "tensors K"], tuple[Any, ...]])
         self, theta: Theta, num_steps: Count, num_tensors: int
     ) -> LossAverages:
         del theta, num_steps, num_tensors
-        return LossAverages(jnp.zeros((len(LOSS_DECAYS),)), jnp.zeros((), jnp.int32))
+        return LossAverages(
+            jnp.zeros((len(LOSS_DECAYS),), jnp.float32), jnp.zeros((), jnp.int32)
+        )
 
     def init_tensor(self, theta: Theta, param: Array) -> tuple[Any, ...]:
         del theta
@@ -181,8 +187,8 @@ class L3RS(TensorRule[LossAverages, Float[Array, "tensors K"], tuple[Any, ...]])
         """What the network sees of one tensor; [0] in the ablation."""
         del state
         if not self.config.layer_inputs:
-            return jnp.zeros((0,))
-        largest = jnp.max(jnp.abs(grad)) if grad.size else jnp.zeros(())
+            return jnp.zeros((0,), jnp.float32)
+        largest = jnp.max(jnp.abs(grad)) if grad.size else jnp.zeros((), jnp.float32)
         norms = jnp.stack([lifting.rms(grad), lifting.rms(param), largest])
         norms = 0.3 * jnp.log(1e-6 + norms)
         if not self._has_embeddings:

@@ -81,6 +81,7 @@ class MuLO(FusedRule, CountedRule[Moments]):
 
     name: ClassVar[str] = "mulo"
     reference: ClassVar[str] = "Thérien et al., 2024, arXiv 2406.00153"
+    param_like: ClassVar[tuple[str, ...]] = ("second",)
     grad_clip: ClassVar[float] = adafac_net.GRADIENT_BOUND
 
     def __init__(self, config: MuLOConfig | None = None):

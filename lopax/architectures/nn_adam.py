@@ -73,6 +73,7 @@ class NNAdam(TensorRule[LSTMState, NNAdamContext, NNAdamState]):
     needs_loss: ClassVar[bool] = False
     needs_horizon: ClassVar[bool] = False
     reference: ClassVar[str] = "Metz et al., 2022, arXiv 2203.11860"
+    param_like: ClassVar[tuple[str, ...]] = ("momentum", "second")
 
     def __init__(self, config: NNAdamConfig | None = None):
         self.config = config or NNAdamConfig()
@@ -80,15 +81,21 @@ class NNAdam(TensorRule[LSTMState, NNAdamContext, NNAdamState]):
     def init_theta(self, key: Key) -> Theta:
         c = self.config
         return {
-            "initial": {"hidden": jnp.zeros((c.lstm,)), "cell": jnp.zeros((c.lstm,))},
+            "initial": {
+                "hidden": jnp.zeros((c.lstm,), jnp.float32),
+                "cell": jnp.zeros((c.lstm,), jnp.float32),
+            },
             "lstm": lstm.init(key, NUM_INPUTS, c.lstm),
             # Zero weights: an untrained NN-Adam is Adam without bias correction.
-            "head": {"w": jnp.zeros((c.lstm, 4)), "b": jnp.zeros((4,))},
+            "head": {
+                "w": jnp.zeros((c.lstm, 4), jnp.float32),
+                "b": jnp.zeros((4,), jnp.float32),
+            },
             "hypers": {
-                "lr": jnp.asarray(0.1 * math.log(c.learning_rate)),
-                "beta1": jnp.asarray(0.1 * math.log(1.0 - c.beta1)),
-                "beta2": jnp.asarray(0.1 * math.log(1.0 - c.beta2)),
-                "epsilon": jnp.asarray(0.1 * math.log(c.epsilon)),
+                "lr": jnp.asarray(0.1 * math.log(c.learning_rate), jnp.float32),
+                "beta1": jnp.asarray(0.1 * math.log(1.0 - c.beta1), jnp.float32),
+                "beta2": jnp.asarray(0.1 * math.log(1.0 - c.beta2), jnp.float32),
+                "epsilon": jnp.asarray(0.1 * math.log(c.epsilon), jnp.float32),
             },
         }
 

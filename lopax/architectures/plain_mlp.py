@@ -91,7 +91,9 @@ class PlainMLP(CountedRule[PlainMLPState]):
         scales = [rms_scale(x) for x in channels]
         times = list(time_features.tanh_of_step(context))
         direction, magnitude = dense_mlp.apply(
-            theta["net"], channels + times, scales + [jnp.ones(())] * len(times)
+            theta["net"],
+            channels + times,
+            scales + [jnp.ones((), jnp.float32)] * len(times),
         )
         delta = -direction * jnp.exp(c.exp_mult * magnitude) * c.step_mult
         return delta, PlainMLPState(momenta)

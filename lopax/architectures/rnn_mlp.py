@@ -108,8 +108,8 @@ class RNNMLP(TensorRule[RNNMLPShared, RNNMLPContext, RNNMLPState]):
         start = initializers.truncated_normal
         return {
             "initial": {
-                "hidden": jnp.zeros((c.lstm,)),
-                "cell": jnp.zeros((c.lstm,)),
+                "hidden": jnp.zeros((c.lstm,), jnp.float32),
+                "cell": jnp.zeros((c.lstm,), jnp.float32),
                 "to_all": start(k_all, (TO_ALL,), TO_ALL**-0.5),
                 "to_lstm": start(k_one, (TO_LSTM,), TO_LSTM**-0.5),
             },

@@ -76,6 +76,7 @@ class STAR(CountedRule[Moments]):
 
     name: ClassVar[str] = "star"
     reference: ClassVar[str] = "Harrison et al., 2022, arXiv 2209.11208"
+    param_like: ClassVar[tuple[str, ...]] = ("second",)
     grad_clip: ClassVar[float] = adafac_net.GRADIENT_BOUND
 
     def __init__(self, config: STARConfig | None = None):
@@ -118,9 +119,10 @@ class STAR(CountedRule[Moments]):
         if c.precondition:
             learned = learned * _adam_scale(view)
         # Without a controller the published code still multiplies by exp(exp_mult).
-        gain = jnp.exp(c.exp_mult * by_unit.get(2, 1.0))
+        one, zero = jnp.float32(1.0), jnp.float32(0.0)
+        gain = jnp.exp(c.exp_mult * by_unit.get(2, one))
         nominal = c.nominal * gain * _direction(c.nominal_direction, view)
-        decay = c.weight_decay * jnp.exp(c.exp_mult * by_unit.get(3, 0.0)) * param
+        decay = c.weight_decay * jnp.exp(c.exp_mult * by_unit.get(3, zero)) * param
         return -learned - nominal - decay, state
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:

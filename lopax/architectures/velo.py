@@ -110,6 +110,7 @@ class VeLO(FusedRule):
     needs_loss: ClassVar[bool] = True
     needs_horizon: ClassVar[bool] = True
     reference: ClassVar[str] = "Metz et al., 2022, arXiv 2211.09760"
+    param_like: ClassVar[tuple[str, ...]] = ("second",)
 
     def __init__(self, config: VeLOConfig | None = None):
         self.config = config or VeLOConfig()
@@ -120,7 +121,10 @@ class VeLO(FusedRule):
         inputs = NUM_SHARED_INPUTS + NUM_TENSOR_INPUTS
         sizes = (element_features.count(VELO_GROUPS), c.hidden, c.hidden, 2)
         return {
-            "initial": {"hidden": jnp.zeros((c.lstm,)), "cell": jnp.zeros((c.lstm,))},
+            "initial": {
+                "hidden": jnp.zeros((c.lstm,), jnp.float32),
+                "cell": jnp.zeros((c.lstm,), jnp.float32),
+            },
             "mix": initializers.linear(k_mix, inputs, c.lstm),
             "skip": initializers.linear(k_skip, inputs, c.lstm),
             "lstm": lstm.init(k_lstm, c.lstm, c.lstm),

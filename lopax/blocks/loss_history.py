@@ -17,6 +17,7 @@ from lopax._core.types import Count, Scalar
 NUM_DECAYS = 10
 NUM_FEATURES = NUM_DECAYS - 1
 _HUGE = 999999999999.0
+_FAST, _SLOWEST = 1.0 - 2.0**-20, 1.0 - 2.0**-24
 
 
 class LossHistory(NamedTuple):
@@ -37,14 +38,21 @@ def init(num_steps: Count) -> LossHistory:
 
 
 def horizon_decays(num_steps: Count) -> Float[Array, "10"]:
-    """exp(-1 / h) for time constants h log-spaced from 10 to the horizon."""
+    """exp(-1 / h) for time constants h log-spaced from 10 to the horizon.
+
+    At most the float32 number below one (h = 1.7e7): an average whose decay rounds to
+    one would never hear of a loss.
+    """
     top = jnp.log10(jnp.maximum(jnp.asarray(num_steps, jnp.float32), 1.0))
-    return jnp.exp(-1.0 / jnp.power(10.0, jnp.linspace(1.0, top, NUM_DECAYS)))
+    decays = jnp.exp(
+        -1.0 / jnp.power(10.0, jnp.linspace(1.0, top, NUM_DECAYS, dtype=jnp.float32))
+    )
+    return jnp.minimum(decays, _SLOWEST)
 
 
 def horizon(history: LossHistory) -> Scalar:
     """The number of steps [] that the history was built for, read off its slowest
-    average: exact to 4,000, to 3 % at a million (float32), at most 3.3e7."""
+    average: exact to 4,000, to 3 % at a million (float32), at most 1.7e7."""
     rate = -jnp.log(history.decays[-1])
     return jnp.round(1.0 / jnp.maximum(rate, 2.0**-25))
 
@@ -92,4 +100,7 @@ def features(history: LossHistory) -> Float[Array, "9"]:
 
 def _correction(decays: Array, iteration: Count) -> Array:
     steps = jnp.maximum(iteration, 1).astype(jnp.float32)
-    return 1.0 - jnp.power(decays, steps)
+    # Where hardly a digit of 1 - d is left, 1 - d^t has none of its own: beyond what
+    # any rule was trained with, so that published ones see what they were trained on.
+    exact = -jnp.expm1(steps * jnp.log1p(decays - 1.0))
+    return jnp.where(decays > _FAST, exact, 1.0 - jnp.power(decays, steps))

@@ -64,7 +64,7 @@ def view(state: Moments, grad: Array, param: Array) -> ElementView:
 def zero_offsets() -> dict[str, Array]:
     """Meta-parameters of learned decays, at their starting point."""
     sizes = Decays(*(len(d) for d in PUBLISHED_DECAYS))
-    return {name: jnp.zeros((n,)) for name, n in sizes._asdict().items()}
+    return {name: jnp.zeros((n,), jnp.float32) for name, n in sizes._asdict().items()}
 
 
 def learned_decays(offsets: dict[str, Array]) -> Decays:

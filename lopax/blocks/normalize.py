@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lopax._core.lifting import shrunk
 from lopax._core.types import Scalar
 
 
@@ -37,4 +38,5 @@ def tensor_rms(x: Array, eps: float = 1e-9) -> Scalar:
     """sqrt(mean(x^2) + eps) [] over the whole tensor."""
     if x.size == 0:
         return jnp.zeros((), jnp.float32)
-    return jnp.sqrt(jnp.mean(jnp.square(x)) + eps)
+    small, scale = shrunk(x)
+    return jnp.sqrt(jnp.mean(jnp.square(small)) + eps * jnp.square(scale)) / scale

@@ -38,7 +38,10 @@ def init_theta(key: Key, size: int) -> Theta:
     """Meta-parameters of a scheduler with `size` LSTM units."""
     k_mix, k_skip, k_lstm, k_head = jax.random.split(key, 4)
     return {
-        "initial": {"hidden": jnp.zeros((size,)), "cell": jnp.zeros((size,))},
+        "initial": {
+            "hidden": jnp.zeros((size,), jnp.float32),
+            "cell": jnp.zeros((size,), jnp.float32),
+        },
         "mix": initializers.linear(k_mix, NUM_INPUTS, size),
         "skip": initializers.linear(k_skip, NUM_INPUTS, size),
         "lstm": lstm.init(k_lstm, size, size),
@@ -68,20 +71,35 @@ def following(theta: Theta, multiplier: Callable[[Array], Array]) -> Theta:
         )
     mix, skip, cell = theta["mix"], theta["skip"], theta["lstm"]
     mix = {"w": mix["w"].at[:, :count].set(0.0), "b": mix["b"].at[:count].set(0.0)}
-    skip = {"w": skip["w"].at[:, :count].set(jnp.eye(count)), "b": skip["b"]}
+    skip = {
+        "w": skip["w"].at[:, :count].set(jnp.eye(count, dtype=jnp.float32)),
+        "b": skip["b"],
+    }
     # [inputs + hidden, gate (i g f o), unit]
     w, b = cell["w"].reshape(2 * size, 4, size), cell["b"].reshape(4, size)
-    w = w.at[:, :, :count].set(0.0).at[:count, 1, :count].set(jnp.eye(count))
-    b = b.at[:, :count].set(jnp.asarray([[_OPEN], [0.0], [_SHUT], [_OPEN]]))
+    w = (
+        w.at[:, :, :count]
+        .set(0.0)
+        .at[:count, 1, :count]
+        .set(jnp.eye(count, dtype=jnp.float32))
+    )
+    b = b.at[:, :count].set(
+        jnp.asarray([[_OPEN], [0.0], [_SHUT], [_OPEN]], jnp.float32)
+    )
     cell = {"w": w.reshape(cell["w"].shape), "b": b.reshape(-1)}
 
-    fractions, times = jnp.linspace(0.0, 1.0, 201), time_features.NUM_FRACTION
+    fractions, times = (
+        jnp.linspace(0.0, 1.0, 201, dtype=jnp.float32),
+        time_features.NUM_FRACTION,
+    )
     gate = jax.nn.sigmoid(_OPEN)
     inputs = jax.vmap(time_features.fraction_done)(fractions)
     hidden = gate * jnp.tanh(gate * jnp.tanh(inputs))
-    basis = jnp.concatenate([hidden, jnp.ones((len(fractions), 1))], axis=1)
+    basis = jnp.concatenate(
+        [hidden, jnp.ones((len(fractions), 1), jnp.float32)], axis=1
+    )
     target = jnp.log(multiplier(fractions)) - math.log(0.1)
-    gram = basis.T @ basis + 1e-3 * jnp.eye(times + 1)
+    gram = basis.T @ basis + 1e-3 * jnp.eye(times + 1, dtype=jnp.float32)
     fit = jnp.linalg.solve(gram, basis.T @ target)
     # The time features come first among the inputs.
     weights = (0.1 * theta["head"]["w"]).at[:count].set(0.0)

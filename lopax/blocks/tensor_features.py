@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopax._core.lifting import shrunk
 from lopax._core.types import Scalar
 
 
@@ -37,7 +38,8 @@ def variance(x: Array) -> Scalar:
 
 def norm(x: Array) -> Scalar:
     """Euclidean norm over all elements."""
-    return jnp.sqrt(jnp.sum(jnp.square(x)))
+    small, scale = shrunk(x)
+    return jnp.sqrt(jnp.sum(jnp.square(small))) / scale
 
 
 def rank_one_hot(shape: tuple[int, ...]) -> Float[Array, "5"]:

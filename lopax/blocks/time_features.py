@@ -23,7 +23,9 @@ def fraction_done(fraction: Scalar) -> Float[Array, "9"]:
 def tanh_of_step(step: Count) -> Float[Array, "11"]:
     """tanh(t / s - 1) for eleven time scales s from 1 to 1e5 steps; each rises once,
     around step s (Metz et al., 2022, arXiv 2203.11860)."""
-    return jnp.tanh(step.astype(jnp.float32) / jnp.asarray(TIME_SCALES) - 1.0)
+    return jnp.tanh(
+        step.astype(jnp.float32) / jnp.asarray(TIME_SCALES, jnp.float32) - 1.0
+    )
 
 
 def sine_of_step(step: Count) -> Float[Array, "11"]:
@@ -31,5 +33,5 @@ def sine_of_step(step: Count) -> Float[Array, "11"]:
 
     The period is 2 pi^2 s, not s: kept, because the published weights saw that.
     """
-    scales = jnp.asarray(TIME_SCALES) * jnp.pi
+    scales = jnp.asarray(TIME_SCALES, jnp.float32) * jnp.pi
     return jnp.sin(step.astype(jnp.float32) / scales)

@@ -27,4 +27,7 @@ def fan_in_normal(key: Key, fan_in: int, fan_out: int) -> Float[Array, "i o"]:
 
 def linear(key: Key, fan_in: int, fan_out: int) -> dict[str, Array]:
     """{"w": [fan_in, fan_out], "b": [fan_out]} with zero bias."""
-    return {"w": fan_in_normal(key, fan_in, fan_out), "b": jnp.zeros((fan_out,))}
+    return {
+        "w": fan_in_normal(key, fan_in, fan_out),
+        "b": jnp.zeros((fan_out,), jnp.float32),
+    }

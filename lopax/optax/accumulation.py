@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopax._core.lifting import all_finite
+from lopax._core import leaves
+from lopax._core.lifting import all_finite, own_arithmetic, scalar_loss
 from lopax._core.tree import select
 from lopax._core.types import Params, Updates
 from lopax.optax.states import AccumulationState
+from lopax.optax.storage import boxed_as, is_placeholder
 
 
 def accumulate(
@@ -30,7 +32,10 @@ def accumulate(
     decides. Further keyword arguments are handed on from the last call.
     """
 
+    @own_arithmetic
     def init_fn(params: Params) -> AccumulationState:
+        if is_placeholder(params):
+            return AccumulationState(inner.init(params), 0, 0, 0, 0, params, 0)  # type: ignore[arg-type]
         return AccumulationState(
             inner.init(params),
             jnp.asarray(every, jnp.int32),
@@ -39,6 +44,7 @@ def accumulate(
             value=jnp.zeros((), jnp.float32),
         )
 
+    @own_arithmetic
     def update_fn(
         updates: Updates,
         state: AccumulationState,
@@ -48,8 +54,10 @@ def accumulate(
         **extra: Any,
     ) -> tuple[Updates, AccumulationState]:
         like = updates if params is None else params
+        value = scalar_loss(value)
+        new, mean = (leaves.gradients(like, x) for x in (updates, state.grads))
         finite = all_finite(
-            [jnp.asarray(g, jnp.float32) for g in jax.tree.leaves(updates)], value
+            [jnp.asarray(g, jnp.float32) for g in jax.tree.leaves(new)], value
         )
         weight = 1.0 / (state.used + 1).astype(jnp.float32)
 
@@ -57,27 +65,28 @@ def accumulate(
             return mean + weight * (jnp.asarray(new, jnp.float32) - mean)
 
         new_value = state.value if value is None else average(state.value, value)
-        grads = select(finite, jax.tree.map(average, state.grads, updates), state.grads)
+        grads = select(finite, jax.tree.map(average, mean, new), mean)
         state = state._replace(
             seen=state.seen + 1,
-            used=state.used + finite,
-            skipped=state.skipped + ~finite,
-            grads=grads,
+            used=state.used + finite.astype(jnp.int32),
+            skipped=state.skipped + (~finite).astype(jnp.int32),
+            grads=boxed_as(state.grads, leaves.in_place(like, grads)),
             value=jnp.where(finite, new_value, state.value),
         )
 
         def step(state: AccumulationState) -> tuple[Updates, AccumulationState]:
             poison = jnp.where(state.used > 0, 0.0, jnp.nan)
-            given = jax.tree.map(lambda g: g + poison, state.grads)
+            given = jax.tree.map(lambda g: g + poison, grads)
+            given = leaves.in_place(like, given)
             loss = {} if value is None else {"value": state.value}
             out, after = inner.update(given, state.inner, params, **loss, **extra)
-            out = jax.tree.map(lambda u, p: u.astype(p.dtype), out, like)
+            out = jax.tree.map(lambda u, p: u.astype(jnp.result_type(p)), out, like)
             zero = jnp.zeros((), jnp.int32)
             return out, state._replace(
                 inner=after,
                 seen=zero,
                 used=zero,
-                grads=_zeros(like),
+                grads=boxed_as(state.grads, _zeros(like)),
                 value=jnp.zeros((), jnp.float32),
             )
 
@@ -90,4 +99,7 @@ def accumulate(
 
 
 def _zeros(params: Params) -> Updates:
-    return jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.float32), params)
+    """float32 (or complex64) zeros, placed as the parameters are."""
+    whole = leaves.trained(params)
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), whole)
+    return leaves.in_place(params, zeros)

@@ -11,15 +11,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopax._core.errors import ConfigError, MissingHorizon, MissingParams
+from lopax._core import leaves, lifting
+from lopax._core.errors import (
+    ConfigError,
+    MissingHorizon,
+    MissingParams,
+    StructureMismatch,
+)
 from lopax._core.optimizer import LearnedOptimizer
-from lopax._core.types import Flag, Params, Scalar, Theta, Updates
+from lopax._core.types import Params, Theta, Updates
 from lopax.architectures import architecture
 from lopax.blocks import narrow_momenta
 from lopax.optax import report as reports
-from lopax.optax import storage
 from lopax.optax.accumulation import accumulate
-from lopax.optax.states import OptimizerState
+from lopax.optax.states import OptimizerState, Report
+from lopax.optax.storage import Storage, by_name, in_place, is_placeholder
 from lopax.pretrained.index import read_weights
 from lopax.theta import bundled_weights, load_optimizer
 
@@ -134,27 +140,30 @@ def from_rule(
     """`optimizer` for an architecture object and its meta-parameters."""
     if num_steps is None and rule.needs_horizon:
         raise MissingHorizon(rule.name)
-    if isinstance(num_steps, (int, float)) and num_steps < 1:
-        raise ConfigError(f"num_steps = {num_steps}: must be at least 1")
+    if num_steps is not None:
+        lifting.horizon(num_steps)
     if isinstance(weight_decay, (int, float)) and weight_decay < 0:
         raise ConfigError(f"weight_decay = {weight_decay}: must be >= 0")
     every = _gradients_per_step(num_steps, accumulate_beyond)
     if every > 1 and num_steps is not None:
         num_steps = num_steps // every
     narrow = narrow_momenta.choose(rule, momentum_dtype)
+    storage = Storage(rule, theta)
 
-    def keep(state: Any, named: dict[str, Any]) -> Any:
-        return storage.without_placeholders(narrow.pack(state), named)
-
+    @lifting.own_arithmetic
     def init_fn(params: Params) -> OptimizerState:
-        named = storage.by_name(params, params)
+        if is_placeholder(params):
+            nothing = Report(0, 0, 0) if report else ()  # type: ignore[arg-type]
+            return OptimizerState(storage.placeholder(params), 0, 0, nothing)  # type: ignore[arg-type]
+        named = by_name(params, leaves.trained(params))
         return OptimizerState(
-            rule=keep(rule.init(theta, named, num_steps), named),
+            rule=storage.fresh(narrow.pack(rule.init(theta, named, num_steps)), params),
             count=jnp.zeros((), jnp.int32),
             step_scale=jnp.zeros((), jnp.float32),
             report=reports.empty(named) if report else (),
         )
 
+    @lifting.own_arithmetic
     def update_fn(
         updates: Updates,
         state: OptimizerState,
@@ -163,28 +172,27 @@ def from_rule(
     ) -> tuple[Updates, OptimizerState]:
         if params is None:
             raise MissingParams(rule.name)
-        named, grads = (storage.by_name(params, x) for x in (params, updates))
-        kept = narrow.unpack(storage.with_placeholders(state.rule, named))
+        named = by_name(params, leaves.trained(params))
+        grads = by_name(params, leaves.gradients(params, updates))
+        kept = narrow.unpack(storage.unpack(state.rule, params))
         moves, rule_state, found = rule.update(theta, grads, kept, named, **extra)
         factor = lr_multiplier
         if callable(factor):
             factor = factor(state.count * every)
         scale = jnp.asarray(found.step_scale, jnp.float32)
-        updates = storage.in_place(params, moves)
-        updates = _finish(
-            updates, params, found.skipped, scale, factor, weight_decay, mask
-        )
+        rate = jnp.where(found.skipped, 0.0, weight_decay * scale)
+        decays = _decaying(weight_decay, mask, params)
+        moves = {
+            name: _finish(move, named[name], factor, rate if decays[name] else None)
+            for name, move in moves.items()
+        }
         after = OptimizerState(
-            rule=keep(rule_state, named),
+            rule=storage.pack(narrow.pack(rule_state), params, state.rule),
             count=state.count + 1,
             step_scale=jnp.where(found.skipped, state.step_scale, scale),
-            report=(
-                reports.of(storage.by_name(params, updates), named, found)
-                if report
-                else ()
-            ),
+            report=reports.of(moves, named, found) if report else (),
         )
-        return updates, after
+        return in_place(params, moves), after
 
     base = optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
     return base if every == 1 else accumulate(base, every)
@@ -224,28 +232,28 @@ def _gradients_per_step(num_steps: Any, limit: int | None) -> int:
     return math.ceil(num_steps / limit)
 
 
-def _finish(
-    updates: Updates,
-    params: Params,
-    skipped: Flag,
-    step_scale: Scalar,
-    factor: Any,
-    weight_decay: Any,
-    mask: Any,
-) -> Updates:
-    """Weight decay and the user's multiplier, computed in float32."""
+def _decaying(weight_decay: Any, mask: Any, params: Params) -> dict[str, Any]:
+    """Which tensors decay, by name. Raises `StructureMismatch`."""
+    whole = leaves.trained(params)
     if isinstance(weight_decay, (int, float)) and weight_decay == 0.0:
-        decays = jax.tree.map(lambda _: False, params)
+        mask = False
     elif mask is None:
-        decays = jax.tree.map(lambda _: True, params)
-    else:
-        decays = mask(params) if callable(mask) else mask
-    rate = jnp.where(skipped, 0.0, weight_decay * step_scale)
+        mask = True
+    elif callable(mask):
+        mask = mask(params)
+    try:
+        flags = jax.tree.broadcast(leaves.unbox(mask), whole)
+    except ValueError as error:
+        raise StructureMismatch(
+            f"mask: it must be a tree of bools like the parameters or a prefix of it, "
+            f"or a function from parameters to one ({error})"
+        ) from None
+    return by_name(params, flags)
 
-    def one(update: Any, param: Any, decay: bool) -> Any:
-        step = update.astype(jnp.float32)
-        if decay:
-            step = step - rate * param.astype(jnp.float32)
-        return (factor * step).astype(update.dtype)
 
-    return jax.tree.map(one, updates, params, decays)
+def _finish(move: Any, param: Any, factor: Any, rate: Any) -> Any:
+    """The user's multiplier and weight decay (None: not this tensor), in float32."""
+    step = move.astype(jnp.float32)
+    if rate is not None:
+        step = step - rate * param.astype(jnp.float32)
+    return (factor * step).astype(move.dtype)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lopax._core import lifting
 from lopax._core.errors import ConfigError
 from lopax._core.optimizer import OptState
 from lopax._core.types import Count
@@ -34,11 +35,7 @@ def extend(state: Any, num_steps: Any) -> Any:
     Raises `ConfigError` if there is no lopax state in `state`, or for a `num_steps`
     that is not a whole number of at least 1.
     """
-    if isinstance(num_steps, (int, float)) and (num_steps < 1 or num_steps % 1):
-        raise ConfigError(
-            f"num_steps = {num_steps}: must be a whole number of at least 1"
-        )
-    found, extended = _extend(state, jnp.asarray(num_steps, jnp.int32))
+    found, extended = _extend(state, lifting.horizon(num_steps))
     if not found:
         raise ConfigError(
             "extend: there is no state of a lopax optimizer in "
@@ -91,7 +88,7 @@ def _retime(state: OptState, num_steps: Count) -> OptState:
 
     return state._replace(
         num_steps=jax.tree.map(
-            lambda x: jnp.broadcast_to(num_steps, jnp.shape(x)), state.num_steps
+            lambda x: jnp.full(jnp.shape(x), num_steps, jnp.int32), state.num_steps
         ),
         shared=jax.tree.map(
             history, state.shared, is_leaf=lambda x: isinstance(x, LossHistory)

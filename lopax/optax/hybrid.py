@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopax._core import lifting
+from lopax._core import leaves, lifting
 from lopax._core import tree as trees
 from lopax._core.config import check_choice, check_range
 from lopax._core.errors import ConfigError, MissingParams
@@ -134,15 +134,19 @@ def mixed(
 ) -> optax.GradientTransformationExtraArgs:
     """`hub` for two transformations and a weighting."""
 
+    @lifting.own_arithmetic
     def init_fn(params: Params) -> HubState:
         return HubState(learned.init(params), hand_made.init(params))
 
+    @lifting.own_arithmetic
     def update_fn(
         updates: Updates, state: HubState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, HubState]:
         if params is None:
             raise MissingParams("hub")
-        finite = lifting.all_finite(jax.tree.leaves(updates), extra.get("value"))
+        grads = leaves.gradients(params, updates)
+        updates = leaves.in_place(params, grads)
+        finite = lifting.all_finite(jax.tree.leaves(grads), extra.get("value"))
         by_rule, rule_state = learned.update(updates, state.learned, params, **extra)
         by_hand, hand_state = hand_made.update(
             updates, state.hand_made, params, **extra
@@ -151,10 +155,11 @@ def mixed(
         def one(grad: Any, u_rule: Any, u_hand: Any, param: Any) -> Any:
             share = weighting(grad)
             mix = share * u_hand + (1.0 - share) * u_rule
-            return jnp.where(finite, mix, 0.0).astype(jnp.asarray(param).dtype)
+            return jnp.where(finite, mix, 0.0).astype(param.dtype)
 
-        moves = jax.tree.map(one, updates, by_rule, by_hand, params)
+        parts = (leaves.parts("the update", params, u) for u in (by_rule, by_hand))
+        moves = jax.tree.map(one, grads, *parts, leaves.trained(params))
         kept = trees.select(finite, hand_state, state.hand_made)
-        return moves, HubState(rule_state, kept)
+        return leaves.in_place(params, moves), HubState(rule_state, kept)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]

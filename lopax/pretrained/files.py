@@ -72,7 +72,7 @@ def read_arrays(path: str | os.PathLike[str]) -> WeightsFile:
         raise FileFormatError(f"{path} cannot be read: {error.strerror}") from None
     if not found:
         raise FileFormatError(f"no file at {path}")
-    if path.suffix != ".safetensors":
+    if path.suffix != ".safetensors" and not _looks_like_safetensors(path):
         arrays = flax_msgpack.read(path)
         return WeightsFile({"format": "flax-msgpack", "file": path.name}, arrays)
     try:
@@ -90,6 +90,15 @@ def read_arrays(path: str | os.PathLike[str]) -> WeightsFile:
             f"{path} is a safetensors file, but not one of lopax (no lopax header)"
         )
     return WeightsFile(_header(path, metadata, arrays), arrays)
+
+
+def _looks_like_safetensors(path: Path) -> bool:
+    """Whether a file begins as that format does: a length, then a JSON object."""
+    try:
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{"
+    except OSError as error:
+        raise FileFormatError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def settings_of(file: WeightsFile) -> tuple[str | None, dict[str, Any]]:
