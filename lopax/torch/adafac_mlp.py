@@ -18,7 +18,7 @@ from torch import Tensor
 from lopax._core.config import check_range
 from lopax.torch import elements, moments
 from lopax.torch.elements import ElementRule, Network
-from lopax.torch.rule import Advance, Rows
+from lopax.torch.rule import Advance, Rows, constant
 from lopax.torch.theta import published_mlp
 
 FEATURES = elements.Features(elements.ADAFAC, second_eps=1e-6, vector_eps=1e-6)
@@ -64,7 +64,7 @@ class AdafacMLPRule(ElementRule):
     ) -> dict[str, Tensor]:
         del config
         weights = moments.constants(moments.learned(theta))
-        return {**weights, "time_scales": torch.tensor(TIME_SCALES)}
+        return {**weights, "time_scales": constant(TIME_SCALES)}
 
     @classmethod
     def translate_published(
@@ -97,7 +97,7 @@ class AdafacMLPRule(ElementRule):
         bias = theta["net/b0"] + (times.unsqueeze(1) * late).sum(0)
         return Advance(
             shared={"updates": updates + 1},
-            scale=torch.full((), self.config.step_mult, device=loss.device),
+            scale=torch.full_like(loss, self.config.step_mult),
             context={"b0": bias.expand(rows.count, -1)},
         )
 

@@ -19,7 +19,7 @@ from lopax._core.errors import ConfigError
 from lopax.torch import elements, moments, scheduler
 from lopax.torch.elements import ElementRule, Network
 from lopax.torch.moments import Weights
-from lopax.torch.rule import Advance, Rows
+from lopax.torch.rule import Advance, Rows, constant
 from lopax.torch.theta import published_mlp, published_scheduler
 
 FEATURES = elements.Features(elements.VELO, second_eps=1e-6)
@@ -75,9 +75,9 @@ class CeloRule(ElementRule):
     ) -> dict[str, Tensor]:
         del theta
         weights = Weights(
-            1.0 - torch.tensor(config.momentum_decays),
-            torch.tensor([1.0 - config.second_decay]),
-            1.0 - torch.tensor(config.factored_decays),
+            1.0 - constant(config.momentum_decays),
+            constant([1.0 - config.second_decay]),
+            1.0 - constant(config.factored_decays),
         )
         return moments.constants(weights) | scheduler.constants()
 
@@ -102,7 +102,7 @@ class CeloRule(ElementRule):
         del rows
         c = self.config
         if c.phase == 1:
-            return Advance(shared, torch.full((), c.step_mult, device=loss.device))
+            return Advance(shared, torch.full_like(loss, c.step_mult))
         shared, multiplier = scheduler.advance(self.theta, shared, loss, fraction)
         longer = scheduler.beyond(shared, c.trained_horizon)
         return Advance(shared, c.step_mult * multiplier * longer)

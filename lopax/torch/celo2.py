@@ -145,7 +145,7 @@ class Celo2Rule(Rule):
         self, shared: dict[str, Tensor], loss: Tensor, fraction: Tensor, rows: Rows
     ) -> Advance:
         del rows
-        scale = torch.full((), self.config.step_mult, device=loss.device)
+        scale = torch.full_like(loss, self.config.step_mult)
         if self.needs_horizon:
             scale = scale * 0.5 * (1.0 + torch.cos(math.pi * fraction.clamp_max(1.0)))
         return Advance(shared, scale)

@@ -19,7 +19,8 @@ from lopax._core.native_build import NativeUnavailable
 from lopax.torch.elements import BLOCKS, VELO, ElementRule, Network, width
 from lopax.torch.errors import BackendUnavailable
 from lopax.torch.geometry import Blocks
-from lopax.torch.plain import Entry
+from lopax.torch.memory import share_memory
+from lopax.torch.plain import Entry, PlainBackend
 from lopax.torch.rule import Rule
 from lopax.torch.working_copies import (
     Operand,
@@ -37,6 +38,8 @@ BAND = 1 << 15
 
 _POINTERS = ("param", "momenta", "second", "row", "col", "grad", "scratch", "rule")
 _GEOMETRY = ("n", "a", "x", "b", "y", "c", "band", "items", "row_over_x", "vector")
+_OPERANDS = ("grad", "param", "momenta", "second", "row", "col")
+_WRITTEN = np.array([[False], [True], [True], [True], [True], [True]])
 _TENSOR = np.dtype(
     [
         *((name, np.uintp) for name in _POINTERS),
@@ -113,8 +116,11 @@ class FusedCPU:
         self._kernels = kernels
         self._key: Any = None
         self._table = np.zeros(0, _TENSOR)
-        self._scratch = torch.empty(0)
+        self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")
         self._operands: list[Operand] = []
+        self._addresses = self._sizes = np.zeros((6, 0), np.int64)
+        self._shared = False  # some tensors lie in the same memory
+        self._plain = PlainBackend()
 
     @outside_graphs
     def begin(self, rule: Rule, entries: Sequence[Entry]) -> Tensor:
@@ -122,15 +128,19 @@ class FusedCPU:
         if key != self._key:
             self._lay_out(key)
         self._point(entries)
+        if self._shared:  # threads would write to one place
+            return self._plain.begin(rule, entries)
         self._table["limit"] = rule.grad_clip
         bad = self._kernels.celo_begin(*self._tensors(), torch.get_num_threads())
-        return torch.tensor(bool(bad))
+        return torch.tensor(bool(bad), dtype=torch.bool, device="cpu")
 
     @outside_graphs
     def finish(
         self, rule: Rule, entries: Sequence[Entry], scale: Tensor, alive: Tensor
     ) -> None:
-        if alive.item():  # on the CPU nothing has to be waited for
+        if self._shared:
+            self._plain.finish(rule, entries, scale, alive)
+        elif alive.item():  # on the CPU nothing has to be waited for
             assert isinstance(rule, ElementRule)
             told = {
                 k: torch.stack([e.context[k] for e in entries])
@@ -173,9 +183,13 @@ class FusedCPU:
             for i in range(len(table))
         ]
         starts = np.concatenate([[0], np.cumsum(needs)])
-        self._scratch = torch.empty(int(starts[-1]))
+        size = int(starts[-1])
+        self._scratch = torch.empty(size, dtype=torch.float32, device="cpu")
         table["scratch"] = self._scratch.data_ptr() + 4 * starts[:-1]
         self._table, self._key = table, tuple(key)
+        n, rows, cols = table["n"], *_moment_sizes(table)
+        self._sizes = 4 * np.stack([n, n, 3 * n, n, rows, cols]).astype(np.int64)
+        self._addresses = np.zeros_like(self._sizes)
 
     def _point(self, entries: Sequence[Entry]) -> None:
         """The step's pointers and settings."""
@@ -196,6 +210,23 @@ class FusedCPU:
             ]
         table["lr"] = [float(e.lr) for e in entries]
         table["decay"] = [e.weight_decay for e in entries]
+        addresses = np.stack([table[name] for name in _OPERANDS]).astype(np.int64)
+        if not np.array_equal(addresses, self._addresses):
+            written = np.broadcast_to(_WRITTEN, addresses.shape)
+            self._shared = share_memory(
+                addresses.ravel(), self._sizes.ravel(), written.ravel()
+            )
+            self._addresses = addresses
+
+
+def _moment_sizes(table: Any) -> tuple[Any, Any]:
+    """Elements of the row and column moments; of a vector's only one, as both."""
+    over_x = 3 * table["n"] // np.maximum(table["x"], 1)
+    over_y = 3 * table["n"] // np.maximum(table["y"], 1)
+    rows = np.where(table["row_over_x"], over_x, over_y)
+    cols = np.where(table["row_over_x"], over_y, over_x)
+    vector = table["vector"] != 0
+    return np.where(vector, 3 * table["n"], rows), np.where(vector, 0, cols)
 
 
 def _packed(theta: Mapping[str, Tensor], net: Network) -> Tensor:
@@ -219,7 +250,7 @@ def _packed(theta: Mapping[str, Tensor], net: Network) -> Tensor:
         theta["momentum_weights"],
         theta["factored_weights"],
         theta["second_weights"],
-        torch.tensor([net.exp_mult, features.vector_eps]),
+        w0.new_tensor([net.exp_mult, features.vector_eps]),
     ]
     parts = [
         torch.cat(settings).expand(count, -1),

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,8 @@ from lopax.torch.celo import CeloRule
 from lopax.torch.celo_adam import CeloAdamRule
 from lopax.torch.errors import BackendUnavailable
 from lopax.torch.geometry import Blocks
-from lopax.torch.plain import Entry
+from lopax.torch.memory import share_memory
+from lopax.torch.plain import Entry, PlainBackend
 from lopax.torch.rule import Rule
 from lopax.torch.working_copies import (
     Operand,
@@ -27,6 +29,7 @@ from lopax.torch.working_copies import (
 ITEM, BLOCK = 4096, 512  # elements of a program, and at a time
 OUT, RED, CHUNK = 64, 64, 1024  # tiles of the factored sums
 ROWS = 1024
+_WRITTEN = np.array([True, False, True, True, True, True])
 NATIVE = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -61,15 +64,24 @@ class FusedCUDA:
         self._device = rule.theta["scheduler/centres"].device
         self._tables: dict[Any, Tables] = {}
         self._step: list[tuple[Tables, list[Entry], list[Operand]]] = []
+        self._used: list[Tables] = []
+        self._shared = False  # some tensors lie in the same memory
+        self._plain = PlainBackend()
 
     @outside_graphs
     def begin(self, rule: Rule, entries: Sequence[Entry]) -> Tensor:
-        del rule
         with self._on_device():
-            return self._begin(entries)
+            self._point(entries)
+            if self._shared:  # programs would write to one place
+                return self._plain.begin(rule, entries)
+            flaw = torch.zeros((), dtype=torch.int32, device=self._device)
+            for tables, _, _ in self._step:
+                self._examine(tables, flaw)
+            return flaw > 0
 
-    def _begin(self, entries: Sequence[Entry]) -> Tensor:
-        flaw = torch.zeros((), dtype=torch.int32, device=self._device)
+    def _point(self, entries: Sequence[Entry]) -> None:
+        """Tables that are up to date for this step."""
+        changed = False
         groups: dict[Any, tuple[list[Entry], list[Operand]]] = {}
         for e, o in zip(entries, operands(entries, NATIVE), strict=True):
             kept = groups.setdefault((o.param.dtype, o.grad.dtype), ([], []))
@@ -85,16 +97,24 @@ class FusedCUDA:
                     del self._tables[old]
                 self._tables[key] = Tables(members, dtypes, self._device)
             tables = self._tables[key]
-            tables.point(members, found)
-            self._examine(tables, flaw)
+            changed |= tables.point(members, found)
             self._step.append((tables, members, found))
-        return flaw > 0
+        used = [tables for tables, _, _ in self._step]
+        if changed or used != self._used:
+            self._used = used
+            self._shared = share_memory(
+                np.concatenate([np.array(t.addresses, np.int64) for t in used]),
+                np.concatenate([t.sizes for t in used]),
+                np.concatenate([np.tile(_WRITTEN, len(t.sizes) // 6) for t in used]),
+            )
 
     @outside_graphs
     def finish(
         self, rule: Rule, entries: Sequence[Entry], scale: Tensor, alive: Tensor
     ) -> None:
-        del rule, entries
+        if self._shared:
+            self._plain.finish(rule, entries, scale, alive)
+            self._step = []
         for tables, members, found in self._step:
             with self._on_device():
                 self._advance(tables, members, scale, alive)
@@ -133,7 +153,7 @@ class FusedCelo(FusedCUDA):
             *(theta[f"rule/{k}"] for k in ("w1", "b1", "w2", "b2")),
         ]
         self._theta = torch.cat([p.flatten() for p in parts])
-        second = torch.tensor([1.0 - c.second_decay], device=self._device)
+        second = theta["momentum_weights"].new_tensor([1.0 - c.second_decay])
         self._rates = torch.cat([theta["momentum_weights"], second])
         self._factored = theta["factored_weights"].clone()
         self._exp_mult = c.exp_mult
@@ -295,12 +315,14 @@ class Tables:
         self.items = torch.tensor(items, dtype=torch.int32, device=device)
         self.scratch = torch.empty(free, dtype=torch.float32, device=device)
         self.pointers = torch.empty(0, dtype=torch.int64, device=device)
-        self.settings = torch.empty(0, device=device)
-        self._addresses: list[int] = []
+        self.settings = torch.empty(0, dtype=torch.float32, device=device)
+        self.addresses: list[int] = []
+        self.sizes = np.array([n for e in entries for n in _bytes(e, dtypes)], np.int64)
         self._numbers: list[Any] = []
 
-    def point(self, entries: Sequence[Entry], found: Sequence[Operand]) -> None:
-        """Sends what changed since the last step; never waits for the device."""
+    def point(self, entries: Sequence[Entry], found: Sequence[Operand]) -> bool:
+        """Sends what changed since the last step, and says whether an address did;
+        never waits for the device."""
         addresses = []
         for e, o in zip(entries, found, strict=True):
             s = e.state
@@ -309,33 +331,51 @@ class Tables:
             col = s.get("col", row)
             used = (o.param, o.grad, first, second, row, col)
             addresses += [x.data_ptr() for x in used]  # type: ignore[union-attr]
-        if addresses != self._addresses:
+        changed = addresses != self.addresses
+        if changed:
             self.pointers = self._send(addresses, torch.int64)
-            self._addresses = addresses
+            self.addresses = addresses
         if any(isinstance(e.lr, Tensor) for e in entries):
-            rates = [torch.as_tensor(e.lr, device=self._device) for e in entries]
+            like: Any = {"dtype": torch.float32, "device": self._device}
+            rates = [torch.as_tensor(e.lr, **like) for e in entries]
             pairs = zip(entries, found, strict=True)
             rest = [(e.weight_decay, not o.direct) for e, o in pairs]
             others = self._send(
                 [float(x) for pair in rest for x in pair], torch.float32
             )
             self.settings = torch.cat(
-                [torch.stack(rates).float()[:, None], others.view(-1, 2)], 1
+                [torch.stack(rates)[:, None], others.view(-1, 2)], 1
             )
             self._numbers = []
-            return
+            return changed
         numbers = []
         for e, o in zip(entries, found, strict=True):
             numbers += [float(e.lr), float(e.weight_decay), float(not o.direct)]
         if numbers != self._numbers:
             self.settings = self._send(numbers, torch.float32)
             self._numbers = numbers
+        return changed
 
     def _send(self, values: list[Any], dtype: torch.dtype) -> Tensor:
-        host = torch.tensor(values, dtype=dtype)
+        host = torch.tensor(values, dtype=dtype, device="cpu")
         if self._device.type == "cuda":
             host = host.pin_memory()
         return host.to(self._device, non_blocking=True)
+
+
+def _bytes(e: Entry, dtypes: Sequence[Any]) -> tuple[int, ...]:
+    """Of the six arrays in the order of their addresses; 0 for what is named twice."""
+    n, s = math.prod(e.shape), e.state
+    first = s["momenta"] if "momenta" in s else s["momentum"]
+    row = s["row"] if "row" in s else s.get("full")
+    col = s.get("col")
+    return (
+        *(n * d.itemsize for d in dtypes),
+        first.nbytes,
+        4 * n,
+        0 if row is None else row.nbytes,
+        0 if col is None else col.nbytes,
+    )
 
 
 def _geometry(e: Entry, free: int) -> tuple[dict[str, int], int]:

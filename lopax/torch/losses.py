@@ -57,6 +57,20 @@ def as_scalar(loss: Any) -> Any:
         ) from None
 
 
+def processes(group: Any) -> int:
+    """How many processes agree on a step; see `agree`."""
+    if group is False or not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return max(1, dist.get_world_size(group))  # -1 if this process is not of the group
+
+
+def meeting_place(group: Any, loss: Any) -> torch.device:
+    """The device for the messages of a process that owns no tensor."""
+    if "nccl" in dist.get_backend(group):
+        return torch.device("cuda", torch.cuda.current_device())
+    return loss.device if isinstance(loss, Tensor) else torch.device("cpu")
+
+
 def agree(loss: Tensor, bad: Tensor, group: Any) -> tuple[Tensor, Tensor]:
     """The mean loss over all processes, and whether any of them has `bad` [] set.
 
@@ -67,9 +81,7 @@ def agree(loss: Tensor, bad: Tensor, group: Any) -> tuple[Tensor, Tensor]:
     - `group`: a process group, None for the default group (if there is one), False
         for no communication.
     """
-    if group is False or not (dist.is_available() and dist.is_initialized()):
-        return loss, bad
-    size = dist.get_world_size(group)
+    size = processes(group)
     if size == 1:
         return loss, bad
     message = torch.stack([loss, bad.float()])

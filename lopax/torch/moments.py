@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lopax.torch.geometry import Accumulator
-from lopax.torch.rule import Sum, TensorBatch
+from lopax.torch.rule import Sum, TensorBatch, constant
 
 THREE = (0.9, 0.99, 0.999)
 """The decays of momenta and factored moments most publications use, or start from."""
@@ -39,7 +39,7 @@ class Factors(NamedTuple):
 
 def fixed(momenta: Any, second: float, factored: Any) -> Weights:
     """From decays that are settings: three numbers, one, three."""
-    return Weights(*(1.0 - torch.tensor(d) for d in (momenta, (second,), factored)))
+    return Weights(*(1.0 - constant(d) for d in (momenta, (second,), factored)))
 
 
 def learned(theta: dict[str, Tensor]) -> Weights:
@@ -50,7 +50,7 @@ def learned(theta: dict[str, Tensor]) -> Weights:
     """
 
     def weight(initial: tuple[float, ...], offsets: Tensor) -> Tensor:
-        start = torch.log(1.0 - torch.tensor(initial)) / 10.0
+        start = torch.log(1.0 - constant(initial)) / 10.0
         decay = 1.0 - torch.exp((start + offsets) * 10.0)
         return 1.0 - decay.clamp(0.0, 1.0)
 

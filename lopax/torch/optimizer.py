@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lopax._core.errors import ConfigError
-from lopax.torch import backends, sharding
+from lopax.torch import backends, restoring, sharding
 from lopax.torch import state as states
 from lopax.torch import theta as thetas
 from lopax.torch.errors import HorizonNotGiven, LossNotGiven, UnsupportedParameter
-from lopax.torch.geometry import LAYOUTS, View, factored_axes, matrix_axes, seen
-from lopax.torch.losses import ObservedLosses, agree, as_scalar
+from lopax.torch.geometry import LAYOUTS, View, seen
+from lopax.torch.groups import called, checked_steps, named, with_names
+from lopax.torch.losses import (
+    ObservedLosses,
+    agree,
+    as_scalar,
+    meeting_place,
+    processes,
+)
+from lopax.torch.memory import check_operands
 from lopax.torch.plain import Entry, PlainBackend
 from lopax.torch.rows import gather, hand_out
 from lopax.torch.rule import Rule, known_settings
-from lopax.torch.state import SHARED
 
 # For bookkeeping, of which nothing belongs in a compiled graph.
 _outside_graphs: Any = torch.compiler.disable
@@ -33,7 +40,7 @@ class Info(NamedTuple):
     skipped: Tensor  # [] int32, steps skipped because something was not finite
 
 
-class LearnedOptimizer(torch.optim.Optimizer):
+class LearnedOptimizer(restoring.Resumable):
     """A learned rule as a torch optimizer; use a subclass, or `optimizer(name, ...)`.
 
     **Arguments:**
@@ -54,6 +61,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         compiler, CUDA with Triton), or "auto" (fused where it can be had).
     - `process_group`: over which the loss is averaged; None: the default group, if
         torch.distributed is initialised; False: no communication.
+    - `on_resume`: whose `num_steps` counts if a state of a run of another length is
+        loaded: "saved", or "new", this optimizer's. None: the saved one, and a warning.
     - `config`: settings of the architecture, over those saved with the weights.
 
     Raises `ConfigError`, `UnknownName`, `HorizonNotGiven`, `StructureMismatch`,
@@ -74,11 +83,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
         layout: str = "out_in",
         backend: str = "auto",
         process_group: Any = None,
+        on_resume: str | None = None,
         **config: Any,
     ):
         cls = self.rule_class
-        self._num_steps = 0 if num_steps is None else _checked_steps(num_steps)
+        self._num_steps = 0 if num_steps is None else checked_steps(num_steps)
         backends.check(backend)
+        if on_resume not in (None, "saved", "new"):
+            raise ConfigError(f"on_resume = {on_resume!r}: must be 'saved' or 'new'")
         loaded = thetas.load(cls.name, theta, weights)
         settings = known_settings(cls.config_class, loaded.config) | config
         self._rule = cls.create(loaded.arrays, settings)
@@ -86,9 +98,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise HorizonNotGiven(cls.name)
         self._wish = backend
         self._process_group = process_group
+        self._on_resume = on_resume
         self._observed = ObservedLosses()
         self._shared: states.State = {}
         self._scale: Tensor | None = None
+        self._plans: dict[Any, states.Plan] = {}
         self._per_device: dict[torch.device, tuple[Rule, backends.Backend]] = {}
         defaults = {"lr": lr, "weight_decay": weight_decay, "layout": layout}
         if cls.roles:
@@ -98,8 +112,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters, also in the middle of a run: their own state starts at
         zero, what is shared (loss history, scheduler) goes on."""
-        param_group = _with_names(param_group)
-        merged = {**self.defaults, **param_group}
+        param_group = with_names(param_group)
+        self._check_settings({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        added = self.param_groups[-1]
+        for param, name in named(added):
+            self._role(param, name, added)  # raises if it cannot be told
+
+    def _check_settings(self, merged: Mapping[str, Any]) -> None:
+        """Raises `ConfigError` for what a parameter group may not say."""
         for name in ("lr", "weight_decay"):
             if not isinstance(merged[name], Tensor) and not merged[name] >= 0.0:
                 raise ConfigError(f"{name} = {merged[name]!r}: must be >= 0")
@@ -114,20 +135,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"role = {merged['role']!r}: must be one of "
                 + ", ".join(map(repr, roles))
             )
-        super().add_param_group(param_group)
-        added = self.param_groups[-1]
-        for param, name in _named(added):
-            self._role(param, name, added)  # raises if it cannot be told
-
-    def set_num_steps(self, num_steps: int) -> None:
-        """Corrects the length of the run, for programs that learn it late.
-
-        Raises `ConfigError` after the first step: the loss history's memory was laid
-        out for the old length.
-        """
-        if self._shared:
-            raise ConfigError("set_num_steps() must come before the first step()")
-        self._num_steps = _checked_steps(num_steps)
 
     def observe(self, loss: Any, *, reduce: str = "mean") -> None:
         """Records the loss the next `step()` will use, for loops that call it bare.
@@ -156,7 +163,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 loss = closure()
         observed = self._observed.take()
         entries = self._entries()
-        if entries:
+        # A process that owns nothing takes part: the others wait for its loss.
+        if entries or processes(self._process_group) > 1:
             given = observed if loss is None else loss
             if given is None and self._rule.needs_loss:
                 self._without_loss()
@@ -187,13 +195,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """The parameters with a gradient, and their states (made if missing)."""
         entries = []
         for index, group in enumerate(self.param_groups):
-            for param, name in _named(group):
+            for place, (param, name) in enumerate(named(group)):
                 grad = param.grad
-                if grad is None or 0 in param.shape:
+                if grad is None:
+                    continue
+                if 0 in param.shape:  # nothing to step, but a state like any other's
+                    self._own(param, self._plan(param, name, group, index, place))
                     continue
                 _check(param, grad)
-                role = self._role(param, name, group)
-                entries.append(self._entry(param, grad, group, index, role))
+                plan = self._plan(param, name, group, index, place)
+                entries.append(self._entry(param, grad, plan, group, index))
         return entries
 
     def _role(self, param: Tensor, name: str | None, group: dict[str, Any]) -> str:
@@ -206,48 +217,94 @@ class LearnedOptimizer(torch.optim.Optimizer):
         layout, flatten = group["layout"], self._rule.flattens
         return lambda shape: seen(shape, layout, flatten)
 
-    def _entry(
-        self, param: Tensor, grad: Tensor, group: dict[str, Any], index: int, role: str
-    ) -> Entry:
-        state, see = self.state[param], self._view(group)
-        shape = see(tuple(param.shape))
+    def _plan(
+        self, param: Tensor, name: str | None, group: dict[str, Any], *place: int
+    ) -> states.Plan:
+        whole, part = param.shape, sharding.local(param).shape
+        key = (place, name, whole, part, group["layout"], group.get("role"))
+        if key not in self._plans:
+            see = self._view(group)
+            self._plans[key] = states.Plan.of(
+                self._rule,
+                see(tuple(whole)),
+                see(tuple(part)),
+                group["layout"],
+                self._role(param, name, group),
+                called(name, *place),
+            )
+        return self._plans[key]
+
+    def _own(self, param: Tensor, plan: states.Plan) -> tuple[states.State, bool]:
+        """What is local of a parameter's own state (made if missing), and whether
+        kernels may have its addresses."""
+        state, device = self.state[param], sharding.local(param).device
+        if state and state.get("shared_iteration") is not self._shared.get("iteration"):
+            like = states.init_shared(self._rule.to(device), 1, device)
+            self._shared = restoring.adopt(self.state, self._shared, like)
+            self._compare_lengths()
         if not state:
             if not self._shared:
-                device = sharding.local(param).device
-                rule = self._rule.to(device)
-                self._shared = states.init_shared(rule, self._num_steps, device)
-            specs = states.accumulators(self._rule, shape, group["layout"], role)
-            state.update(states.init_param(param, see, specs, self._shared))
-        states.follow(state, param)
-        own = {k: v for k, v in state.items() if not k.startswith(SHARED)}
+                self._begin(device)
+            state.update(states.init_param(param, plan, self._shared))
+        return states.check(state, plan, device)
+
+    def _entry(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        plan: states.Plan,
+        group: dict[str, Any],
+        index: int,
+    ) -> Entry:
+        where = sharding.local(param)
+        grad = sharding.local(sharding.match_gradient(param, grad))
+        addressable = check_operands(where, grad, plan.what)
+        arrays, known = self._own(param, plan)
+        same_axes = len(plan.shape) >= param.ndim
         return Entry(
-            param=sharding.local(param),
-            grad=sharding.local(sharding.match_gradient(param, grad)),
-            state={k: sharding.local(v) for k, v in own.items()},
-            shape=shape,
-            part=see(tuple(sharding.local(param).shape)),
-            axes=factored_axes(shape, group["layout"]),
+            param=where,
+            grad=grad,
+            state=arrays,
+            shape=plan.shape,
+            part=plan.part,
+            axes=plan.axes,
             lr=group["lr"],
             weight_decay=group["weight_decay"],
             group=index,
-            sharding=sharding.sharding_of(param, same_axes=len(shape) >= param.ndim),
-            matrix=matrix_axes(len(shape), group["layout"]),
-            role=role,
+            sharding=sharding.sharding_of(param, same_axes=same_axes),
+            matrix=plan.matrix,
+            role=plan.role,
+            addressable=addressable and known,
         )
 
+    def _begin(self, device: torch.device) -> None:
+        """Makes what tensors share, before the first step."""
+        rule = self._rule.to(device)
+        self._shared = states.init_shared(rule, self._num_steps, device)
+
+    def _home(self, loss: Any) -> torch.device:
+        """Where what is shared belongs, for a process without a gradient."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                return sharding.local(param).device
+        return meeting_place(self._process_group, loss)
+
     def _update(self, entries: list[Entry], value: Any) -> None:
+        if not self._shared:
+            self._begin(self._home(value))
         shared = self._shared
         home = shared["iteration"].device
         by_device: dict[tuple[torch.device, bool], list[Entry]] = {}
         for e in entries:
-            key = (e.param.device, e.sharding is not None)
+            key = (e.param.device, e.sharding is not None or not e.addressable)
             by_device.setdefault(key, []).append(e)
-        jobs = [(*self._on(d, cut), part) for (d, cut), part in by_device.items()]
+        jobs = [(*self._on(d, alone), p) for (d, alone), p in by_device.items()]
 
-        flags = [backend.begin(rule, part) for rule, backend, part in jobs]
-        bad = torch.stack([flag.to(home) for flag in flags]).any()
-        loss = torch.as_tensor(value, dtype=torch.float32)
-        loss, bad = agree(loss.to(home), bad, self._process_group)
+        flags = [backend.begin(rule, part).to(home) for rule, backend, part in jobs]
+        none = torch.zeros((), dtype=torch.bool, device=home)
+        bad = torch.stack(flags or [none]).any()
+        loss = torch.as_tensor(value, dtype=torch.float32, device=home)
+        loss, bad = agree(loss, bad, self._process_group)
         if self._process_group is not None:  # which need not hold all shards
             bad = sharding.any_shard(bad, [e.sharding for e in entries])
         finite = torch.isfinite(loss) & ~bad
@@ -272,56 +329,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
             device = part[0].param.device
             backend.finish(rule, part, result.scale.to(device), alive.to(device))
 
-    def _on(self, device: torch.device, sharded: bool) -> tuple[Rule, backends.Backend]:
-        """The rule and its backend on a device; shards go the plain way."""
+    def _on(self, device: torch.device, plain: bool) -> tuple[Rule, backends.Backend]:
+        """The rule and its backend on a device; shards, and what kernels cannot be
+        given, go the plain way."""
         if device not in self._per_device:
             rule = self._rule.to(device)
             self._per_device[device] = rule, backends.choose(self._wish, rule, device)
         rule, backend = self._per_device[device]
-        return rule, PlainBackend() if sharded else backend
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores a state dict; it stays usable, and state keeps its float32.
-
-        Raises `StructureMismatch` if it does not fit, and what
-        `torch.optim.Optimizer.load_state_dict` raises.
-        """
-        seen: dict[str, Any] = {}
-        # Last of the pre-hooks and first of the post-hooks: what lies between is torch
-        # casting the state to the parameters' dtype.
-        before = self.register_load_state_dict_pre_hook(lambda _, d: seen.update(d))
-        after = self.register_load_state_dict_post_hook(
-            lambda _: self._restore(seen), prepend=True
-        )
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            before.remove()
-            after.remove()
-
-    def _restore(self, state_dict: dict[str, Any]) -> None:
-        self._shared, self._scale = {}, None
-        saved_ids = [i for g in state_dict["param_groups"] for i in g["params"]]
-        places = [(p, n, g) for g in self.param_groups for p, n in _named(g)]
-        for saved_id, (param, name, group) in zip(saved_ids, places, strict=True):
-            saved = state_dict["state"].get(saved_id)
-            if not saved:
-                self.state.pop(param, None)
-                continue
-            shape = self._view(group)(tuple(param.shape))
-            role = self._role(param, name, group)
-            specs = states.accumulators(self._rule, shape, group["layout"], role)
-            expected = {k: spec.shape(shape) for k, spec in specs.items()}
-            like = states.init_shared(self._rule, 1, torch.device("cpu"))
-            expected |= {k: tuple(v.shape) for k, v in states.refer(like).items()}
-            state = states.restore(saved, param, expected, f"parameter {saved_id}")
-            if not self._shared:
-                self._shared = {
-                    k.removeprefix(SHARED): v
-                    for k, v in state.items()
-                    if k.startswith(SHARED)
-                }
-            self.state[param] = state | states.refer(self._shared)
+        return rule, PlainBackend() if plain else backend
 
     def __getstate__(self) -> dict[str, Any]:
         mine = {k: v for k, v in self.__dict__.items() if k in _KEPT}
@@ -330,38 +345,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_per_device", {})
+        self.__dict__.setdefault("_plans", {})
+        self.__dict__.setdefault("_on_resume", None)
         self.__dict__.setdefault("_observed", ObservedLosses())
 
 
-_KEPT = ("_rule", "_num_steps", "_wish", "_process_group", "_shared", "_scale")
+_KEPT = (
+    *("_rule", "_num_steps", "_wish", "_process_group", "_on_resume"),
+    *("_shared", "_scale"),
+)
 """What a copied or pickled optimizer takes along; backends are found anew."""
-
-
-def _with_names(group: dict[str, Any]) -> dict[str, Any]:
-    """A group of (name, parameter) pairs with the names apart, as torch 2.6 and later
-    would do; earlier versions take parameters only."""
-    params = group.get("params")
-    if params is None or isinstance(params, (Tensor, set)):
-        return group
-    params = list(params)
-    pairs = [p for p in params if isinstance(p, tuple)]
-    if len(pairs) != len(params) or not pairs:
-        return {**group, "params": params}
-    names, tensors = zip(*pairs, strict=True)
-    return {**group, "params": list(tensors), "param_names": list(names)}
-
-
-def _named(group: dict[str, Any]) -> Iterator[tuple[Tensor, str | None]]:
-    """A group's parameters with their names as paths, `block/0/weight`, if known."""
-    names = group.get("param_names") or [None] * len(group["params"])
-    for param, name in zip(group["params"], names, strict=True):
-        yield param, None if name is None else name.replace(".", "/")
-
-
-def _checked_steps(num_steps: Any) -> int:
-    if int(num_steps) != num_steps or num_steps < 1:
-        raise ConfigError(f"num_steps = {num_steps!r}: must be an integer >= 1")
-    return int(num_steps)
 
 
 def _check(param: Tensor, grad: Tensor) -> None:

@@ -42,6 +42,7 @@ class Entry(NamedTuple):
         NOTHING  # what the rule's `advance` told this tensor
     )
     place: int = 0  # in a list of entries
+    addressable: bool = True  # a kernel may be given the addresses of all its arrays
 
 
 class PlainBackend:

@@ -19,14 +19,22 @@ _HUGE = 999999999999.0
 _FAST, _SLOWEST = 1.0 - 2.0**-20, 1.0 - 2.0**-24
 
 
+def horizon_decays(num_steps: int) -> Tensor:
+    """[10] exp(-1 / h) for time constants h log-spaced from 10 to the horizon, on the
+    CPU."""
+    like: Any = {"dtype": torch.float32, "device": "cpu"}
+    top = torch.log10(torch.tensor(float(max(num_steps, 1)), **like))
+    constants = 10.0 ** torch.linspace(1.0, float(top), NUM_DECAYS, **like)
+    return torch.exp(-1.0 / constants).clamp(max=_SLOWEST)
+
+
 def init(num_steps: int, device: Any) -> State:
     """The empty history of a run of `num_steps`."""
-    top = torch.log10(torch.tensor(float(max(num_steps, 1))))
-    constants = 10.0 ** torch.linspace(1.0, float(top), NUM_DECAYS)
+    like: Any = {"dtype": torch.float32, "device": device}
     return {
-        "loss_means": torch.zeros(NUM_DECAYS, device=device),
-        "loss_minima": torch.full((NUM_DECAYS,), _HUGE, device=device),
-        "loss_decays": torch.exp(-1.0 / constants).clamp(max=_SLOWEST).to(device),
+        "loss_means": torch.zeros(NUM_DECAYS, **like),
+        "loss_minima": torch.full((NUM_DECAYS,), _HUGE, **like),
+        "loss_decays": horizon_decays(num_steps).to(device),
         "loss_count": torch.zeros((), dtype=torch.int32, device=device),
     }
 
@@ -46,6 +54,25 @@ def update(history: State, loss: Tensor) -> State:
         "loss_decays": d,
         "loss_count": count + 1,
     }
+
+
+def retime(history: State, old: int, num_steps: int) -> State:
+    """What changes in a history for a run of `num_steps` that was begun as one of
+    `old` steps: averages get the time constants of the new length and keep their
+    bias-corrected values.
+
+    Nothing, if there is no history or it does not follow the horizon (as VeLO's with
+    `short_loss_history`).
+    """
+    decays = history.get("loss_decays")
+    if decays is None:
+        return {}
+    if bool((decays - horizon_decays(old).to(decays.device)).abs().max() >= 1e-4):
+        return {}
+    new = horizon_decays(num_steps).to(decays.device)
+    count = history["loss_count"]
+    scale = _correction(new, count) / _correction(decays, count)
+    return {"loss_means": history["loss_means"] * scale, "loss_decays": new}
 
 
 def horizon(history: State) -> Tensor:

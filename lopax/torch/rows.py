@@ -19,7 +19,7 @@ Job = tuple[Rule, Sequence[Entry]]  # a device's rule, and the entries there
 def gather(jobs: Sequence[Job], home: torch.device) -> Rows:
     """One row for each entry of all jobs, in order, on the device `home`."""
     count = sum(len(entries) for _, entries in jobs)
-    carried = jobs[0][0].carried
+    carried = jobs[0][0].carried if jobs else ()
     if not carried:
         return Rows(count, None, {})
     found = [row for rule, entries in jobs for row in summaries(rule, entries)]

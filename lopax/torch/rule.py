@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lopax._core.config import from_dict
@@ -192,6 +193,11 @@ class Rule(abc.ABC):
         - `alive`: [] 1.0, or 0.0 for a skipped step, in which the state must not
             change and the update must be zero. The gradient is finite in any case.
         """
+
+
+def constant(values: Any) -> Tensor:
+    """Numbers as a float32 tensor on the CPU, whatever torch's defaults are."""
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
 
 
 def complete(steps: Steps) -> Tensor:

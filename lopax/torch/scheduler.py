@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lopax.torch import progress
 from lopax.torch.recurrent import affine, layer_shapes, lstm
+from lopax.torch.rule import constant
 
 Theta = dict[str, Tensor]
 State = dict[str, Tensor]
@@ -32,7 +33,7 @@ def shapes(
 
 def constants() -> dict[str, Tensor]:
     """What a scheduler expects in theta beside the meta-parameters."""
-    return {"scheduler/centres": torch.tensor(progress.CENTRES)}
+    return {"scheduler/centres": constant(progress.CENTRES)}
 
 
 def init(theta: Theta, num_steps: int) -> State:
@@ -67,5 +68,5 @@ def beyond(state: State, trained: int | None) -> Tensor:
     """min(1, sqrt(trained / horizon)) []: a factor for runs longer than `trained`
     steps, None: 1. See `lopax.blocks.scheduler.beyond`."""
     if trained is None:
-        return torch.ones((), device=state["loss_decays"].device)
+        return state["loss_decays"].new_ones(())
     return torch.sqrt((trained / progress.horizon(state)).clamp(max=1.0))

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lopax.torch.errors import UnsupportedParameter
-from lopax.torch.geometry import Accumulator, View
+from lopax.torch.geometry import Accumulator
 from lopax.torch.rule import Steps, Sum
 
 
@@ -110,32 +110,49 @@ def match_gradient(param: Tensor, grad: Tensor) -> Tensor:
     return grad
 
 
-def start_for(param: Tensor, see: View, spec: Accumulator) -> Tensor:
+def start_for(
+    param: Tensor, shape: tuple[int, ...], part: tuple[int, ...], spec: Accumulator
+) -> Tensor:
     """The first values (float32) of one array of a parameter's state, sharded as the
-    parameter."""
-    part = local(param)
-    zeros = torch.zeros(spec.shape(see(tuple(part.shape))), device=part.device)
+    parameter; `shape` of the whole and `part` of what is local as the rule sees them.
+    """
+    device = local(param).device
+    zeros = torch.zeros(spec.shape(part), dtype=torch.float32, device=device)
     if spec.start is not None:
-        zeros += spec.start.to(part.device)
+        zeros += spec.start.to(device)
     if not is_dtensor(param):
         return zeros
-    module = _dtensor()
-    placements = []
+    whole = spec.shape(shape)
+    return _dtensor().DTensor.from_local(
+        zeros,
+        param.device_mesh,  # type: ignore[attr-defined]
+        placements_for(param, spec),
+        run_check=False,
+        shape=torch.Size(whole),
+        stride=torch.empty(whole, dtype=torch.float32, device="meta").stride(),
+    )
+
+
+def placements_for(param: Tensor, spec: Accumulator) -> tuple[Any, ...] | None:
+    """How one array of a parameter's state lies over the processes; None if the
+    parameter is no `DTensor`."""
+    if not is_dtensor(param):
+        return None
+    module, placements = _dtensor(), []
     for placement in param.placements:  # type: ignore[attr-defined]
         if type(placement) is module.Shard and placement.dim in spec.axes:
             axis = spec.axes.index(placement.dim) + bool(spec.copies)
             placements.append(module.Shard(axis))
         else:
             placements.append(module.Replicate())
-    whole = spec.shape(see(tuple(param.shape)))
-    return module.DTensor.from_local(
-        zeros,
-        param.device_mesh,  # type: ignore[attr-defined]
-        placements,
-        run_check=False,
-        shape=torch.Size(whole),
-        stride=torch.empty(whole, device="meta").stride(),
-    )
+    return tuple(placements)
+
+
+def spread(text: str, placements: Any) -> str:
+    """A description of a tensor, with how it lies over the processes."""
+    if placements is None:
+        return text
+    return f"{text} over processes as ({', '.join(map(str, placements))})"
 
 
 def any_shard(flag: Tensor, shardings: Iterable[Sharding | None]) -> Tensor:

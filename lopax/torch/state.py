@@ -7,15 +7,15 @@ state, and a tool that splits, renames or shards it keeps the shared part too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from lopax._core.errors import StructureMismatch
 from lopax.torch import sharding
-from lopax.torch.geometry import Accumulator, View, factored_axes
+from lopax.torch.geometry import Accumulator, factored_axes, matrix_axes
+from lopax.torch.memory import describe, is_plain_array, overlaps_itself
 from lopax.torch.rule import Rule
 
 SHARED = "shared_"
@@ -28,6 +28,43 @@ def accumulators(
 ) -> dict[str, Accumulator]:
     """The arrays of a parameter's own state; `shape`: as the rule sees it."""
     return rule.accumulators(len(shape), factored_axes(shape, layout), role)
+
+
+class Plan(NamedTuple):
+    """What follows from a parameter's shape and its group: made once, used every
+    step."""
+
+    shape: tuple[int, ...]  # as the rule sees it
+    part: tuple[int, ...]  # of what is local, likewise
+    axes: tuple[int, int] | None
+    matrix: tuple[int, ...]
+    role: str
+    what: str  # the parameter's name in messages
+    specs: dict[str, Accumulator]  # of the parameter's own arrays
+    parts: dict[str, tuple[int, ...]]  # the shapes of what is local of them
+
+    @classmethod
+    def of(
+        cls,
+        rule: Rule,
+        shape: tuple[int, ...],
+        part: tuple[int, ...],
+        layout: str,
+        role: str,
+        what: str,
+    ) -> Plan:
+        """`shape`, `part`: as the rule sees them."""
+        specs = accumulators(rule, shape, layout, role)
+        return cls(
+            shape=shape,
+            part=part,
+            axes=factored_axes(shape, layout),
+            matrix=matrix_axes(len(shape), layout),
+            role=role,
+            specs=specs,
+            what=what,
+            parts={k: spec.shape(part) for k, spec in specs.items()},
+        )
 
 
 def init_shared(rule: Rule, num_steps: int, device: torch.device) -> State:
@@ -44,11 +81,12 @@ def init_shared(rule: Rule, num_steps: int, device: torch.device) -> State:
     }
 
 
-def init_param(
-    param: Tensor, see: View, specs: Mapping[str, Accumulator], shared: State
-) -> State:
+def init_param(param: Tensor, plan: Plan, shared: State) -> State:
     """A parameter's state before its first step."""
-    own = {name: sharding.start_for(param, see, spec) for name, spec in specs.items()}
+    own = {
+        name: sharding.start_for(param, plan.shape, plan.part, spec)
+        for name, spec in plan.specs.items()
+    }
     return own | refer(shared)
 
 
@@ -57,29 +95,45 @@ def refer(shared: State) -> State:
     return {f"{SHARED}{name}": value for name, value in shared.items()}
 
 
-def restore(
-    saved: Mapping[str, Any],
-    param: Tensor,
-    expected: Mapping[str, tuple[int, ...]],
-    name: str,
-) -> State:
-    """Copies of saved tensors on the parameter's device, in the dtype they have.
+def check(state: State, plan: Plan, device: torch.device) -> tuple[State, bool]:
+    """What is local of a parameter's own arrays, and whether kernels may have their
+    addresses. Arrays on another device than `device` are moved there, in `state` too.
 
-    (`torch.optim.Optimizer` would cast them to the parameter's dtype, and would share
-    memory with the state dict where no cast is needed.)
-
-    Raises `StructureMismatch` if names or shapes are not the `expected` ones.
+    Raises `StructureMismatch` if they are not what the parameter needs: it or they
+    were replaced since they were made.
     """
-    want = {k: str(list(s)) for k, s in expected.items()}
-    have = {k: str(list(v.shape)) for k, v in saved.items()}
-    if want != have:
-        raise StructureMismatch.between(
-            f"saved optimizer state of {name}",
-            want,
-            have,
-            "Was it saved by another rule, for another model, or with another layout?",
-        )
-    return {k: v.detach().to(param.device, copy=True) for k, v in saved.items()}
+    arrays, addressable = {}, True
+    for name, shape in plan.parts.items():
+        whole = state.get(name)
+        if not isinstance(whole, Tensor):
+            _refuse(state, plan)
+        x = sharding.local(whole)
+        if not is_plain_array(x, shape, device):
+            if describe(x) != f"float32 {list(shape)}" or overlaps_itself(x):
+                _refuse(state, plan)
+            if x.device != device:
+                state[name] = whole.to(device)
+                x = sharding.local(state[name])
+            addressable &= is_plain_array(x, shape, device)
+        arrays[name] = x
+    return arrays, addressable
+
+
+def _refuse(state: State, plan: Plan) -> NoReturn:
+    found = {}
+    for name in plan.parts.keys() & state.keys():
+        x = sharding.local(state[name])
+        found[name] = describe(x)
+        if isinstance(x, Tensor) and overlaps_itself(x):
+            found[name] += " in expanded memory"
+    raise StructureMismatch.between(
+        f"the optimizer's state of {plan.what} with shape {list(plan.shape)}",
+        {k: f"float32 {list(s)}" for k, s in plan.parts.items()},
+        found,
+        "Was the parameter, its data or its state replaced after the optimizer was "
+        "made? Make a new optimizer; or `del optimizer.state[param]` begins anew for "
+        "this parameter alone.",
+    )
 
 
 def follow(state: State, param: Tensor) -> None:

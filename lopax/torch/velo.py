@@ -135,7 +135,7 @@ class VeLORule(ElementRule):
         # momentum, which makes it three numbers; the released weights were trained so.
         variance_m = spread_m / count
         variance_v = spread_v / count + (mean_v - mean_m).square()
-        rank = torch.zeros(5, device=params.device)
+        rank = params.new_zeros(5)
         dimensions = sum(n > 1 for n in shape)
         rank[dimensions : dimensions + 1] = 1.0
         columns = [
@@ -153,8 +153,9 @@ class VeLORule(ElementRule):
         self, shared: dict[str, Tensor], loss: Tensor, fraction: Tensor, rows: Rows
     ) -> Advance:
         c, theta = self.config, self.theta
-        assert rows.summaries is not None
         history = progress.update(shared, loss)
+        if rows.summaries is None:  # all tensors are other processes'
+            return Advance(history, torch.zeros_like(loss))
         common = progress.inputs(theta["scheduler/centres"], history, fraction)
         summaries = rows.summaries[:, :NUM_TENSOR_INPUTS]
         inputs = torch.cat([common.expand(rows.count, -1), summaries], 1)

@@ -26,12 +26,15 @@ class Operand(NamedTuple):
 
 
 def operands(entries: Sequence[Entry], dtypes: Sequence[torch.dtype]) -> list[Operand]:
-    """For each entry, its own tensors where they are contiguous and of one of
-    `dtypes`, else float32 copies."""
+    """For each entry, its own tensors where they are contiguous, of one of `dtypes`
+    and not negated by a flag only, else float32 copies."""
     found = []
     for e in entries:
-        direct = e.param.is_contiguous() and e.param.dtype in dtypes
-        grad = e.grad if e.grad.dtype in dtypes else e.grad.float()
+        direct = (
+            e.param.is_contiguous() and e.param.dtype in dtypes and not e.param.is_neg()
+        )
+        grad = e.grad.resolve_neg()
+        grad = grad if grad.dtype in dtypes else grad.float()
         param = e.param if direct else _copy(e.param)
         found.append(Operand(param, grad.contiguous(), direct))
     return found

@@ -1,0 +1,127 @@
+"""Whose memory is it, and is it there? Checks of tensors before a step uses them.
+
+Between two steps a program may replace anything: `param.data`, a gradient, an array of
+the state. Kernels work on addresses, so everything is looked at in every step.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lopax._core.errors import StructureMismatch
+from lopax.torch import sharding
+from lopax.torch.errors import UnsupportedParameter
+
+_FLOAT32 = torch.float32
+
+
+@functools.cache
+def _ordinary(kind: type) -> bool:
+    """Whether tensors of this type are their memory, and not something around it."""
+    return kind.__torch_dispatch__ is Tensor.__torch_dispatch__  # type: ignore[attr-defined]
+
+
+def has_memory(x: Tensor) -> bool:
+    """Whether the storage holds every element; True for what is no ordinary tensor."""
+    if not _ordinary(type(x)):
+        return True
+    if x.is_contiguous():
+        last = x.storage_offset() + x.numel()
+    else:
+        reach = zip(x.shape, x.stride(), strict=True)
+        last = x.storage_offset() + 1 + sum((n - 1) * s for n, s in reach)
+    return x.untyped_storage().nbytes() >= last * x.itemsize or not x.numel()
+
+
+def is_plain_array(x: Tensor, shape: tuple[int, ...], device: torch.device) -> bool:
+    """Whether a kernel may be given the address of `x` as a float32 array [*shape]."""
+    return (
+        x.dtype is _FLOAT32
+        and x.shape == shape
+        and x.is_contiguous()
+        and x.device == device
+        and not x.is_neg()
+        and x.untyped_storage().nbytes() >= 4 * (x.storage_offset() + x.numel())
+        and _ordinary(type(x))
+    )
+
+
+def overlaps_itself(x: Tensor) -> bool:
+    """Whether two elements of `x` may be one number in memory (expanded tensors)."""
+    if x.is_contiguous():
+        return False
+    reach = 1
+    axes = [(s, n) for n, s in zip(x.shape, x.stride(), strict=True) if n > 1]
+    for stride, size in sorted(axes):
+        if stride < reach:
+            return True
+        reach += (size - 1) * stride
+    return False
+
+
+def check_operands(param: Tensor, grad: Tensor, what: str) -> bool:
+    """Whether kernels may address what is local of a parameter and its gradient.
+
+    Raises `StructureMismatch` if the two do not belong together, and
+    `UnsupportedParameter` if an update cannot be written.
+    """
+    if grad.shape != param.shape or grad.device != param.device:
+        raise StructureMismatch.between(
+            f"the gradient of {what}",
+            {"shape": list(param.shape), "device": str(param.device)},
+            {"shape": list(grad.shape), "device": str(grad.device)},
+            "Was param.data replaced? Set param.grad = None, and compute it again.",
+        )
+    for x, name in ((param, what), (grad, f"the gradient of {what}")):
+        if x.is_meta or not has_memory(x):
+            raise UnsupportedParameter(
+                f"{name} of shape {list(x.shape)} has no memory: its storage was freed "
+                "(untyped_storage().resize_), or it is on the device 'meta'. Give it "
+                "memory before step()."
+            )
+    if overlaps_itself(param):
+        raise UnsupportedParameter(
+            f"{what} of shape {list(param.shape)} has several elements in one place in "
+            f"memory (strides {param.stride()}, as expand() makes them), which cannot "
+            "get updates of their own: use param.data = param.data.clone()"
+        )
+    return _ordinary(type(param)) and _ordinary(type(grad))
+
+
+def describe(x: object) -> str:
+    """A tensor as an error message shows it."""
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    text = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+    if sharding.is_dtensor(x):
+        return sharding.spread(text, x.placements)  # type: ignore[attr-defined]
+    if x.layout != torch.strided:
+        return f"{text} {x.layout}"
+    if x.is_meta or not has_memory(x):
+        return f"{text} without memory"
+    return text
+
+
+def share_memory(starts: Any, sizes: Any, written: Any) -> bool:
+    """Whether an array that is written to shares memory with another one, or an array
+    does not begin where a number of four bytes may.
+
+    **Arguments:**
+
+    - `starts`, `sizes`: [N] int64, addresses and numbers of bytes.
+    - `written`: [N] bool; what is only read may be shared.
+    """
+    if (starts & 3).any():
+        return True
+    order = np.argsort(starts, kind="stable")
+    order = order[sizes[order] > 0]
+    starts, ends, written = starts[order], (starts + sizes)[order], written[order]
+    before = np.maximum.accumulate(ends)[:-1]
+    before_written = np.maximum.accumulate(np.where(written, ends, 0))[:-1]
+    clash = (starts[1:] < before_written) | (written[1:] & (starts[1:] < before))
+    return bool(clash.any())
