@@ -270,7 +270,7 @@ def test_plain_rule_compiles_once(name):
     needs_compiler()
     params = [torch.nn.Parameter(torch.randn(s)) for s in [(6, 4), (4,), (4,)]]
     twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
-    optimizer = make(name, params, backend="plain")
+    optimizer = make(name, params, backend="plain", compilable=True)
     eager = make(name, twins, backend="plain")
     compiles = []
 

@@ -20,13 +20,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lopax._core import sizes
 from lopax._core.config import check_choice, check_range
 from lopax._core.optimizer import Leaf
+from lopax._core.sizes import SizeBounds
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import accumulators, element_features, moments, scheduler
 from lopax.blocks.element_features import VELO_GROUPS
 from lopax.blocks.moments import Decays, Moments
-from lopax.blocks.normalize import rms_scale, tensor_rms
+from lopax.blocks.normalize import rms_scale, tensor_size
 from lopax.blocks.scheduler import SchedulerState
 from lopax.kernels import elements as kernel
 from lopax.kernels.elements import Form, FusedRule, Part
@@ -50,9 +52,18 @@ class CeloConfig:
     second_decay: float = 0.999
     factored_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
     step_mult: float = 1e-3
-    """Step for an output of one, relative to the tensor's root mean square."""
+    """Step for an output of one, relative to the tensor's size: its root mean square,
+    within the bounds below."""
     exp_mult: float = 1e-3
     """Scale of the log-magnitude output."""
+    size_floor: float = sizes.FLOOR
+    """A matrix counts as at least this times 1 / sqrt(fan-in), so that one that starts
+    at zero can leave it. Published: 0."""
+    vector_floor: float = sizes.VECTOR_FLOOR
+    """A vector or scalar counts as at least this large. Published: 0."""
+    size_limit: float = sizes.LIMIT
+    """A tensor counts as at most this times its usual size, 1 / sqrt(fan-in) or for
+    vectors 1, so that steps cannot grow exponentially. Published: infinity."""
     trained_horizon: int | None = None
     """Longest run of meta-training. The steps of a longer one are multiplied by
     sqrt(trained_horizon / num_steps), without which it comes apart. None: never, as
@@ -74,6 +85,9 @@ class CeloConfig:
         check_range(self, "second_decay", low=0.0, below=1.0)
         check_range(self, "step_mult", above=0.0)
         check_range(self, "exp_mult", low=0.0)
+        check_range(self, "size_floor", low=0.0)
+        check_range(self, "vector_floor", low=0.0)
+        check_range(self, "size_limit", above=0.0)
         if self.trained_horizon is not None:
             check_range(self, "trained_horizon", low=1)
 
@@ -82,6 +96,10 @@ class CeloConfig:
         """Whether the fused kernel covers these sizes."""
         counts = (len(self.momentum_decays), len(self.factored_decays))
         return self.hidden in kernel.WIDTHS and counts == (3, 3)
+
+    @property
+    def bounds(self) -> SizeBounds:
+        return SizeBounds(self.size_floor, self.vector_floor, self.size_limit)
 
     @property
     def decays(self) -> Decays:
@@ -150,7 +168,7 @@ class Celo(FusedRule):
         return shared, scale, scale
 
     def form(self) -> Form:
-        return Form(exp_mult=self.config.exp_mult, by_size=True)
+        return Form(exp_mult=self.config.exp_mult, bounds=self.config.bounds)
 
     def part(self, theta: Theta, context: Scalar, leaf: Leaf, param: Array) -> Part:
         del leaf, param
@@ -165,7 +183,7 @@ class Celo(FusedRule):
         direction, magnitude = mlp.apply(
             part.net, channels, [rms_scale(x) for x in channels]
         )
-        scale = part.scale * tensor_rms(param)
+        scale = part.scale * tensor_size(param, self.config.bounds)
         return -direction * jnp.exp(self.config.exp_mult * magnitude) * scale, state
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:

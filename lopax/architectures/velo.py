@@ -24,8 +24,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopax._core import sizes
 from lopax._core.config import check_choice, check_range
 from lopax._core.optimizer import Leaf
+from lopax._core.sizes import SizeBounds
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import (
     element_features,
@@ -38,7 +40,7 @@ from lopax.blocks import tensor_features as tensors
 from lopax.blocks.element_features import VELO_GROUPS
 from lopax.blocks.loss_history import LossHistory
 from lopax.blocks.moments import PUBLISHED_DECAYS, Moments
-from lopax.blocks.normalize import rms_scale, safe_rsqrt, tensor_rms
+from lopax.blocks.normalize import rms_scale, safe_rsqrt, tensor_size
 from lopax.kernels import elements as kernel
 from lopax.kernels.elements import Form, FusedRule, Part
 from lopax.nets import dense_mlp, initializers, linear, lstm, mlp
@@ -68,6 +70,11 @@ class VeLOConfig:
     that keeps its sign grows exponentially; "clipped", that but at most `norm_limit`;
     "none"."""
     norm_limit: float = 1.0
+    size_floor: float = sizes.FLOOR
+    """A matrix counts as at least this times 1 / sqrt(fan-in), so that one that starts
+    at zero can leave it. Published: 0."""
+    vector_floor: float = sizes.VECTOR_FLOOR
+    """A vector or scalar counts as at least this large. Published: 0."""
     backend: str = "auto"
     """As Celo's."""
     frozen_lstm: bool = False
@@ -85,7 +92,14 @@ class VeLOConfig:
         check_range(self, "exp_mult", low=0.0)
         check_choice(self, "norm_factor", NORM_FACTORS)
         check_range(self, "norm_limit", above=0.0)
+        check_range(self, "size_floor", low=0.0)
+        check_range(self, "vector_floor", low=0.0)
         kernel.check_backend(self)
+
+    @property
+    def bounds(self) -> SizeBounds:
+        """Of the size in a step, where it is not bounded by `norm_limit`."""
+        return SizeBounds(self.size_floor, self.vector_floor)
 
     @property
     def fits_kernel(self) -> bool:
@@ -206,7 +220,9 @@ class VeLO(FusedRule):
 
     def form(self) -> Form:
         c = self.config
-        return Form(exp_mult=c.exp_mult, by_size=c.norm_factor == "rms")
+        return Form(
+            exp_mult=c.exp_mult, bounds=c.bounds if c.norm_factor == "rms" else None
+        )
 
     def part(
         self, theta: Theta, context: VeLOContext, leaf: Leaf, param: Array
@@ -216,7 +232,7 @@ class VeLO(FusedRule):
         net = jax.tree.map(lambda w: w[int(leaf)], context.nets)
         scale = context.multiplier[int(leaf)] * c.step_mult
         if c.norm_factor == "clipped":
-            scale = scale * jnp.minimum(tensor_rms(param), c.norm_limit)
+            scale = scale * jnp.minimum(tensor_size(param, c.bounds), c.norm_limit)
         return Part(net, PUBLISHED_DECAYS, scale)
 
     def elements(
@@ -228,7 +244,9 @@ class VeLO(FusedRule):
         channels = element_features.compute(VELO_GROUPS, view)
         scales = [rms_scale(x) for x in channels]
         direction, magnitude = dense_mlp.apply(part.net, channels, scales)
-        scale = part.scale * tensor_rms(param) if c.norm_factor == "rms" else part.scale
+        scale = part.scale
+        if c.norm_factor == "rms":
+            scale = scale * tensor_size(param, c.bounds)
         return -direction * jnp.exp(c.exp_mult * magnitude) * scale, state
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lopax._core.lifting import shrunk
+from lopax._core.sizes import SizeBounds
 from lopax._core.types import Scalar
 
 
@@ -34,9 +35,10 @@ def matrix_rms_scale(x: Array, eps: float) -> Array:
     return jax.lax.rsqrt(eps + jnp.mean(jnp.square(x), axis=axes, keepdims=True))
 
 
-def tensor_rms(x: Array, eps: float = 1e-9) -> Scalar:
-    """sqrt(mean(x^2) + eps) [] over the whole tensor."""
+def tensor_size(x: Array, bounds: SizeBounds, eps: float = 1e-9) -> Scalar:
+    """sqrt(mean(x^2) + eps) [] over the whole tensor, kept within `bounds`."""
     if x.size == 0:
         return jnp.zeros((), jnp.float32)
     small, scale = shrunk(x)
-    return jnp.sqrt(jnp.mean(jnp.square(small)) + eps * jnp.square(scale)) / scale
+    rms = jnp.sqrt(jnp.mean(jnp.square(small)) + eps * jnp.square(scale)) / scale
+    return jnp.clip(rms, *bounds.of(x.shape))

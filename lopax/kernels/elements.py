@@ -22,6 +22,7 @@ from jaxtyping import Array
 from lopax._core.config import check_choice
 from lopax._core.errors import ConfigError
 from lopax._core.optimizer import Leaf, TensorRule, guarded
+from lopax._core.sizes import SizeBounds
 from lopax._core.types import Flag, Theta
 from lopax.blocks import element_features
 from lopax.blocks.accumulators import Factored, factored_dims
@@ -50,7 +51,7 @@ ALL_ROWS = rows_of(VELO_GROUPS)
 
 class Form(NamedTuple):
     """The static part of a rule. Its step is -direction exp(exp_mult magnitude) scale,
-    times the tensor's root mean square if `by_size`."""
+    times the tensor's size if there are `bounds` of it."""
 
     rows: tuple[int, ...] = ALL_ROWS
     """Which of the kernel's inputs the rows of w0 belong to."""
@@ -61,7 +62,8 @@ class Form(NamedTuple):
     """Added to a channel's mean square under the root of its normaliser."""
     vector_eps: float = 0.0
     """Added to a vector's second moment in its factored momenta."""
-    by_size: bool = False
+    bounds: SizeBounds | None = None
+    """Where the step is times the tensor's size: what counts as its least and most."""
 
 
 class HasBackend(Protocol):
@@ -291,6 +293,7 @@ def _call(form: Form, hidden: int, bound: float, *operands: Array) -> tuple[Arra
     else:
         p_state, q_state = (row, col) if where.row_is_p else (col, row)
     outputs = (param, momenta, second, p_state, q_state)
+    least, most = form.bounds.of(grad.shape) if form.bounds else (1.0, 1.0)
     call = jax.ffi.ffi_call(
         _TARGET,
         [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in outputs],
@@ -308,7 +311,9 @@ def _call(form: Form, hidden: int, bound: float, *operands: Array) -> tuple[Arra
         second_eps=np.float32(form.second_eps),
         channel_eps=np.float32(form.channel_eps),
         vector_eps=np.float32(form.vector_eps),
-        by_size=bool(form.by_size),
+        by_size=form.bounds is not None,
+        least=np.float32(least),
+        most=np.float32(most),
         row_is_p=bool(where.row_is_p),
         vector=bool(where.vector),
     )

@@ -107,6 +107,7 @@ struct Settings {
   float exp_mult, clip;
   float second_eps, channel_eps, vector_eps;  // see kernels/elements.py
   bool row_is_p, vector, by_size;
+  float least, most;  // the root mean square counts as within these
 };
 
 // One per tensor: three decays of the momenta, three of the factored moments, one of
@@ -610,7 +611,8 @@ void step_tensor(const Shape& s, const Settings& set, const Decays& decays,
       w0[c][j] = rule.w0[kElementRows[c] * H + j] * scale;
     }
   }
-  const double size = set.by_size ? std::sqrt(param_square + 1e-9) : 1.0;
+  const double rms = std::sqrt(param_square + 1e-9);
+  const double size = set.by_size ? std::clamp<double>(rms, set.least, set.most) : 1.0;
   const float scale = context * static_cast<float>(size);
   parallel(pool, chunks, [&](int64_t i) {
     apply_rule(s, set, rule, t, f, w0, scale, begin(i), begin(i + 1));
@@ -692,13 +694,13 @@ ffi::Error Step(ffi::ThreadPool pool, In grad, In param, In momenta, In second,
                 Out delta, Out momenta_out, Out second_out, Out p_out, Out q_out,
                 ffi::Span<const int64_t> dims, int64_t hidden, float exp_mult,
                 float grad_clip, float second_eps, float channel_eps, float vector_eps,
-                bool by_size, bool row_is_p, bool vector) {
+                bool by_size, float least, float most, bool row_is_p, bool vector) {
   if (dims.size() != 5) {
     return ffi::Error::InvalidArgument("elements: expected 5 dims");
   }
   const Shape shape{dims[0], dims[1], dims[2], dims[3], dims[4]};
   const Settings set{exp_mult,   grad_clip, second_eps, channel_eps,
-                     vector_eps, row_is_p,  vector,     by_size};
+                     vector_eps, row_is_p,  vector,     by_size, least, most};
   const Buffers b{grad, param, momenta, second, p_state, q_state, net, decays, context,
                   finite, delta, momenta_out, second_out, p_out, q_out};
   switch (hidden) {
@@ -737,5 +739,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(LopaxElementStep, Step,
                                   .Attr<float>("channel_eps")
                                   .Attr<float>("vector_eps")
                                   .Attr<bool>("by_size")
+                                  .Attr<float>("least")
+                                  .Attr<float>("most")
                                   .Attr<bool>("row_is_p")
                                   .Attr<bool>("vector"));

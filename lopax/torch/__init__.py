@@ -16,6 +16,13 @@ from typing import Any, ClassVar
 
 from lopax._core.registry import Registry
 from lopax._core.routing import Route
+from lopax._core.warned import (
+    GrowthWarning,
+    HorizonWarning,
+    LopaxWarning,
+    SkippedWarning,
+    StepSizeWarning,
+)
 from lopax.torch.adafac_mlp import AdafacMLPRule
 from lopax.torch.celo import CeloRule
 from lopax.torch.celo2 import Celo2BaseRule, Celo2Rule
@@ -101,11 +108,16 @@ __all__ = [
     "Celo2",
     "Celo2Base",
     "CeloAdam",
+    "GrowthWarning",
     "HorizonNotGiven",
+    "HorizonWarning",
     "Info",
     "LearnedOptimizer",
+    "LopaxWarning",
     "LossNotGiven",
     "Route",
+    "SkippedWarning",
+    "StepSizeWarning",
     "UnsupportedParameter",
     "Velo",
     "WeightsNotGiven",

@@ -103,4 +103,4 @@ class AdafacMLPRule(ElementRule):
 
     def network(self, context: Mapping[str, Tensor], scale: Tensor) -> Network:
         arrays = elements.arrays(self.theta, "net") | {"b0": context["b0"]}
-        return Network(FEATURES, arrays, self.config.exp_mult, -scale.reshape(1), False)
+        return Network(FEATURES, arrays, self.config.exp_mult, -scale.reshape(1), None)

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lopax._core import sizes
 from lopax._core.config import check_range
 from lopax._core.errors import ConfigError
+from lopax._core.sizes import SizeBounds
 from lopax.torch import elements, moments, scheduler
 from lopax.torch.elements import ElementRule, Network
 from lopax.torch.moments import Weights
@@ -37,6 +39,9 @@ class CeloConfig:
     factored_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
     step_mult: float = 1e-3
     exp_mult: float = 1e-3
+    size_floor: float = sizes.FLOOR
+    vector_floor: float = sizes.VECTOR_FLOOR
+    size_limit: float = sizes.LIMIT
     trained_horizon: int | None = None
 
     def __post_init__(self) -> None:
@@ -46,6 +51,9 @@ class CeloConfig:
         check_range(self, "second_decay", low=0.0, below=1.0)
         check_range(self, "step_mult", above=0.0)
         check_range(self, "exp_mult", low=0.0)
+        check_range(self, "size_floor", low=0.0)
+        check_range(self, "vector_floor", low=0.0)
+        check_range(self, "size_limit", above=0.0)
         if self.trained_horizon is not None:
             check_range(self, "trained_horizon", low=1)
         for name in ("momentum_decays", "factored_decays"):
@@ -54,6 +62,10 @@ class CeloConfig:
                 raise ConfigError(
                     f"CeloConfig.{name} = {decays!r}: must be three numbers in [0, 1)"
                 )
+
+    @property
+    def bounds(self) -> SizeBounds:
+        return SizeBounds(self.size_floor, self.vector_floor, self.size_limit)
 
 
 class CeloRule(ElementRule):
@@ -109,5 +121,5 @@ class CeloRule(ElementRule):
 
     def network(self, context: Mapping[str, Tensor], scale: Tensor) -> Network:
         del context
-        arrays = elements.arrays(self.theta, "rule")
-        return Network(FEATURES, arrays, self.config.exp_mult, -scale.reshape(1), True)
+        c, arrays = self.config, elements.arrays(self.theta, "rule")
+        return Network(FEATURES, arrays, c.exp_mult, -scale.reshape(1), c.bounds)

@@ -172,7 +172,7 @@ class Celo2Rule(Rule):
             arrays=elements.arrays(self.theta, "rule"),
             exp_mult=self.config.exp_mult,
             scale=torch.ones_like(alive).reshape(1),
-            relative=False,
+            bounds=None,
         )
         direction = yield from elements.evaluate(batch, factors, net)
         if batch.role == "orthogonal" and batch.axes is not None:

@@ -266,7 +266,10 @@ static void fold(Job *job, Tensor *t, int64_t item) {
       p.folded[c * HIDDEN + j] = t->rule->w0[c][j] * normal;
   }
   *p.size = t->scale;
-  if (t->relative) *p.size *= sqrtf((float)(total[PARAM] / (double)t->n) + 1e-9f);
+  if (t->relative) {
+    float size = sqrtf((float)(total[PARAM] / (double)t->n) + 1e-9f);
+    *p.size *= fminf(fmaxf(size, t->least), t->most);
+  }
 }
 
 /* The hidden layers and the outputs of a block; `h` [HIDDEN][BLOCK] is the first

@@ -28,6 +28,7 @@ typedef struct {
   const Rule *rule;
   int64_t n, a, x, b, y, c, band, items, row_over_x, vector, update_only, relative;
   float lr, decay, limit, scale; /* limit: of gradients; scale: of the step */
+  float least, most; /* the root mean square counts as within these */
 } Tensor;
 
 /* A tensor's scratch memory, in floats. The order is that of `scratch_floats`. */

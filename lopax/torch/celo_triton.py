@@ -139,9 +139,10 @@ def update(
 
 
 @triton.jit
-def fold(geometry, scratch, theta, scale, alive, ITEMS: tl.constexpr):
+def fold(geometry, scratch, theta, sizes, scale, alive, ITEMS: tl.constexpr):
     """First-layer weights [18, 4] with each channel's normaliser, and the tensor's
-    step size behind them. One program a tensor."""
+    step size behind them, for a size within `sizes` [tensors, 2]. One program a
+    tensor."""
     if tl.load(alive) != 0.0:
         tensor = tl.program_id(0).to(tl.int64)
         n, items = field(geometry, tensor, 0), field(geometry, tensor, 21)
@@ -163,7 +164,9 @@ def fold(geometry, scratch, theta, scale, alive, ITEMS: tl.constexpr):
             w = tl.load(theta + channel * 4 + j, mask=real, other=0.0)
             tl.store(into + channel * 4 + j, w * normal, mask=real)
         square = tl.sum(tl.where(channel == 2, mean, 0.0), axis=0)
-        tl.store(into + CHANNELS * 4, tl.sqrt(square + 1e-9) * tl.load(scale))
+        size = tl.maximum(tl.sqrt(square + 1e-9), tl.load(sizes + 2 * tensor))
+        size = tl.minimum(size, tl.load(sizes + 2 * tensor + 1))
+        tl.store(into + CHANNELS * 4, size * tl.load(scale))
 
 
 @triton.jit

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lopax._core.sizes import SizeBounds
 from lopax.torch import moments
 from lopax.torch.geometry import Accumulator
 from lopax.torch.moments import Factors
@@ -118,7 +119,7 @@ class Network(NamedTuple):
     arrays: Mapping[str, Tensor]  # "w0" [R, C, H], "b0" [R, H], ...; 1 or 2 outputs
     exp_mult: float  # of the second output, the logarithm of a magnitude
     scale: Tensor  # [R] what the result is multiplied by,
-    relative: bool  # times the parameters' root mean square, or not
+    bounds: SizeBounds | None  # times the parameters' size within these, or not
 
 
 class ElementRule(Rule):
@@ -184,8 +185,9 @@ def evaluate(
         from_rows = from_cols = None
     at = sum(BLOCKS[name][0] for name in blocks[: blocks.index("param")])
     factor = net.scale
-    if net.relative:
-        factor = factor * torch.sqrt(mean[:, at].flatten() + NORM_EPS)
+    if net.bounds is not None:
+        size = torch.sqrt(mean[:, at].flatten() + NORM_EPS)
+        factor = factor * size.clamp(*net.bounds.of(batch.shape, batch.matrix))
     for cut in cuts:
         if from_rows is None or from_cols is None:
             part = cut(batch.grads, 1)

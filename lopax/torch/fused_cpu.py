@@ -45,6 +45,7 @@ _TENSOR = np.dtype(
         *((name, np.uintp) for name in _POINTERS),
         *((name, np.int64) for name in (*_GEOMETRY, "update_only", "relative")),
         *((name, np.float32) for name in ("lr", "decay", "limit", "scale")),
+        *((name, np.float32) for name in ("least", "most")),
     ],
     align=True,
 )
@@ -152,7 +153,10 @@ class FusedCPU:
             stride = packed.stride(0) * packed.element_size() * (len(packed) > 1)
             self._table["rule"] = packed.data_ptr() + stride * np.arange(len(entries))
             self._table["scale"] = net.scale.numpy()
-            self._table["relative"] = net.relative
+            self._table["relative"] = net.bounds is not None
+            if net.bounds is not None:
+                between = np.array([net.bounds.of(e.shape, e.matrix) for e in entries])
+                self._table["least"], self._table["most"] = between.T
             self._kernels.celo_finish(
                 *self._tensors(), scale.item(), torch.get_num_threads()
             )

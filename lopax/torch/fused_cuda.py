@@ -89,7 +89,7 @@ class FusedCUDA:
             kept[1].append(o)
         self._step = []
         for dtypes, (members, found) in groups.items():
-            key = (*dtypes, *((e.shape, e.axes) for e in members))
+            key = (*dtypes, *((e.shape, e.axes, e.matrix) for e in members))
             if key not in self._tables:
                 # Another set of tensors has gradients: its tables replace the old.
                 stale = [k for k in self._tables if k[:2] == dtypes]
@@ -104,8 +104,8 @@ class FusedCUDA:
             self._used = used
             self._shared = share_memory(
                 np.concatenate([np.array(t.addresses, np.int64) for t in used]),
-                np.concatenate([t.sizes for t in used]),
-                np.concatenate([np.tile(_WRITTEN, len(t.sizes) // 6) for t in used]),
+                np.concatenate([t.extents for t in used]),
+                np.concatenate([np.tile(_WRITTEN, len(t.extents) // 6) for t in used]),
             )
 
     @outside_graphs
@@ -156,7 +156,7 @@ class FusedCelo(FusedCUDA):
         second = theta["momentum_weights"].new_tensor([1.0 - c.second_decay])
         self._rates = torch.cat([theta["momentum_weights"], second])
         self._factored = theta["factored_weights"].clone()
-        self._exp_mult = c.exp_mult
+        self._exp_mult, self._bounds = c.exp_mult, c.bounds
 
     def _examine(self, tables: Tables, flaw: Tensor) -> None:
         from lopax.torch import celo_triton_factors
@@ -183,6 +183,9 @@ class FusedCelo(FusedCUDA):
         factors: Any = celo_triton_factors
         kernels: Any = celo_triton
         t, count = tables, len(members)
+        if t.sizes is None:
+            between = [self._bounds.of(e.shape, e.matrix) for e in members]
+            t.sizes = torch.tensor(between, dtype=torch.float32, device=self._device)
         where = (t.geometry, t.pointers)
         types = {"PARAM": t.param_type, "GRAD": t.grad_type}
         factors.factor[(count, 2)](
@@ -209,7 +212,7 @@ class FusedCelo(FusedCUDA):
             ITEM=ITEM,
         )
         kernels.fold[(count,)](
-            t.geometry, t.scratch, self._theta, scale, alive, ITEMS=128
+            t.geometry, t.scratch, self._theta, t.sizes, scale, alive, ITEMS=128
         )
         kernels.apply[(len(t.items),)](
             *where,
@@ -316,8 +319,11 @@ class Tables:
         self.scratch = torch.empty(free, dtype=torch.float32, device=device)
         self.pointers = torch.empty(0, dtype=torch.int64, device=device)
         self.settings = torch.empty(0, dtype=torch.float32, device=device)
+        self.sizes: Tensor | None = None  # [tensors, 2] float32, what a rule made it
         self.addresses: list[int] = []
-        self.sizes = np.array([n for e in entries for n in _bytes(e, dtypes)], np.int64)
+        self.extents = np.array(
+            [n for e in entries for n in _bytes(e, dtypes)], np.int64
+        )
         self._numbers: list[Any] = []
 
     def point(self, entries: Sequence[Entry], found: Sequence[Operand]) -> bool:

@@ -41,6 +41,7 @@ def attach(
         raise ConfigError("the trainer already has an optimizer; attach() to a new one")
     trainer._lopax_attached = name
     attached: list[LearnedOptimizer] = []
+    at = [-1]  # the step that the losses observed so far are for
     create_scheduler, training_step = trainer.create_scheduler, trainer.training_step
 
     def create_optimizer(model: Any = None) -> Any:
@@ -69,6 +70,9 @@ def attach(
     @functools.wraps(training_step)
     def training_step_too(*args: Any, **kwargs: Any) -> Any:
         loss = training_step(*args, **kwargs)
+        if trainer.state.global_step != at[0]:  # the last step may have been left out
+            at[0] = trainer.state.global_step
+            attached[0].forget_observed()
         attached[0].observe(loss, reduce="sum")
         return loss
 

@@ -18,19 +18,27 @@ class ObservedLosses:
     def __init__(self) -> None:
         self._total: Any = None
         self._count = 0
+        self._stale = False
 
     def add(self, loss: Any, reduce: str) -> None:
         if reduce not in ("mean", "sum"):
             raise ConfigError(f"reduce = {reduce!r}: must be one of 'mean', 'sum'")
+        if self._stale:
+            self.take()
         loss = as_scalar(loss)
         self._total = loss if self._total is None else self._total + loss
         if reduce == "mean":
             self._count += 1
 
+    def gradients_are_gone(self) -> None:
+        """What is recorded may still be for the next step, as long as no further loss
+        follows; then it was for one that never came."""
+        self._stale = self._total is not None
+
     def take(self) -> Any:
         """The loss of the step, or None; forgets what was recorded."""
         total, count = self._total, self._count
-        self._total, self._count = None, 0
+        self._total, self._count, self._stale = None, 0, False
         return total / count if total is not None and count > 1 else total
 
 

@@ -27,6 +27,7 @@ from lopax.torch.memory import check_operands
 from lopax.torch.plain import Entry, PlainBackend
 from lopax.torch.rows import gather, hand_out
 from lopax.torch.rule import Rule, known_settings
+from lopax.torch.watch import Watch
 
 # For bookkeeping, of which nothing belongs in a compiled graph.
 _outside_graphs: Any = torch.compiler.disable
@@ -59,6 +60,8 @@ class LearnedOptimizer(restoring.Resumable):
         Decides between axes of one size only; see `lopax.torch.geometry`.
     - `backend`: "plain" (torch operations), "fused" (compiled kernels: CPU with a C
         compiler, CUDA with Triton), or "auto" (fused where it can be had).
+    - `compilable`: let `torch.compile` trace the step, which takes it a minute or more;
+        otherwise a compiled program calls it as it is.
     - `process_group`: over which the loss is averaged; None: the default group, if
         torch.distributed is initialised; False: no communication.
     - `on_resume`: whose `num_steps` counts if a state of a run of another length is
@@ -82,6 +85,7 @@ class LearnedOptimizer(restoring.Resumable):
         theta: Mapping[str, Any] | None = None,
         layout: str = "out_in",
         backend: str = "auto",
+        compilable: bool = False,
         process_group: Any = None,
         on_resume: str | None = None,
         **config: Any,
@@ -96,10 +100,11 @@ class LearnedOptimizer(restoring.Resumable):
         self._rule = cls.create(loaded.arrays, settings)
         if num_steps is None and self._rule.needs_horizon:
             raise HorizonNotGiven(cls.name)
-        self._wish = backend
+        self._wish, self._compilable = backend, compilable
         self._process_group = process_group
         self._on_resume = on_resume
         self._observed = ObservedLosses()
+        self._watch = Watch()
         self._shared: states.State = {}
         self._scale: Tensor | None = None
         self._plans: dict[Any, states.Plan] = {}
@@ -117,7 +122,8 @@ class LearnedOptimizer(restoring.Resumable):
         super().add_param_group(param_group)
         added = self.param_groups[-1]
         for param, name in named(added):
-            self._role(param, name, added)  # raises if it cannot be told
+            if not torch.nn.parameter.is_lazy(param):  # else when it has a shape
+                self._role(param, name, added)  # raises if it cannot be told
 
     def _check_settings(self, merged: Mapping[str, Any]) -> None:
         """Raises `ConfigError` for what a parameter group may not say."""
@@ -141,26 +147,51 @@ class LearnedOptimizer(restoring.Resumable):
 
         Several losses before one step (gradient accumulation) are averaged, or with
         `reduce="sum"` added, for micro-batch losses already divided by their number.
+        Those from before the last `zero_grad()` belong to a step that never came
+        (`GradScaler` leaves steps out), and are forgotten.
         """
         self._observed.add(loss, reduce)
 
-    @torch.no_grad()
+    def forget_observed(self) -> None:
+        """Drops the losses recorded for a step that will not come."""
+        self._observed.take()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        self._observed.gradients_are_gone()
+
     def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None, *, loss: Any = None
+        self, closure: Callable[[], Any] | Any = None, *, loss: Any = None
     ) -> Any:
-        """One update; returns the closure's result, or `loss`.
+        """One update; returns the closure's result, or the loss.
 
         The loss is, in this order: what the closure returns, `loss`, what was observed.
-        A step whose loss or any gradient is not finite changes no parameter and no
-        state, and is counted.
+        A tensor or number in the closure's place counts as `loss`. A step whose loss or
+        any gradient is not finite changes no parameter and no state, and is counted.
+
+        Warns (`LopaxWarning`) once each where nothing, or little, can be trained.
 
         Raises `LossNotGiven`, `UnsupportedParameter`, `ConfigError`.
         """
+        step = self._step if self._compilable else self._step_outside_graphs
+        return step(closure, loss)
+
+    @_outside_graphs
+    def _step_outside_graphs(self, closure: Any, loss: Any) -> Any:
+        return self._step(closure, loss)
+
+    @torch.no_grad()
+    def _step(self, closure: Any, loss: Any) -> Any:
         if closure is not None:
-            if loss is not None:
-                raise ConfigError("give step() a closure or loss=, not both")
-            with torch.enable_grad():
-                loss = closure()
+            given = closure
+            if callable(closure):
+                with torch.enable_grad():
+                    given = closure()
+            if given is not None and loss is not None:
+                raise ConfigError(
+                    "step(): two losses; give a closure or loss=, not both"
+                )
+            loss = loss if given is None else given
         observed = self._observed.take()
         entries = self._entries()
         # A process that owns nothing takes part: the others wait for its loss.
@@ -205,6 +236,8 @@ class LearnedOptimizer(restoring.Resumable):
                 _check(param, grad)
                 plan = self._plan(param, name, group, index, place)
                 entries.append(self._entry(param, grad, plan, group, index))
+        for e in entries:
+            self._on(e.param.device, False)  # kernels are built outside graphs
         return entries
 
     def _role(self, param: Tensor, name: str | None, group: dict[str, Any]) -> str:
@@ -328,6 +361,11 @@ class LearnedOptimizer(restoring.Resumable):
         for (rule, backend, _), part in zip(jobs, told, strict=True):
             device = part[0].param.device
             backend.finish(rule, part, result.scale.to(device), alive.to(device))
+        self._notice(entries)
+
+    @_outside_graphs
+    def _notice(self, entries: list[Entry]) -> None:
+        self._watch.after_step(self._rule, self._shared, entries, self.param_groups)
 
     def _on(self, device: torch.device, plain: bool) -> tuple[Rule, backends.Backend]:
         """The rule and its backend on a device; shards, and what kernels cannot be
@@ -337,6 +375,12 @@ class LearnedOptimizer(restoring.Resumable):
             self._per_device[device] = rule, backends.choose(self._wish, rule, device)
         rule, backend = self._per_device[device]
         return rule, PlainBackend() if plain else backend
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._watch.restart()
+
+    load_state_dict.__doc__ = restoring.Resumable.load_state_dict.__doc__
 
     def __getstate__(self) -> dict[str, Any]:
         mine = {k: v for k, v in self.__dict__.items() if k in _KEPT}
@@ -348,10 +392,11 @@ class LearnedOptimizer(restoring.Resumable):
         self.__dict__.setdefault("_plans", {})
         self.__dict__.setdefault("_on_resume", None)
         self.__dict__.setdefault("_observed", ObservedLosses())
+        self.__dict__.setdefault("_watch", Watch())
 
 
 _KEPT = (
-    *("_rule", "_num_steps", "_wish", "_process_group", "_on_resume"),
+    *("_rule", "_num_steps", "_wish", "_compilable", "_process_group", "_on_resume"),
     *("_shared", "_scale"),
 )
 """What a copied or pickled optimizer takes along; backends are found anew."""

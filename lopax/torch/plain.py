@@ -85,8 +85,11 @@ def summaries(rule: Rule, entries: Sequence[Entry]) -> list[Tensor]:
     placed = [e._replace(place=i) for i, e in enumerate(entries)]
     groups = _grouped(placed)
     steps = [
-        rule.summarise(_params(members), _states(rule, members), members[0].shape)
+        rule.summarise(
+            _params(members), _states(rule, members), first.shape, first.matrix
+        )
         for members in groups
+        for first in members[:1]
     ]
     found = complete_together(steps, [members[0].sharding for members in groups])
     rows: list[Tensor | None] = [None] * len(entries)

@@ -157,14 +157,18 @@ class Rule(abc.ABC):
         """
 
     def summarise(
-        self, params: Tensor, state: Mapping[str, Tensor], shape: tuple[int, ...]
+        self,
+        params: Tensor,
+        state: Mapping[str, Tensor],
+        shape: tuple[int, ...],
+        matrix: tuple[int, ...],
     ) -> Steps:
         """[B, F] summaries of B tensors, for `advance`; nothing is changed.
 
         **Arguments:**
 
         - `params`: [B, *s] float32; `state`: from before this step's gradient.
-        - `shape`: of the whole tensor, over all shards.
+        - `shape`: of the whole tensor, over all shards; `matrix`: as in `TensorBatch`.
         """
         raise NotImplementedError(f"{self.name!r} has no summaries")
 

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lopax._core import sizes
 from lopax._core.config import check_choice, check_range
+from lopax._core.sizes import SizeBounds
 from lopax.torch import elements, moments, progress, scheduler
 from lopax.torch.celo import FEATURES
 from lopax.torch.elements import ElementRule, Network
@@ -43,6 +45,8 @@ class VeLOConfig:
     """Of every step: "rms", the tensor's root mean square; "clipped", that but at most
     `norm_limit`; "none"."""
     norm_limit: float = 1.0
+    size_floor: float = sizes.FLOOR
+    vector_floor: float = sizes.VECTOR_FLOOR
     frozen_lstm: bool = False
     short_loss_history: bool = False
 
@@ -54,6 +58,12 @@ class VeLOConfig:
         check_range(self, "exp_mult", low=0.0)
         check_choice(self, "norm_factor", ("rms", "clipped", "none"))
         check_range(self, "norm_limit", above=0.0)
+        check_range(self, "size_floor", low=0.0)
+        check_range(self, "vector_floor", low=0.0)
+
+    @property
+    def bounds(self) -> SizeBounds:
+        return SizeBounds(self.size_floor, self.vector_floor)
 
 
 class VeLORule(ElementRule):
@@ -112,7 +122,11 @@ class VeLORule(ElementRule):
         }
 
     def summarise(
-        self, params: Tensor, state: Mapping[str, Tensor], shape: tuple[int, ...]
+        self,
+        params: Tensor,
+        state: Mapping[str, Tensor],
+        shape: tuple[int, ...],
+        matrix: tuple[int, ...],
     ) -> Steps:
         """[B, 12]: sizes of the accumulators against the parameters' own, and the
         rank; the second moment too is scaled by 1/rms, not its square. [B, 13] with a
@@ -146,7 +160,9 @@ class VeLORule(ElementRule):
         ]
         if self.config.norm_factor == "clipped":
             rms = (p_sum / count + elements.NORM_EPS).sqrt()
-            columns.append(rms.clamp(max=self.config.norm_limit).unsqueeze(1))
+            least, _ = self.config.bounds.of(shape, matrix)
+            size = rms.clamp(min=least).clamp(max=self.config.norm_limit)
+            columns.append(size.unsqueeze(1))
         return torch.cat(columns, 1)
 
     def advance(
@@ -182,8 +198,9 @@ class VeLORule(ElementRule):
     def network(self, context: Mapping[str, Tensor], scale: Tensor) -> Network:
         del scale
         multiplier = -context["multiplier"]
-        relative = self.config.norm_factor == "rms"
-        return Network(FEATURES, context, self.config.exp_mult, multiplier, relative)
+        c = self.config
+        bounds = c.bounds if c.norm_factor == "rms" else None
+        return Network(FEATURES, context, c.exp_mult, multiplier, bounds)
 
 
 def _squares(x: Tensor) -> Tensor:

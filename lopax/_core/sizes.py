@@ -1,0 +1,57 @@
+"""How large a tensor counts where a rule's step is relative to its size.
+
+A step proportional to a tensor's root mean square keeps a tensor of zeros at zero (the
+B of a low-rank adapter, a last layer, a learned mean), and lets one whose gradient
+keeps its sign grow exponentially (a network whose loss has no lower bound). So the size
+is kept between two multiples of what tensors of that shape usually start with.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+FLOOR, VECTOR_FLOOR, LIMIT = 0.1, 0.01, 8.0
+"""What rules take by default. No tensor of the published runs that can be checked is
+outside, but for biases that start at zero."""
+
+
+class SizeBounds(NamedTuple):
+    """In multiples of the usual size."""
+
+    floor: float = FLOOR
+    vector_floor: float = VECTOR_FLOOR
+    limit: float = math.inf
+
+    def of(
+        self, shape: tuple[int, ...], matrix: tuple[int, ...] = (-2, -1)
+    ) -> tuple[float, float]:
+        """The least and the largest size of a tensor; arguments as `usual_size`."""
+        return _of(self, tuple(shape), matrix)
+
+
+@functools.lru_cache(maxsize=4096)
+def _of(
+    bounds: SizeBounds, shape: tuple[int, ...], matrix: tuple[int, ...]
+) -> tuple[float, float]:
+    floor = bounds.floor if len(shape) > 1 else bounds.vector_floor
+    usual = usual_size(shape, matrix)
+    return floor * usual, bounds.limit * usual
+
+
+def usual_size(shape: tuple[int, ...], matrix: tuple[int, ...] = (-2, -1)) -> float:
+    """Root mean square of the usual random start: 1 / sqrt(fan-in); 1 for vectors.
+
+    **Arguments:**
+
+    - `shape`: of rank one or more. With four or more axes, all but those of the matrix
+        are a convolution's window, with three they are a stack.
+    - `matrix`: the axes of inputs and outputs.
+    """
+    if len(shape) < 2:
+        return 1.0
+    fan_in = shape[matrix[0]]
+    if len(shape) > 3:
+        fan_in = math.prod(shape) / max(shape[matrix[1]], 1)
+    return 1.0 / math.sqrt(max(fan_in, 1))

@@ -1,0 +1,169 @@
+"""What an optimizer says by itself, once each, when a run trains nothing.
+
+In every step it looks at the host's own counters, and only in every tenth at what is on
+the device. A GPU is not waited for: what it reports is read ten steps later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lopax._core.sizes import LIMIT, SizeBounds, usual_size
+from lopax._core.warned import (
+    GrowthWarning,
+    HorizonWarning,
+    SkippedWarning,
+    StepSizeWarning,
+    far_from_one,
+    say,
+)
+from lopax.torch.plain import Entry
+from lopax.torch.rule import Rule
+
+Groups = Sequence[Mapping[str, Any]]
+WINDOW = 10
+"""Steps between two looks at the device."""
+GROWN = 10.0
+"""Growth is reported from this many times the largest size that a rule follows."""
+
+
+class Watch:
+    """What one optimizer has seen and said."""
+
+    def __init__(self) -> None:
+        self._said: set[Any] = set()
+        self.restart()
+
+    def restart(self) -> None:
+        """After a state was loaded: its counters are read anew."""
+        self._made = -1  # steps, counted on the host; -1: not read yet
+        self._end = 0
+        self._seen = (0, 0)  # steps made and steps skipped, at the last look
+        self._streak = 0
+        self._on_its_way: tuple[int, Tensor] | None = None
+
+    def after_step(
+        self,
+        rule: Rule,
+        shared: Mapping[str, Tensor],
+        entries: Sequence[Entry],
+        groups: Groups,
+    ) -> None:
+        """To be called when a step is done; warns where there is a reason to."""
+        if self._made < 0:
+            self._made = int(shared["iteration"]) - 1
+            self._end = int(shared["num_steps"]) if rule.needs_horizon else 0
+            if self._made:
+                self._seen = (self._made + 1, int(shared["skipped"]))
+            self._rates(rule, groups, written=False)
+        self._made += 1
+        if self._end and self._made > self._end and self._first("end"):
+            say(
+                f"step {self._made} of a run of {self._end}: {rule.name!r} stays at "
+                "the end of its schedule, where steps are small or nothing. Make the "
+                "optimizer with the number of steps the whole run has.",
+                HorizonWarning,
+            )
+        if self._made == WINDOW * WINDOW:
+            self._rates(rule, groups, written=True)
+        if self._made % WINDOW == 0:
+            self._look(shared["skipped"], groups)
+        if self._made >= 64 and not self._made & (self._made - 1):
+            self._growth(rule, entries, groups)
+
+    def _first(self, key: Any) -> bool:
+        new = key not in self._said
+        self._said.add(key)
+        return new
+
+    def _rates(self, rule: Rule, groups: Groups, written: bool) -> None:
+        """Of a scheduled rate what it is a multiple of counts; what a program writes
+        into the groups itself (`written`) may be a warm-up, and is not looked at in
+        the first steps."""
+        for group in groups:
+            scheduled = "initial_lr" in group
+            if written and scheduled:
+                continue
+            lr = float(group["initial_lr"] if scheduled else group["lr"])
+            if far_from_one(lr) and self._first("lr"):
+                say(
+                    f"lr = {lr:g}: for {rule.name!r} lr is a factor on every step, "
+                    "not a learning rate, and 1.0 is what the rule was trained for. "
+                    "Leave lr out, or tune it around 1.",
+                    StepSizeWarning,
+                )
+
+    def _look(self, skipped: Tensor, groups: Groups) -> None:
+        if skipped.device.type != "cuda":
+            self._judge(self._made, int(skipped), groups)
+            return
+        if self._on_its_way is not None:
+            made, count = self._on_its_way
+            self._judge(made, int(count), groups)
+        host = torch.empty((), dtype=skipped.dtype, device="cpu", pin_memory=True)
+        self._on_its_way = self._made, host.copy_(skipped, non_blocking=True)
+
+    def _judge(self, made: int, skipped: int, groups: Groups) -> None:
+        steps, bad = made - self._seen[0], skipped - self._seen[1]
+        self._seen = made, skipped
+        self._streak = self._streak + bad if bad == steps else 0
+        if self._streak < WINDOW:
+            return
+        if self._first(("skipped", int(math.log10(self._streak)))):
+            say(
+                f"{self._streak} steps in a row were skipped and changed nothing: "
+                f"{_what_is_not_finite(groups)} is not finite.",
+                SkippedWarning,
+            )
+
+    def _growth(self, rule: Rule, entries: Sequence[Entry], groups: Groups) -> None:
+        bounds = getattr(rule.config, "bounds", None)
+        if not isinstance(bounds, SizeBounds) or "growth" in self._said:
+            return
+        whole = [e for e in entries if e.sharding is None and e.param.numel()]
+        if not whole:
+            return
+        sizes = [e.param.detach().float().square().mean().sqrt() for e in whole]
+        usual = [usual_size(e.shape, e.matrix) for e in whole]
+        grown = [s.item() / u for s, u in zip(sizes, usual, strict=True)]
+        worst = max(range(len(whole)), key=lambda i: grown[i])
+        if not grown[worst] > GROWN * min(bounds.limit, LIMIT):
+            return
+        self._said.add("growth")
+        name = next(
+            label
+            for label, param in _labelled(groups)
+            if param is whole[worst].param or param.shape == whole[worst].param.shape
+        )
+        say(
+            f"{name} is {grown[worst]:.0f} times as large as such a parameter usually "
+            "starts. Has the loss no lower bound (a critic's, a GAN's)? Steps of "
+            f"{rule.name!r} follow a parameter's size; use a smaller lr, or a rule "
+            "whose steps do not, such as 'celo2'.",
+            GrowthWarning,
+        )
+
+
+def _what_is_not_finite(groups: Groups) -> str:
+    for label, param in _labelled(groups):
+        grad = param.grad
+        if grad is not None and not bool(torch.isfinite(grad).all()):
+            return f"the gradient of {label}"
+    return "the loss"
+
+
+def _labelled(groups: Groups) -> Iterator[tuple[str, Tensor]]:
+    """Parameters with a name for messages."""
+    for number, group in enumerate(groups):
+        names = group.get("param_names")
+        for i, param in enumerate(group["params"]):
+            if names:
+                yield f"the parameter {names[i]!r}", param
+            else:
+                where = f"parameter {i} of group {number}"
+                yield f"{where} (shape {tuple(param.shape)})", param
