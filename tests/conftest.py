@@ -3,9 +3,14 @@ its backend; worker and child processes inherit them."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from shared_files import NO_TORCH
 
 # Eight virtual CPU devices, so that sharded code is tested everywhere.
 _FLAG = "--xla_force_host_platform_device_count=8"
@@ -27,3 +32,17 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lopax-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+
+
+class WithoutTorch(pytest.Module):
+    """A file of tests of the PyTorch part where torch is not installed."""
+
+    def collect(self):
+        pytest.skip(NO_TORCH, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector):
+    """Files with torch in their name need it; without it they are skipped unread."""
+    if "torch" in module_path.name and importlib.util.find_spec("torch") is None:
+        return WithoutTorch.from_parent(parent, path=module_path)
+    return None

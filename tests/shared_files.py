@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+NO_TORCH = (
+    "torch is not installed; this runs with: pip install torch && pytest -n 2 -k torch"
+)
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared_files import NO_TORCH
 
 import lopax
 from lopax._core.errors import ConfigError, UnknownName
@@ -169,7 +170,7 @@ def by_hand():
 @pytest.mark.parametrize("framework", ["jax", "pytorch"])
 def test_signatures_are_the_published_ones(tmp_path, algoperf, framework):
     if framework == "pytorch":
-        pytest.importorskip("torch")
+        pytest.importorskip("torch", reason=NO_TORCH)
     module = export(tmp_path / "submission", framework)
     for name, parameters in PUBLISHED.items():
         signature = inspect.signature(getattr(module, name))
@@ -200,7 +201,7 @@ def test_a_jax_submission_trains_as_the_optimizer_itself(tmp_path, algoperf):
 
 
 def test_a_pytorch_submission_trains_as_the_optimizer_itself(tmp_path, algoperf):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
     module = export(tmp_path / "submission", "pytorch")
     model = torch.nn.Linear(3, 1)
     with torch.no_grad():
@@ -227,7 +228,7 @@ def test_what_cannot_be_exported_is_said(tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="this is a file"):
         write_submission(weights, tmp_path / "file")
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason=NO_TORCH)
     rule = lopax.architecture("star")
     path = tmp_path / "star.safetensors"
     lopax.save_theta(path, rule.init_theta(jax.random.key(0)), rule)

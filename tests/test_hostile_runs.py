@@ -28,7 +28,7 @@ from lopax._core.errors import (
     LopaxError,
     MetaTrainingDiverged,
 )
-from lopax._core.single_writer import single_writer
+from lopax._core.single_writer import single_writer, tidy
 from lopax.architectures import ARCHITECTURES
 from lopax.evaluate.run import RunConfig as EvaluationConfig
 from lopax.meta import (
@@ -225,7 +225,7 @@ def test_one_writer_at_a_time(tmp_path):
 
 HOLD = """
 import sys, time
-from lopax._core.single_writer import single_writer
+from lopax._core.single_writer import single_writer, tidy
 with single_writer(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
@@ -247,6 +247,19 @@ def test_a_killed_writers_lock_and_leftovers_are_taken_over(tmp_path):
     with single_writer(tmp_path):
         assert not leftover.exists()
     assert [p.name for p in tmp_path.iterdir()] == [".mine.tmp"]
+
+
+def test_a_finished_folder_is_tidied_unless_somebody_writes(tmp_path):
+    leftover = tmp_path / ".x.npz.0a1b2c3d.tmp"
+    leftover.write_text("half of a")
+    (tmp_path / ".lock").write_text("")
+    with single_writer(tmp_path):
+        leftover.write_text("being written")
+        tidy(tmp_path)
+        assert leftover.exists()
+    tidy(tmp_path)
+    tidy(tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
 
 
 def test_temporary_files_are_named_as_leftovers_are(tmp_path):

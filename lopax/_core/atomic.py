@@ -26,7 +26,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except OSError as error:  # of the file the caller knows
+        raise type(error)(error.errno, error.strerror, str(target)) from None
     try:
         yield temporary
         with temporary.open("rb+") as file:

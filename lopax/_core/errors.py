@@ -128,6 +128,8 @@ class ResumeMismatch(LopaxError, ValueError):
 class IncompleteResults(LopaxError, ValueError):
     """Results are missing where a number was asked for; nothing is made up."""
 
+    exit_code = 1
+
 
 class PeerLost(LopaxError, RuntimeError):
     """Another process of a distributed job is gone or never came."""

@@ -46,6 +46,14 @@ def single_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
         os.close(handle)
 
 
+def tidy(folder: str | os.PathLike[str]) -> None:
+    """Removes what killed writers left in a folder, if it can be written to and nobody
+    else does."""
+    if any(Path(folder).glob(".*")):
+        with contextlib.suppress(OSError, FolderInUse), single_writer(folder):
+            pass
+
+
 def _acquire(folder: Path, path: Path) -> int:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lopax.evaluate.plots import FADED, INK, PALETTE, panel
+from lopax.evaluate.plots import FADED, INK, PALETTE, panel, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ def curves(
             color=PALETTE[i % len(PALETTE)],
             linewidth=1.6,
             linestyle="-" if i < len(PALETTE) else "--",
-            label=name,
+            label=plain(name),
         )
     if zero:
         axes.axhline(0.0, color=INK, linewidth=0.6)
@@ -95,7 +95,7 @@ def bars(
     axes.axvline(reference, color=INK, linewidth=0.6)
     if reference > 0 and finite.size and finite.max() / finite.min() > 3:
         _logarithmic(axes, "x")
-    axes.set_yticks(rows, names)
+    axes.set_yticks(rows, list(map(plain, names)))
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(xlabel)
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from lopax.cli.stdio import JSON
 from lopax.meta.loop import Progress as TrainProgress
 
 
@@ -25,7 +27,12 @@ def console() -> Console:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table; tab-separated lines if the output is not a terminal."""
+    """Prints a table: tab-separated lines if the output is not a terminal, with --json
+    an object for each row."""
+    if JSON.get():
+        for row in rows:
+            print(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False))
+        return
     if not sys.stdout.isatty():
         for row in (columns, *rows):
             print("\t".join(row))

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import tyro
 
-from lopax._core.errors import ConfigError
 from lopax.cli import flags
 
 ABOUT = """Look into a meta-trained optimizer and write what was found as one HTML page:
@@ -43,8 +42,6 @@ class ExplainFlags:
 
 def main(argv: Sequence[str]) -> int:
     args = flags.parse(ExplainFlags, argv, "explain", ABOUT)
-    if args.seeds < 1:
-        raise ConfigError(f"--seeds {args.seeds}: must be at least 1")
     from lopax.analysis.explain import Runs, explain, write_page
     from lopax.pretrained import read_weights
     from lopax.theta import load_optimizer

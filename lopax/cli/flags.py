@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from lopax._core.errors import ConfigError
+
 F = TypeVar("F")
 
 
@@ -18,14 +20,35 @@ def named(name: str) -> Any:
 
 
 def parse(cls: type[F], argv: Sequence[str], command: str, about: str) -> F:
-    """The dataclass `cls` from `argv`; exits with 2 on bad usage, 0 on --help."""
-    return tyro.cli(cls, args=list(argv), prog=f"lopax {command}", description=about)
+    """The dataclass `cls` from `argv`; exits with 2 on bad usage, 0 on --help.
+
+    Raises `ConfigError` for a count of zero or less: no flag reads zero as "default".
+    """
+    found = tyro.cli(cls, args=list(argv), prog=f"lopax {command}", description=about)
+    check_counts(found)
+    return found
+
+
+def check_counts(found: Any, may_be_zero: Sequence[str] = ()) -> None:
+    """Raises `ConfigError` unless all integer fields are at least 1 (or, where they
+    may be zero, 0) and below 2^31."""
+    for field in dataclasses.fields(found):
+        value = getattr(found, field.name)
+        if isinstance(value, bool) or not isinstance(value, int):
+            continue
+        low = 0 if field.name in may_be_zero else 1
+        if not low <= value < 2**31:
+            flag = field.name.replace("_", "-")
+            raise ConfigError(
+                f"--{flag} {value}: must be at least {low}"
+                + (", below 2^31" if value >= low else "")
+            )
 
 
 def parse_known(
     cls: type[F], argv: Sequence[str], command: str, about: str
 ) -> tuple[F, list[str]]:
-    """Like `parse`, but hands back what it does not know."""
+    """Like `parse` without `check_counts`, but hands back what it does not know."""
     return tyro.cli(
         cls,
         args=list(argv),

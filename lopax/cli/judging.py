@@ -8,6 +8,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from lopax.cli.stdio import say
 from lopax.evaluate import Comparison, Event
 
 
@@ -80,8 +81,8 @@ def show(found: Comparison) -> None:
     )
     if found.shipped is not None and found.shipped.used:
         count = len({optimizer for optimizer, _ in found.shipped.used})
-        print(f"{count} tuned baselines came with lopax (--no-shipped to tune them)")
+        say(f"{count} tuned baselines came with lopax (--no-shipped to tune them)")
     for task, why in found.summary.left_out.items():
-        print(f"left out: {task}: {why}")
+        say(f"left out: {task}: {why}")
     if found.report is not None:
-        print(f"report: {found.report.html}")
+        say(f"report: {found.report.html}")

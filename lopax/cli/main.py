@@ -1,7 +1,7 @@
 """`lopax COMMAND`: finds the command, turns exceptions into exit codes.
 
-Exit codes: 0 done, 1 failed, 2 bad usage or bad input (one message, no traceback
-unless --debug), 130 interrupted after a clean save.
+Exit codes: 0 done, 1 the work failed, 2 bad usage or bad input (in both cases one
+message, no traceback unless --debug), 130 interrupted after a clean save.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from lopax._core.errors import LopaxError, MissingExtra, PeerLost, UnknownName
+from lopax._core.errors import MissingExtra, PeerLost, UnknownName
 from lopax._version import __version__
+from lopax.cli import failures, stdio
 
 # command -> (module with `main(argv) -> int`, one line for the overview)
 COMMANDS = {
@@ -43,7 +44,8 @@ def usage() -> str:
             "",
             *rows,
             "",
-            "  --debug anywhere shows the traceback of a bad input",
+            "  --json anywhere prints tables as JSON lines (list, tune, bench, ...)",
+            "  --debug anywhere shows the traceback of a failure",
         ]
     )
 
@@ -52,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs one command and returns its exit code."""
     args = list(argv)
     debug = "--debug" in args
-    args = [a for a in args if a != "--debug"]
+    stdio.JSON.set("--json" in args)
+    args = [a for a in args if a not in ("--debug", "--json")]
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if args else 2
@@ -65,8 +68,8 @@ def main(argv: Sequence[str]) -> int:
         module = importlib.import_module(f"lopax.cli.{COMMANDS[args[0]][0]}")
         return module.main(args[1:])
     except ModuleNotFoundError as error:
-        if debug or (error.name or "").startswith("lopax"):
-            raise
+        if (error.name or "").startswith("lopax"):
+            return _fail(error, debug)
         extra = {"tyro": "train", "rich": "train", "sklearn": "train"}
         extra |= {"matplotlib": "report", "jinja2": "report", "datasets": "data"}
         name = (error.name or "?").split(".")[0]
@@ -79,23 +82,27 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
-    except LopaxError as error:
-        return _fail(error, debug)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader (head, less) went away; that is its right.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except stdio.OutputLost as lost:
+        return stdio.give_up(lost)
+    except Exception as error:
+        return _fail(error, debug)
 
 
-def _fail(error: LopaxError, debug: bool) -> int:
+def _fail(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    print(f"lopax: {error}", file=sys.stderr)
-    return 2
+    message, code = failures.explain(error)
+    print(f"lopax: {message}", file=sys.stderr)
+    return code
 
 
 def entry_point() -> None:
-    sys.exit(main(sys.argv[1:]))
+    stdio.prepare()
+    try:
+        code = main(sys.argv[1:])
+    except SystemExit as stop:  # of the parser: --help, bad usage
+        code = stop.code if isinstance(stop.code, int) else 1
+    sys.exit(stdio.finish(code))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from lopax._core.errors import ConfigError
 from lopax.cli import flags
 
 
@@ -19,13 +18,8 @@ class PlaceFlags:
     """Processes of this machine, or tasks on the Ray cluster RAY_ADDRESS names."""
 
     def options(self) -> dict[str, Any]:
-        """As options of `lopax.evaluate.run_grid`.
-
-        Raises `ConfigError` for a number of workers below one.
-        """
+        """As options of `lopax.evaluate.run_grid`."""
         from lopax.evaluate.workers import default_workers
 
         workers = default_workers() if self.workers is None else self.workers
-        if workers < 1:
-            raise ConfigError(f"workers = {workers}: must be at least 1")
         return {"workers": workers, "executor": self.executor}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from lopax._core.errors import ConfigError
 from lopax.cli import flags
+from lopax.cli.stdio import say
 
 ABOUT = """Meta-train a small Celo in both phases on scikit-learn's digits, then compare
 it and the bundled weights, untuned, with Adam tuned over 15 learning rates on tasks
@@ -37,22 +39,24 @@ def main(argv: Sequence[str]) -> int:
     from lopax import evaluate
     from lopax.cli import train
     from lopax.cli.judging import GridDisplay, show
+    from lopax.meta import holds_run
     from lopax.meta.distributed import request_cpu_devices
     from lopax.pretrained import list_weights
     from lopax.theta import load_theta
 
     run = recipe(args.outer_steps)
     folder = args.out / "run"
-    if folder.exists():
+    if holds_run(folder):
         raise ConfigError(
-            f"{folder} exists already: remove it, or choose another folder with --out"
+            f"{folder} holds a run already: remove it, or choose another folder with "
+            "--out"
         )
-    print("1/2  meta-training Celo on digits: the rule, then the scheduler")
+    say("1/2  meta-training Celo on digits: the rule, then the scheduler")
     request_cpu_devices()
     code = train.execute(run, folder)
     if code:
         return code
-    print("2/2  comparing on held-out tasks with Adam, tuned and at its default")
+    say("2/2  comparing on held-out tasks with Adam, tuned and at its default")
     fresh = evaluate.learned(
         "celo", load_theta(folder / "weights.safetensors"), label="celo (just trained)"
     )
@@ -79,7 +83,6 @@ def recipe(outer_steps: int):
     """A short two-phase run that starts from a rule that already moves downhill."""
     from lopax import meta
 
-    outer_steps = max(10, outer_steps // 10 * 10)
     return meta.RunConfig(
         name="quickstart",
         settings={"start": "adam"},
@@ -88,7 +91,7 @@ def recipe(outer_steps: int):
         outer=meta.OuterConfig(
             learning_rate=3e-3,
             schedule="cosine",
-            warmup=10,
+            warmup=min(10, outer_steps // 2),
             clip_norm=5.0,
             weight_decay=0.0,
             average=0.95,
@@ -107,6 +110,7 @@ def recipe(outer_steps: int):
                 outer={"learning_rate": 1e-3},
             ),
         ),
+        log_every=math.gcd(10, outer_steps),
         eval_every=0,
         eval_tasks=(),
     )

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import tyro
 
-from lopax._core.errors import ConfigError
 from lopax.cli import flags
+from lopax.cli.stdio import say
 
 ABOUT = """Re-run a paper's claim at small scale: meta-train its variants with several
 meta-seeds, test them, print the table, draw the plot and say pass or fail by a rule
@@ -37,8 +37,6 @@ class ReproduceFlags:
 def main(argv: Sequence[str]) -> int:
     """Exit code 0 if the rule passed, 1 if not."""
     args = flags.parse(ReproduceFlags, argv, "reproduce", ABOUT)
-    if args.meta_seeds < 1:
-        raise ConfigError(f"--meta-seeds {args.meta_seeds}: must be at least 1")
     from lopax import reproductions
     from lopax.cli.console import table
     from lopax.meta.distributed import request_cpu_devices
@@ -61,10 +59,10 @@ def main(argv: Sequence[str]) -> int:
     for title, columns, rows in found.tables:
         table(f"{study.name}: {title}", list(columns), [list(row) for row in rows])
     for check in found.checks:
-        print(f"{'pass' if check.passed else 'FAIL'}: {check.claim}: {check.found}")
+        say(f"{'pass' if check.passed else 'FAIL'}: {check.claim}: {check.found}")
     command = f"lopax reproduce {study.name}"
     if args.meta_seeds != 3 or args.share != 1.0:
         command += f" --meta-seeds {args.meta_seeds} --share {args.share}"
     report = reproductions.write(study, found, folder, command)
-    print(f"report: {report} ({time.monotonic() - started:.0f} s)")
+    say(f"report: {report} ({time.monotonic() - started:.0f} s)")
     return 0 if found.passed else 1

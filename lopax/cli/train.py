@@ -16,6 +16,7 @@ import tyro
 from lopax._core.config import config_hash, from_dict
 from lopax._core.errors import ConfigError, FileFormatError, MissingExtra
 from lopax.cli import flags
+from lopax.cli.stdio import say
 
 ABOUT = """Meta-train a learned optimizer.
 
@@ -60,6 +61,7 @@ class TrainFlags:
 
 def main(argv: Sequence[str]) -> int:
     own, rest = _split(argv)
+    flags.check_counts(own, may_be_zero=("process_id",))
     from lopax import meta
     from lopax.meta import distributed
 
@@ -113,12 +115,16 @@ def saved_run(folder: Path) -> Any:
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileFormatError(
             f"{folder} is not the folder of a run (there is no {path})"
         ) from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise FileFormatError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8
         raise FileFormatError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise FileFormatError(f"{path} is damaged: no JSON object")
     values.pop("lopax", None)
     return from_dict(RunConfig, values, where=str(path))
 
@@ -175,14 +181,14 @@ def execute(
         )
         return 130
     rate = outcome.inner_steps / max(outcome.seconds, 1e-9)
-    print(
+    say(
         f"{run.total_steps} outer steps, {outcome.inner_steps:,.0f} inner steps, "
         f"{outcome.seconds:.0f} s ({rate:,.0f} inner steps/s)"
     )
-    print(f"weights: {folder / 'weights.safetensors'}")
+    say(f"weights: {folder / 'weights.safetensors'}")
     if run.population is not None and first:
         with contextlib.suppress(MissingExtra):  # the lineage can be drawn later, too
-            print(f"family tree: {evaluate.write_family_tree(folder)}")
+            say(f"family tree: {evaluate.write_family_tree(folder)}")
     return 0
 
 

@@ -12,6 +12,7 @@ import tyro
 from lopax._core.errors import ConfigError
 from lopax.cli import flags
 from lopax.cli.place import PlaceFlags
+from lopax.cli.stdio import say
 
 ABOUT = """Sweep a baseline's learning rate on a task (name or Python file) and print
 the final smoothed training loss for each of the 15 values.
@@ -51,7 +52,7 @@ def _task(args: TuneFlags) -> int:
 
     spec = evaluate.optimizer_spec(args.baseline)
     _check_tunable([spec])
-    steps = args.num_steps or 1_000
+    steps = 1_000 if args.num_steps is None else args.num_steps
     config = evaluate.RunConfig(num_steps=steps, eval_every=steps)
     problem = evaluate.user_problem(args.task, config)
     result = evaluate.run(spec, problem.make(), config, list(range(args.seeds)))
@@ -62,9 +63,11 @@ def _task(args: TuneFlags) -> int:
             zip(spec.learning_rates, tuned.final, strict=True)
         )
     ]
-    table(f"{args.baseline} on {args.task}", ["learning rate", "final loss", ""], rows)
+    table(
+        f"{args.baseline} on {args.task}", ["learning rate", "final loss", "note"], rows
+    )
     if tuned.at_edge:
-        print("the best value is at the edge of the grid")
+        say("the best value is at the edge of the grid")
     return 0
 
 
@@ -92,14 +95,14 @@ def _suite(args: TuneFlags) -> int:
         rate = study.spec(name).learning_rates[tuned.index]
         edge = "at the edge" if tuned.at_edge else ""
         rows.append([name, task, f"{rate:g}", f"{min(tuned.final):.4g}", edge])
-    columns = ["baseline", "task", "learning rate", "final loss", ""]
+    columns = ["baseline", "task", "learning rate", "final loss", "note"]
     table(f"tuned on {args.task}", columns, rows)
     target = args.archive or args.results / f"{args.task}.npz"
     packed = evaluate.pack(study, target)
     size = target.stat().st_size / 1e6
-    print(f"{target}: {len(packed)} tuned baselines, {size:.2f} MB")
+    say(f"{target}: {len(packed)} tuned baselines, {size:.2f} MB")
     for hole in study.holes:
-        print(f"missing: {hole.optimizer} on {hole.task}: {hole.reason}")
+        say(f"missing: {hole.optimizer} on {hole.task}: {hole.reason}")
     return 1 if outcome.failed else 0
 
 

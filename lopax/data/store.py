@@ -106,10 +106,10 @@ def check_images(
     """An `ImageDataset` of checked arrays; raises `FileFormatError` naming `where`."""
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        if images.dtype != np.uint8 or images.ndim != 4:
+        if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
             raise FileFormatError(
                 f"{where}: {split}_images is {images.dtype}{list(images.shape)}, "
-                "must be uint8 [n, height, width, channels]"
+                "must be uint8 [n, height, width, channels], no side of them 0"
             )
         if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
             raise FileFormatError(

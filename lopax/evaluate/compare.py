@@ -93,7 +93,8 @@ def compare(
     the reference crashed or no task can be scored.
     """
     config = RunConfig(
-        num_steps=num_steps, eval_every=eval_every or max(1, num_steps // 20)
+        num_steps=num_steps,
+        eval_every=max(1, num_steps // 20) if eval_every is None else eval_every,
     )
     problems = _problems(problem, config, name)
     title = f"Optimizers on {', '.join(p.name for p in problems[:3])}"

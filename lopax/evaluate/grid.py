@@ -17,7 +17,7 @@ import jax
 import optax
 
 from lopax._core.errors import ConfigError
-from lopax._core.single_writer import single_writer
+from lopax._core.single_writer import single_writer, tidy
 from lopax._version import __version__
 from lopax.evaluate import cost
 from lopax.evaluate.fingerprint import data_hash
@@ -135,8 +135,9 @@ def run_grid(
         raise ConfigError(f"lanes = {lanes}, workers = {workers}: must be at least 1")
     wanted = len(optimizers) * len(problems) * len(seeds)
     jobs = pending(store, optimizers, problems, seeds)
-    if not jobs:
-        return Outcome(found=wanted)  # nothing is written
+    if not jobs:  # a store that can only be read will do
+        tidy(store.path)
+        return Outcome(found=wanted)
     with single_writer(store.path):
         jobs = _unfinished(store, jobs)
         outcome = Outcome(found=wanted - sum(len(job.seeds) for job in jobs))
@@ -229,7 +230,7 @@ def run_job(
     """Runs one job; one record per seed."""
     task = job.problem.make()
     config = job.problem.config
-    lanes = job.problem.lanes or lanes
+    lanes = lanes if job.problem.lanes is None else job.problem.lanes
     result = run(job.spec, task, config, job.seeds, lanes=lanes, progress=progress)
     price: dict[str, Any] | None = None
     if measure_cost:

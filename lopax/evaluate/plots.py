@@ -113,7 +113,7 @@ def interval_bars(
         axes.plot([value], [row], marker="o", markersize=5, color=colour)
     if reference is not None:
         axes.axvline(reference, color=INK, linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), list(map(plain, names)))
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlabel(label)
     axes.grid(axis="y", visible=False)
@@ -254,7 +254,7 @@ def heatmap(
                 axes.text(
                     j + 0.5,
                     i + 0.52,
-                    texts[i][j],
+                    plain(texts[i][j]),
                     ha="center",
                     va="center",
                     fontsize=7.5,
@@ -263,15 +263,20 @@ def heatmap(
     axes.set_xlim(0, len(columns))
     axes.set_ylim(len(rows), 0)
     axes.xaxis.tick_top()
-    axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    axes.set_xticks(np.arange(len(columns)) + 0.5, list(map(plain, columns)))
     for label in axes.get_xticklabels():
         label.set(rotation=40, rotation_mode="anchor", ha="left", va="bottom")
-    axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, list(map(plain, rows)))
     axes.tick_params(length=0)
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
     return figure
+
+
+def plain(label: str) -> str:
+    """A label that matplotlib does not read as mathematics."""
+    return label.replace("$", r"\$")
 
 
 def svg(figure: Figure, name: str) -> str:

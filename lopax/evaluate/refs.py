@@ -12,18 +12,20 @@ stand for their members.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import optax
 
 from lopax._core.config import config_hash, to_dict
-from lopax._core.errors import ConfigError, TaskError, UnknownName
+from lopax._core.errors import ConfigError, LopaxError, TaskError, UnknownName
 from lopax._core.task import Task, check_task
 from lopax.architectures import ARCHITECTURES, config_of
 from lopax.evaluate.baselines import (
@@ -200,7 +202,7 @@ def suite_problems(
     for member in chosen.tasks:
         if only_available and not member.available:
             continue
-        steps = num_steps or member.num_steps
+        steps = member.num_steps if num_steps is None else num_steps
         config = RunConfig(
             num_steps=steps,
             eval_every=min(chosen.eval_every, steps),
@@ -267,13 +269,24 @@ def user_problem(
     if isinstance(problem, (str, os.PathLike)) and os.fspath(problem) in TASKS:
         found = task_problem(os.fspath(problem), config)
         return dataclasses.replace(found, name=name) if name else found
-    note, reference = "", None
     if isinstance(problem, Task):
         task_made, default = problem, "problem"
     elif isinstance(problem, (str, os.PathLike)):
         path = Path(problem)
-        task_made, default = _task_of(_import_file(path), str(path)), path.stem
-        note, reference = f"from {path.name}", str(path.resolve())
+        default = path.stem.encode("utf-8", "replace").decode()
+        with _users_code(path):
+            task_made = _task_of(_import_file(path), str(path))
+            check_task(task_made, name or default)
+            version = task_fingerprint(task_made)
+        note, reference = f"from {default}.py", str(path.resolve())
+        return Problem(
+            name=name or default,
+            make=lambda: task_made,
+            config=config,
+            version=version,
+            note=note,
+            reference=reference,
+        )
     else:
         task_made, default = _task_of(problem, type(problem).__name__), "problem"
     check_task(task_made, name or default)
@@ -282,8 +295,6 @@ def user_problem(
         make=lambda: task_made,
         config=config,
         version=task_fingerprint(task_made),
-        note=note,
-        reference=reference,
     )
 
 
@@ -321,8 +332,30 @@ def _import_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up there
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        with _users_code(path):
+            spec.loader.exec_module(module)
+    except TaskError:
         del sys.modules[module_name]
-        raise TaskError(f"{path}: {type(error).__name__}: {error}") from error
+        raise
     return module
+
+
+@contextlib.contextmanager
+def _users_code(path: Path) -> Iterator[None]:
+    """Turns whatever a user's file raises, an exit included, into a `TaskError` that
+    names the line."""
+    try:
+        yield
+    except LopaxError:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename).resolve() == path.resolve()
+        ]
+        where = f", line {lines[-1]}" if lines else ""
+        text = f"{type(error).__name__}: {error}"
+        if isinstance(error, SystemExit):
+            text = "it calls exit(); a problem only defines functions"
+        raise TaskError(f"{path}{where}: {text}") from error

@@ -8,6 +8,7 @@ script.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,9 +80,11 @@ def render_html(summary: Summary, **options: Any) -> str:
 
 def render_markdown(summary: Summary, **options: Any) -> str:
     """The Markdown page; options as for `write_report`."""
-    return template("report.md.jinja", escape=False).render(
-        report_context(summary, **options)
-    )
+    from markupsafe import Markup
+
+    context = report_context(summary, **options)
+    context["command"] = Markup(context["command"].replace("\n", " "))  # a code block
+    return template("report.md.jinja", escape=False).render(context)
 
 
 def template(name: str, escape: bool, package: str = "lopax.evaluate") -> Any:
@@ -100,10 +103,19 @@ def template(name: str, escape: bool, package: str = "lopax.evaluate") -> Any:
         ),
         autoescape=escape,
         undefined=jinja2.StrictUndefined,
+        finalize=None if escape else _markdown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template(name)
+
+
+def _markdown(value: Any) -> Any:
+    """Text in which nothing is read as Markdown, HTML or the end of a table's cell."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    text = re.sub(r"([\\|<`*\[$])", r"\\\1", value)
+    return text.replace("\n", " ")
 
 
 def _figures(

@@ -102,14 +102,17 @@ def run(
         faster on a CPU: the working set should stay in its cache.
     - `progress`: called with (trajectories done, all) after each chunk.
 
-    Raises `ConfigError` for repeated seeds, `TaskError` if the task fails to trace.
+    Raises `ConfigError` for repeated seeds or no lanes, `TaskError` if the task fails
+    to trace.
     """
     seeds = [int(s) for s in seeds]
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"seeds = {seeds}: must be different, and at least one")
+    if lanes < 1:
+        raise ConfigError(f"lanes = {lanes}: must be at least 1")
     rates = spec.learning_rates or (math.nan,)
     total = len(seeds) * len(rates)
-    chunk = math.ceil(total / math.ceil(total / max(1, lanes)))
+    chunk = math.ceil(total / math.ceil(total / lanes))
     # Padding with copies of the last trajectory keeps one shape, hence one program.
     padded = np.minimum(np.arange(math.ceil(total / chunk) * chunk), total - 1)
     seed_index, rate_index = np.divmod(padded, len(rates))

@@ -122,7 +122,7 @@ def curve_figure(
         if decay:
             axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
             values = smooth(values[None], decay)[0]
-        axes.plot(steps, values, color=colour, linewidth=1.6, label=name)
+        axes.plot(steps, values, color=colour, linewidth=1.6, label=plots.plain(name))
     for a, b in itertools.pairwise(lines):
         if a["phase"] != b["phase"]:
             axes.axvline(a["step"], color=plots.FADED, linewidth=0.8, linestyle=":")

@@ -61,9 +61,9 @@ class OptimizerSpec:
     (`lopax.evaluate.refs`); None if only this process can run it."""
 
     def __post_init__(self) -> None:
-        if not self.name or any(c in self.name for c in "/\\\n"):
+        if not self.name.isprintable() or not self.name or set(self.name) & set("/\\"):
             raise ConfigError(
-                f"OptimizerSpec.name = {self.name!r}: must be a non-empty name without "
+                f"OptimizerSpec.name = {self.name!r}: must be a printable name without "
                 "slashes"
             )
         if self.kind not in ("baseline", "learned"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lopax._core.errors import ConfigError, FileFormatError
+from lopax._core.errors import ConfigError, FileFormatError, LopaxError
 from lopax.evaluate.report import Paths, write_report
 from lopax.evaluate.run import RunConfig
 from lopax.evaluate.specs import OptimizerSpec
@@ -32,18 +32,40 @@ def read_torch_comparison(folder: str | os.PathLike[str]) -> Study:
     """
     path = Path(folder) / "comparison.json"
     try:
+        return _study(*_read(path))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        if isinstance(error, LopaxError):
+            raise
+        raise FileFormatError(
+            f"{path} is damaged ({type(error).__name__}: {error}); run the comparison "
+            "again"
+        ) from None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and arrays. Raises `FileFormatError`."""
+    try:
         header = json.loads(path.read_text())
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as archive:
             arrays = {k: archive[k] for k in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        RecursionError,
+        zipfile.BadZipFile,
+    ) as error:
         raise FileFormatError(
             f"{path.parent}: no readable results of lopax.torch.comparison.compare "
             f"({type(error).__name__}: {error}); run it again"
         ) from None
-    if header.get("format") != FORMAT:
-        raise FileFormatError(
-            f"{path}: format {header.get('format')!r}, this version reads {FORMAT}"
-        )
+    found = header.get("format") if isinstance(header, dict) else None
+    if found != FORMAT:
+        raise FileFormatError(f"{path}: format {found!r}, this version reads {FORMAT}")
+    return header, arrays
+
+
+def _study(header: dict[str, Any], arrays: dict[str, Any]) -> Study:
     specs = tuple(_spec(o) for o in header["optimizers"])
     problem = Problem(
         name=header["name"],
@@ -71,8 +93,9 @@ def report_torch_comparison(
 ) -> Paths:
     """Writes the report of the results in `folder` into `target` (default: beside
     them). Raises what `read_torch_comparison`, `summarise` and `write_report` raise."""
+    study = read_torch_comparison(folder)
     reference = json.loads((Path(folder) / "comparison.json").read_text())["reference"]
-    summary = summarise(read_torch_comparison(folder), reference)
+    summary = summarise(study, reference)
     return write_report(target or folder, summary, command=command)
 
 

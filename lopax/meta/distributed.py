@@ -105,7 +105,9 @@ def request_cpu_devices(count: int | None = None) -> None:
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     with contextlib.suppress(RuntimeError):  # the backend has started
-        jax.config.update("jax_num_cpu_devices", count or usable_cores())
+        jax.config.update(
+            "jax_num_cpu_devices", usable_cores() if count is None else count
+        )
 
 
 def default_mesh(run: RunConfig) -> Mesh | None:

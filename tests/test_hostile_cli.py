@@ -1,0 +1,175 @@
+"""The command line under attack: one line with the cause and the right exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from evaluate_study import fake_study
+from hostile_cases import BAD_COMMANDS, bad_folder
+
+from lopax.cli.main import main
+from lopax.evaluate import report, summarise
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return bad_folder(tmp_path_factory.mktemp("bad"))
+
+
+@pytest.mark.parametrize("argv", BAD_COMMANDS, ids=" ".join)
+def test_bad_input_is_said_in_one_message(folder, monkeypatch, capsys, argv):
+    monkeypatch.chdir(folder)
+    before = set(folder.rglob("*"))
+    try:
+        code = main(argv)
+    except SystemExit as stop:  # of the parser
+        code = stop.code
+    captured = capsys.readouterr()
+    assert code == 2, captured.err
+    assert captured.err.strip()
+    assert "Traceback" not in captured.err
+    assert "not foreseen" not in captured.err
+    new = set(folder.rglob("*")) - before
+    assert not [p for p in new if "__pycache__" not in p.parts]
+
+
+def test_a_users_error_names_its_line(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert main(["compare", "raises_loss.py"]) == 2
+    assert "raises_loss.py, line 3: KeyError: 'my loss'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (OSError(28, "No space left on device", "x.bin"), 1, "x.bin: No space left"),
+        (PermissionError(13, "Permission denied", "x.bin"), 2, "x.bin: Permission"),
+        (MemoryError(), 1, "out of memory"),
+        (BrokenPipeError(32, "Broken pipe"), 2, "Broken pipe"),
+        (ZeroDivisionError("division by zero"), 1, "traceback is in"),
+    ],
+)
+def test_any_exception_is_one_message(monkeypatch, capsys, error, code, says):
+    from lopax.cli import listing
+
+    def fail(argv):
+        raise error
+
+    monkeypatch.setattr(listing, "main", fail)
+    assert main(["list", "tasks"]) == code
+    captured = capsys.readouterr().err
+    assert says in captured
+    assert len(captured.splitlines()) == 1
+    assert main(["list", "tasks", "--debug"]) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_out_of_memory_in_a_compiled_program_is_told(capsys, monkeypatch):
+    import jax
+
+    from lopax.cli import listing
+
+    def fail(argv):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
+
+    monkeypatch.setattr(listing, "main", fail)
+    assert main(["list", "tasks"]) == 1
+    assert "out of memory" in capsys.readouterr().err
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A shell command with `lopax` as the command line."""
+    return subprocess.run(
+        ["bash", "-c", command.replace("lopax ", f"{sys.executable} -m lopax ")],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_standard_output_is_said():
+    done = shell("lopax list baselines > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("lopax: cannot write the output")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "lopax list baselines >&-",
+        "lopax list nonsense 2>&-",
+        "set -o pipefail; lopax list baselines | head -1",
+        "lopax list baselines <&- >&- 2>&-",
+    ],
+)
+def test_closed_streams_and_gone_readers_are_quiet(command):
+    done = shell(command)
+    assert done.returncode == (2 if "nonsense" in command else 0)
+    assert done.stderr == ""
+
+
+def test_an_ascii_terminal_gets_question_marks():
+    done = shell("lopax list optimizers; lopax list µ", PYTHONIOENCODING="ascii")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "?" in done.stderr
+
+
+def test_progress_that_cannot_be_shown_stops_nothing():
+    from lopax.cli.stdio import Patient
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+        def flush(self):
+            self.write("")
+
+    patient = Patient(Full())
+    print("x", file=patient)  # type: ignore[arg-type]
+    patient.flush()
+    assert not patient.isatty()
+
+
+def test_labels_are_not_mathematics_markdown_or_html():
+    study = fake_study(tasks=2)
+    name, task = "$x^{", "a|b<i>*c*$$"
+    optimizers = (
+        dataclasses.replace(study.optimizers[0], name=name),
+        *study.optimizers[1:],
+    )
+    problems = (dataclasses.replace(study.problems[0], name=task), study.problems[1])
+    renamed = {"celo": name, "task_0": task}
+    cells = {
+        (renamed.get(o, o), renamed.get(t, t)): cell
+        for (o, t), cell in study.cells.items()
+    }
+    study = dataclasses.replace(
+        study, optimizers=optimizers, problems=problems, cells=cells
+    )
+    summary = summarise(study, "adam")
+    page = report.render_html(summary)
+    assert name in page
+    assert "<i>" not in page
+    text = report.render_markdown(summary, command="lopax compare '<x>|'")
+    assert r"a\|b\<i>\*c\*\$\$" in text
+    assert "    lopax compare '<x>|'" in text  # a code block
+
+
+def test_tables_as_json_lines(capsys):
+    assert main(["list", "weights", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {"celo", "celo2"} <= {row["name"] for row in rows}
+    assert main(["list", "weights"]) == 0
+    assert capsys.readouterr().out.startswith("name\t")
