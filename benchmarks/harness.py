@@ -51,7 +51,7 @@ def paired(
 
     The two are called in turn, so that a change of the machine's speed hits both.
     """
-    fn(), reference()
+    jax.block_until_ready((fn(), reference()))  # or the first pair would wait for them
     pairs = [(seconds(fn, clock), seconds(reference, clock)) for _ in range(rounds)]
     return (
         statistics.median(a for a, _ in pairs),

@@ -2,6 +2,8 @@
 
     python benchmarks/optimizer_step.py [--quick] [--rules celo celo_adam ...]
     python benchmarks/optimizer_step.py --rules celo2_base velo --against celo
+    python benchmarks/optimizer_step.py --rules celo2 celo2:orthogonalizer=auto
+        --against muon --process-time
 
 The step is jitted, takes gradients, state and parameters, donates the state and
 returns updates; forward and backward passes are not part of it.
@@ -23,10 +25,16 @@ from harness import Result, finish, paired
 import lopax
 from lopax._core.tree import count_elements
 
+HANDMADE = {
+    "adamw": lambda: optax.adamw(1e-3),
+    # Matrices alone; all else, convolutions too, goes to Adam.
+    "muon": lambda: optax.contrib.muon(1e-3),
+}
 TARGET_RATIO = {
     ("celo", "adamw"): 4.0,
     ("celo2_base", "celo"): 1.3,
     ("velo", "celo"): 2.0,
+    ("celo2:orthogonalizer=auto", "muon"): 0.5,
 }
 TARGET_BYTES = 24.0
 TARGET_COMPILE = 20.0
@@ -116,9 +124,10 @@ class Stepper:
 
 
 def transformation(name: str) -> Any:
-    if name == "adamw":
-        return optax.adamw(1e-3)
-    rule = lopax.architecture(name)
+    if name in HANDMADE:
+        return HANDMADE[name]()
+    name, *settings = name.split(":")
+    rule = lopax.architecture(name, **dict(s.split("=") for s in settings))
     theta = jax.jit(rule.init_theta)(jax.random.key(0))
     return rule.transformation(theta, 1000)
 
@@ -126,10 +135,17 @@ def transformation(name: str) -> Any:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under 50 seconds")
-    parser.add_argument("--rules", nargs="+", default=["celo", "celo_adam"])
-    parser.add_argument("--against", default="adamw", help="adamw, or a rule")
+    parser.add_argument(
+        "--rules",
+        nargs="+",
+        default=["celo", "celo_adam"],
+        help="with settings as celo2:orthogonalizer=auto",
+    )
+    parser.add_argument("--against", default="adamw", help="adamw, muon, or a rule")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--process-time", action="store_true", help="of all threads")
     args = parser.parse_args()
+    clock = time.process_time if args.process_time else time.perf_counter
     rounds = 7 if args.quick else 40
     results = []
     for case in args.cases:
@@ -139,7 +155,7 @@ def main() -> int:
         other = Stepper(transformation(args.against), params, grads)
         for name in args.rules:
             step = Stepper(transformation(name), params, grads)
-            value, reference, ratio = paired(step, other, rounds)
+            value, reference, ratio = paired(step, other, rounds, clock)
             label = f"{name}/{case}"
             goal = TARGET_RATIO.get((name, args.against))
             results += [

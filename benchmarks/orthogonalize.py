@@ -34,7 +34,7 @@ from harness import Clock, Result, final_losses, finish, paired
 import lopax
 from lopax import evaluate
 from lopax._core import polar
-from lopax.blocks.orthogonalize import orthogonalize
+from lopax.blocks.orthogonalize import orthogonalize, orthogonalize_all
 from lopax.pretrained import read_weights
 from lopax.tasks.suites import suite
 
@@ -42,6 +42,12 @@ SHAPES = (
     "64x32", "128x128", "784x128", "288x64", "512x512", "768x3072", "4608x512", "50x2",
     "1x512",
 )  # fmt: skip
+MANY: dict[str, list[tuple[int, int]]] = {
+    "16x16": [(16, 16)],
+    "64x32": [(64, 32)],
+    "128x128": [(128, 128)],
+    "of four unlike shapes": [(64, 32), (30, 50), (60, 20), (10, 64)],
+}
 METHODS = tuple(name for name in polar.CHOICES if name != "quintic")
 TRAINED = ("mnist_mlp_layernorm", "fashion_mnist_autoencoder", "mnist_conv")
 WEIGHTS = "celo2"
@@ -162,6 +168,29 @@ def measure(
     return found
 
 
+def together(clock: Clock, rounds: int) -> list[Result]:
+    """Sixteen matrices in one call, against one call each, in one compiled program."""
+    found = []
+    for label, shapes in MANY.items():
+        xs = [jnp.asarray(matrices(s)["normal"][0]) for s in (shapes * 16)[:16]]
+        runs = []
+        for call in (orthogonalize_all, lambda xs: [orthogonalize(x) for x in xs]):
+            compiled = jax.jit(call).lower(xs).compile()
+            runs.append(functools.partial(compiled, xs))
+        value, reference, ratio = paired(*runs, rounds, clock)
+        found.append(
+            Result(
+                benchmark="orthogonalize",
+                case=f"sixteen {label}",
+                metric="ms together, against one by one",
+                value=1e3 * value,
+                reference=1e3 * reference,
+                ratio=ratio,
+            )
+        )
+    return found
+
+
 def train(methods: Iterable[str], tasks: Iterable[str], quick: bool) -> list[Result]:
     header = read_weights(WEIGHTS).header
     theta, found = lopax.load_theta(WEIGHTS), []
@@ -216,6 +245,8 @@ def main() -> int:
         seconds = 0.1 if args.quick else 3.0
         methods = args.methods or ("quintic", *METHODS)
         results += measure((rows, cols), methods, prepare, clock, seconds)
+    if args.backend == "jax":
+        results += together(clock, 20 if args.quick else 100)
     return finish(results)
 
 

@@ -12,7 +12,7 @@ import pytest
 from lopax import architecture
 from lopax._core import polar
 from lopax._core.errors import ConfigError
-from lopax.blocks.orthogonalize import orthogonalize
+from lopax.blocks.orthogonalize import orthogonalize, orthogonalize_all
 
 SHAPES = [(5, 8), (24, 24), (96, 20), (20, 96), (1, 30), (30, 1), (50, 2), (3, 12, 7)]
 POLYNOMIAL = [name for name in polar.CHOICES if name != "mud"]
@@ -139,6 +139,21 @@ def test_stacked_padded_and_mapped(method: str) -> None:
         rows, cols = shape
         np.testing.assert_allclose(got[:, :rows, :cols], want, atol=1e-4)
         assert not np.any(got[:, rows:]) and not np.any(got[:, :, cols:])
+
+
+def test_many_at_once() -> None:
+    """Equal and unlike shapes, tall and wide, small and large, in the order given."""
+    shapes = [(9, 14), (12, 16), (14, 9), (9, 14), (1, 8), (8, 1), (70, 80), (16, 12)]
+    xs = [jnp.asarray(matrix(s, seed=i)) for i, s in enumerate(shapes)]
+    for method in ("auto", "quintic"):
+        several = jax.jit(lambda xs, m=method: orthogonalize_all(xs, m))(xs)
+        for x, got in zip(xs, several, strict=True):
+            np.testing.assert_allclose(got, orthogonalize(x, method), atol=1e-4)
+    products = str(jax.make_jaxpr(orthogonalize_all)(xs[:4])).count("dot_general")
+    assert products == str(jax.make_jaxpr(orthogonalize)(xs[1])).count("dot_general")
+    assert orthogonalize_all([]) == []
+    with pytest.raises(ValueError, match=r"\(2, 3, 3\) at 1"):
+        orthogonalize_all([xs[0], jnp.ones((2, 3, 3))])
 
 
 def test_derivatives_are_finite_and_do_not_see_the_scale() -> None:

@@ -8,12 +8,18 @@ twin is `lopax.torch.orthogonalize`.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopax._core import polar
 
+TOGETHER = 64
+"""The longest side of matrices that are faster stacked, on two CPU cores."""
+GRAIN = 16
+"""Sides that differ in no multiple of it are padded to one."""
 SMALL_ROW = 1e-5
 """For "mud": rows below this after the solve depend on earlier ones, and stay small."""
 
@@ -37,7 +43,7 @@ def orthogonalize(
     """
     if x.ndim < 2:
         raise ValueError(f"only matrices can be orthogonalised, got shape {x.shape}")
-    tall = x.shape[-2] > x.shape[-1]
+    tall = _tall(x)
     short, long = sorted(x.shape[-2:])
     if short == 0:
         return x
@@ -49,6 +55,48 @@ def orthogonalize(
     y = y / jnp.where(largest > 0.0, largest, 1.0)
     y = _decorrelate(y, plan.solves) if plan.solves else _iterate(y, plan)
     return (jnp.swapaxes(y, -2, -1) if tall else y).astype(x.dtype)
+
+
+def orthogonalize_all(
+    xs: Sequence[Array], method: str = "auto", rounds: int | None = None
+) -> list[Array]:
+    """`orthogonalize` of several matrices [r, c], small ones together.
+
+    Matrices with sides of at most `TOGETHER` are stacked, tall ones on their side,
+    those of nearly one shape padded (zeros change nothing). Larger ones are no faster
+    together (`benchmarks/orthogonalize.py`).
+
+    Raises `ValueError` as `orthogonalize`, and for a stack of matrices.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for i, x in enumerate(xs):
+        if x.ndim != 2:
+            raise ValueError(f"expected matrices [r, c], got shape {x.shape} at {i}")
+        short, long = sorted(x.shape)
+        key: Hashable = i
+        if short > 1 and long <= TOGETHER:
+            key = x.dtype, -(-short // GRAIN), -(-long // GRAIN)
+        groups.setdefault(key, []).append(i)
+    done: dict[int, Array] = {}
+    for members in groups.values():
+        if len(members) == 1:
+            done[members[0]] = orthogonalize(xs[members[0]], method, rounds)
+            continue
+        wide = [xs[i].T if _tall(xs[i]) else xs[i] for i in members]
+        size = [max(w.shape[axis] for w in wide) for axis in (0, 1)]
+        padded = [
+            jnp.pad(w, [(0, n - k) for n, k in zip(size, w.shape, strict=True)])
+            for w in wide
+        ]
+        stack = orthogonalize(jnp.stack(padded), method, rounds)
+        for i, w, y in zip(members, wide, stack, strict=True):
+            y = y[: w.shape[0], : w.shape[1]]
+            done[i] = y.T if _tall(xs[i]) else y
+    return [done[i] for i in range(len(xs))]
+
+
+def _tall(x: Array) -> bool:
+    return x.shape[-2] > x.shape[-1]
 
 
 def _iterate(y: Array, plan: polar.Plan) -> Array:
