@@ -90,6 +90,22 @@ def test_roles_by_name_and_rank():
         "up": {"w": "matrices"},
     }
     assert roles.roles_of(jnp.ones(3)) == "vectors"
+    assert roles.roles_of({"scale": jnp.ones((1, 1, 1, 8))}) == {"scale": "vectors"}
+
+
+def test_axes_of_attention_s_projections():
+    assert roles.axes_of("block0/query/w", 3) == ((0,), (1, 2))
+    assert roles.axes_of("block0/out/w", 3) == ((0, 1), (2,))
+    assert roles.axes_of("layers", 3) == ((1,), (2,))
+    assert roles.axes_of("conv0/w", 4) == ((0, 1, 2), (3,))
+    shapes = {"query": {"w": (6, 2, 3)}, "up": {"w": (6, 6)}, "z": (6, 4)}
+    heads = follow(baselines.Muon(schedule="constant").make(3, 1.0), 3, shapes)
+    flat = {"query": {"w": (6, 6)}, "up": {"w": (6, 6)}, "z": (6, 4)}
+    one = follow(baselines.Muon(schedule="constant").make(3, 1.0), 3, flat)
+    for a, b in zip(heads, one, strict=True):
+        np.testing.assert_allclose(
+            a["query"]["w"].reshape(6, 6), b["query"]["w"], rtol=1e-4, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("scaling", muon.SCALINGS)
@@ -224,7 +240,7 @@ def test_a_run_that_is_read_out_is_scored_at_the_average(tmp_path):
     entry, plain = (summary.entries[n, "noisy"] for n in ("adamw_ema", "a"))
     best = specs[0].learning_rates.index(entry.rate)
     np.testing.assert_allclose(entry.final, cell.read_out[:, best])
-    assert np.all(entry.final < plain.valid)
+    assert np.all(entry.final < plain.held_out.valid)
     assert study.cell("a", "noisy").read_out is None
     assert "train/loss" not in entry.metrics
 

@@ -64,7 +64,7 @@ def test_divergence_is_counted_and_scores_zero(summary):
     assert np.isinf(entry.final[2])
     assert np.isinf(entry.steps[2])
     assert entry.speedup[2] == 0.0
-    assert np.isinf(entry.valid[2])
+    assert np.isinf(entry.held_out.valid[2])
     assert entry.nonfinite[2] == 50
     assert summary.row("celo").diverged == 1
     assert "1 of 12 runs diverged" in summary.row("celo").verdict

@@ -16,7 +16,7 @@ from lopax.cli.place import PlaceFlags
 ABOUT = """Run optimizers over a suite and write the report. Finished runs are kept in
 OUT/results and never repeated: interrupt it and run the same command again.
 OPTIMIZERS are names as for `lopax compare`; `published`, `contemporary` and
-`baselines` stand for all of a set. Baselines are tuned over 15 learning rates; for
+`baselines` stand for all of a set. Baselines are tuned over 15 or 7 learning rates; for
 suites whose tuned baselines come with lopax (and if the data here are the same) those
 are used."""
 
@@ -39,6 +39,8 @@ class BenchFlags(PlaceFlags):
     """Where results and report go."""
     num_steps: Annotated[int | None, flags.named("INT")] = None
     """Updates, instead of each task's own number."""
+    fraction: Annotated[float | None, flags.named("FLOAT")] = None
+    """Of each task's own number of updates, for a first look."""
     gpus_per_job: float = 0.0
     """For --executor ray; a fraction shares one GPU among several jobs."""
     lanes: int = 16
@@ -47,6 +49,8 @@ class BenchFlags(PlaceFlags):
     """Leave out tasks whose data are not on this machine."""
     shipped: bool = True
     """Use the tuned baselines that come with lopax, where they fit."""
+    time_all: bool = False
+    """Also time the baselines that came with lopax: some seconds each on every task."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
             args.suite,
             list(args.optimizers),
             num_steps=args.num_steps,
+            fraction=args.fraction,
             seeds=args.seeds,
             only_available=args.only_available,
             shipped=args.shipped,
@@ -66,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
             folder=args.out,
             gpus_per_job=args.gpus_per_job,
             lanes=args.lanes,
+            time_all=args.time_all,
             listener=display,
             command="lopax bench " + shlex.join(argv),
             **args.options(),

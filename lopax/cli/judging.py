@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lopax.cli.stdio import say
-from lopax.evaluate import Comparison, Event
+from lopax.evaluate import Comparison, Event, league
 
 
 class GridDisplay:
@@ -66,17 +66,37 @@ def show(found: Comparison) -> None:
             str(row.runs),
             str(row.budget),
             f"{row.iqm.value:.3f} [{row.iqm.low:.3f}, {row.iqm.high:.3f}]",
+            "-" if row.held_out.test is None else f"{row.held_out.test.value:.3f}",
             f"{row.speedup.value:.2f}",
+            "-" if row.in_seconds is None else f"{row.in_seconds.value:.2f}",
             str(row.diverged),
             row.verdict,
         ]
         for row in found.summary.rows
     ]
-    columns = ["optimizer", "runs", "rates tried", "score IQM [95%]", "speed-up"]
+    columns = ["optimizer", "runs", "rates tried", "score IQM [95%]", "test score"]
+    columns += ["speed-up", "in seconds"]
     reference = found.summary.reference
     table(
         f"Final-loss score (tuned {reference} = 1, higher is better)",
         [*columns, "diverged", "verdict"],
+        rows,
+    )
+    rows = [
+        [
+            s.optimizer,
+            str(s.budget),
+            f"{s.one_setting.iqm:.3f}",
+            ", ".join(f"{r:g}" for r in s.one_setting.rates) or "-",
+            f"{s.hindsight.iqm:.3f}",
+            f"{s.one_setting.lowest:.2f}",
+        ]
+        for s in league(found.summary)
+    ]
+    columns = ["optimizer", "rates tried", "chosen on the other tasks", "rates"]
+    table(
+        "One setting for everything (score, IQM over tasks)",
+        [*columns, "best in hindsight", "lowest task"],
         rows,
     )
     if found.shipped is not None and found.shipped.used:

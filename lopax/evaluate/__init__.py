@@ -30,6 +30,7 @@ from lopax.evaluate.failures import FailureMap, failure_map
 from lopax.evaluate.family_tree import Lineage, read_lineage, write_family_tree
 from lopax.evaluate.grid import Event, Job, Outcome, pending, run_grid, run_study
 from lopax.evaluate.hybrids import hub
+from lopax.evaluate.league import Setting, Standing, league
 from lopax.evaluate.profiles import Profile, performance_profile, time_profile
 from lopax.evaluate.refs import (
     optimizer_spec,
@@ -58,6 +59,7 @@ from lopax.evaluate.specs import (
 from lopax.evaluate.store import Merge, Record, Store
 from lopax.evaluate.study import Cell, Hole, Problem, Study, collect
 from lopax.evaluate.summary import Summary, summarise
+from lopax.evaluate.timing import add_costs, mean_ratio, suite_costs
 from lopax.evaluate.torch_results import read_torch_comparison
 from lopax.evaluate.tuning import Tuned, tune
 
@@ -86,10 +88,13 @@ __all__ = [
     "Record",
     "RunConfig",
     "RunResult",
+    "Setting",
+    "Standing",
     "Store",
     "Study",
     "Summary",
     "Tuned",
+    "add_costs",
     "archive_of",
     "baseline",
     "bench",
@@ -106,8 +111,10 @@ __all__ = [
     "hub",
     "install",
     "iqm",
+    "league",
     "learned",
     "mean",
+    "mean_ratio",
     "measure",
     "median",
     "optimality_gap",
@@ -128,6 +135,7 @@ __all__ = [
     "smooth",
     "speedup",
     "steps_to_target",
+    "suite_costs",
     "suite_problems",
     "summarise",
     "task_problem",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import optax
 
+from lopax._core.config import config_hash
 from lopax._core.errors import ConfigError, IncompleteResults
 from lopax.evaluate.failures import failure_map
 from lopax.evaluate.grid import Listener, Outcome, run_study
@@ -19,8 +20,9 @@ from lopax.evaluate.run import RunConfig
 from lopax.evaluate.shipped import Installed, archive_of, check_first_losses, install
 from lopax.evaluate.specs import OptimizerSpec
 from lopax.evaluate.store import Store
-from lopax.evaluate.study import Problem, Study
+from lopax.evaluate.study import Problem, Study, collect
 from lopax.evaluate.summary import Summary, summarise
+from lopax.evaluate.timing import add_costs
 from lopax.tasks.suites import Suite
 
 
@@ -123,6 +125,7 @@ def bench(
     ),
     *,
     num_steps: int | None = None,
+    fraction: float | None = None,
     seeds: int | Sequence[int] = 3,
     only_available: bool = False,
     shipped: bool = True,
@@ -136,6 +139,7 @@ def bench(
 
     - `suite`: a name from `lopax.tasks.suites.list_suites()`, or a `Suite`.
     - `num_steps`: instead of each task's own number of updates.
+    - `fraction`: of each task's own number of updates, for a first look.
     - `only_available`: leave out tasks whose data are not on this machine, and say so
         in the report; otherwise they count as crashed.
     - `shipped`: take tuned baselines that come with the package, where they fit this
@@ -144,10 +148,11 @@ def bench(
 
     Raises `ConfigError` if no task of the suite is available.
     """
-    everything = suite_problems(suite, num_steps=num_steps)
+    length = {"num_steps": num_steps, "fraction": fraction}
+    everything = suite_problems(suite, **length)
     problems = everything
     if only_available:
-        problems = suite_problems(suite, num_steps=num_steps, only_available=True)
+        problems = suite_problems(suite, **length, only_available=True)
         there = {p.name for p in problems}
         absent = [p.name for p in everything if p.name not in there]
         if absent:
@@ -186,11 +191,14 @@ def judge(
     notes: Sequence[str] = (),
     command: str = "",
     archive: Path | None = None,
+    time_all: bool = False,
     **options: Any,
 ) -> Comparison:
     """What `compare` and `bench` share: run what is missing, summarise, report.
 
-    `archive` holds tuned baselines; `options` go to `lopax.evaluate.grid.run_grid`.
+    `archive` holds tuned baselines; `time_all`: also time runs that were made without
+    (those that came with lopax), some seconds each; `options` go to
+    `lopax.evaluate.grid.run_grid`.
     """
     specs = optimizer_specs(list(optimizers))
     if reference not in [s.name for s in specs]:
@@ -204,6 +212,7 @@ def judge(
         store = Path(folder) / "results"
     if not isinstance(store, Store):
         store = Store(store)
+    notes = [*notes, *_other_definitions(store, specs, list(problems))]
     installed = None
     if archive is not None:
         installed = install(archive, store, specs, list(problems), chosen)
@@ -211,6 +220,8 @@ def judge(
     study, outcome = run_study(
         store, specs, list(problems), chosen, title=title, **options
     )
+    if time_all and add_costs(store, specs, list(problems), chosen):
+        study = collect(store, specs, list(problems), chosen, title)
     check_first_losses(study)
     study, crashed = without_crashed(study, reference)
     summary = summarise(study, reference, allow_missing=True)
@@ -225,6 +236,26 @@ def judge(
             notes=[*notes, *crashed],
         )
     return Comparison(summary, outcome, paths, installed)
+
+
+def _other_definitions(
+    store: Store, specs: Sequence[OptimizerSpec], problems: Sequence[Problem]
+) -> list[str]:
+    """Says which optimizers have runs in the store under the same name that were made
+    with other settings: those have other keys and are never mixed in."""
+    wanted = {spec.name: config_hash(spec.identity) for spec in specs}
+    tasks, found = {p.name for p in problems}, set()
+    for _, identity in store.identities():
+        name = identity["optimizer"]["name"]
+        other = wanted.get(name) not in (None, config_hash(identity["optimizer"]))
+        if other and identity["task"]["name"] in tasks:
+            found.add(name)
+    if not found:
+        return []
+    return [
+        f"The store also holds runs of other definitions of {', '.join(sorted(found))} "
+        "(other settings or learning rates). They have other keys and are not used."
+    ]
 
 
 def _provenance(installed: Installed) -> list[str]:

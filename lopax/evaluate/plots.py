@@ -61,18 +61,29 @@ def colours(summary: Summary) -> dict[str, str]:
     return {**chosen, summary.reference: INK}
 
 
-def training_curves(summary: Summary, task: str, palette: Mapping[str, str]) -> Figure:
-    """Smoothed training loss, mean over seeds, band from the lowest to the highest."""
+def training_curves(
+    summary: Summary,
+    task: str,
+    palette: Mapping[str, str],
+    step_seconds: Mapping[str, float] | None = None,
+) -> Figure:
+    """Smoothed training loss, mean over seeds, band from the lowest to the highest.
+
+    `step_seconds`: of a step of each optimizer; then over seconds, and without those
+    that are not in it.
+    """
     figure, axes = panel()
     highest, lowest = [], []
     for name in _back_to_front(summary, palette):
         entry = summary.entries.get((name, task))
-        if entry is None:
+        if entry is None or (step_seconds is not None and name not in step_seconds):
             continue
         ok = ~entry.diverged
         curves = entry.curves[ok] if ok.any() else entry.curves
         index = _thin(curves.shape[1])
         drawn, steps = curves[:, index], index + 1
+        if step_seconds is not None:
+            steps = steps * step_seconds[name]
         with np.errstate(invalid="ignore"):
             middle = drawn.mean(axis=0)
         faded = palette[name] == FADED
@@ -92,7 +103,7 @@ def training_curves(summary: Summary, task: str, palette: Mapping[str, str]) -> 
             highest.append(curves[:, 0])
             lowest.append(low)
     _loss_axis(axes, _finite(highest), _finite(lowest))
-    axes.set_xlabel("updates")
+    axes.set_xlabel("updates" if step_seconds is None else "seconds")
     axes.set_ylabel("training loss")
     return figure
 

@@ -187,6 +187,7 @@ def suite_problems(
     which: str | Suite,
     *,
     num_steps: int | None = None,
+    fraction: float | None = None,
     only_available: bool = False,
 ) -> list[Problem]:
     """The problems of a suite.
@@ -194,15 +195,24 @@ def suite_problems(
     **Arguments:**
 
     - `num_steps`: instead of each task's own number of updates.
+    - `fraction`: of each task's own number of updates, for a first look.
     - `only_available`: leave out tasks whose data are not on this machine; otherwise
         running them fails with a message that says how to get the data.
     """
+    if fraction is not None and (num_steps is not None or not 0.0 < fraction <= 1.0):
+        raise ConfigError(
+            f"fraction = {fraction!r}: must be a number > 0 and <= 1, and without "
+            "num_steps"
+        )
     chosen = suite(which) if isinstance(which, str) else which
     problems = []
     for member in chosen.tasks:
         if only_available and not member.available:
             continue
-        steps = member.num_steps if num_steps is None else num_steps
+        steps = num_steps
+        if steps is None:
+            whole = member.num_steps
+            steps = whole if fraction is None else max(1, round(fraction * whole))
         config = RunConfig(
             num_steps=steps,
             eval_every=min(chosen.eval_every, steps),

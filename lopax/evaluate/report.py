@@ -18,6 +18,7 @@ from lopax._core.errors import MissingExtra
 from lopax.evaluate import plots
 from lopax.evaluate.failures import FailureMap
 from lopax.evaluate.report_text import report_context
+from lopax.evaluate.seconds import step_seconds
 from lopax.evaluate.summary import Summary
 
 BROAD = 24  # more tasks than this and single-task figures are left out
@@ -142,6 +143,7 @@ def _figures(
         ),
         "time": draw(plots.time_profiles(summary, palette), "Time to target"),
         "curves": [],
+        "clock": [],
         "rates": [],
     }
     tuned = any(s.tunable for s in summary.study.optimizers)
@@ -149,6 +151,14 @@ def _figures(
     for task in shown:
         figure = plots.training_curves(summary, task, palette)
         figures["curves"].append((task, draw(figure, f"Training curves: {task}")))
+        timed = {
+            name: step
+            for name in summary.optimizers
+            if (step := step_seconds(summary.study, name, task, summary.reference))
+        }
+        if timed:
+            figure = plots.training_curves(summary, task, palette, timed)
+            figures["clock"].append((task, draw(figure, f"Loss against time: {task}")))
         if tuned:
             figure = plots.rate_sensitivity(summary, task, palette)
             figures["rates"].append((task, draw(figure, f"Learning rates: {task}")))

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from lopax._version import __version__
-from lopax.evaluate.aggregate import Interval
+from lopax.evaluate import seconds
 from lopax.evaluate.failures import FailureMap
+from lopax.evaluate.report_tables import (
+    cost_table,
+    generalisation_cells,
+    held_out_tables,
+    league_table,
+    per_task,
+    seconds_table,
+)
+from lopax.evaluate.report_words import (
+    NEVER,
+    interval_text,
+    number,
+    p_value,
+    points,
+    span,
+)
+from lopax.evaluate.scores import FITTED
 from lopax.evaluate.summary import Entry, Row, Summary
-
-NEVER = "never"
-FITTED = 0.02  # of the initial loss; below it, ratios of losses exaggerate
 
 
 def report_context(
@@ -37,11 +51,13 @@ def report_context(
         "rows": [_row(row) for row in summary.rows],
         "tasks": list(summary.scored),
         "left_out": dict(summary.left_out),
-        "score_cells": _per_task(summary, _score_cell),
-        "time_cells": _per_task(summary, _time_cell),
+        "score_cells": per_task(summary, _score_cell),
+        "time_cells": per_task(summary, _time_cell),
         "target": {t: number(v) for t, v in summary.target.items()},
-        "held_out": _held_out(summary),
-        "costs": _costs(summary),
+        "held_out": held_out_tables(summary),
+        "league": league_table(summary),
+        "costs": cost_table(summary),
+        "seconds": seconds_table(summary),
         "failures": failures,
         "failure_texts": failures.texts() if failures else [],
         "optimizers": _optimizer_table(summary),
@@ -76,10 +92,28 @@ def headline(summary: Summary, row: Row) -> str:
     against = f"over {budget} learning rates" if budget > 1 else "at one learning rate"
     better = 0 if row.test is None else row.test.wins
     return (
-        f"{row.optimizer}, {how}, scores {_interval(row.iqm)} against "
+        f"{row.optimizer}, {how}, scores {interval_text(row.iqm)} against "
         f"{summary.reference} tuned {against} (above 1 is better), with a lower final "
-        f"loss on {better} of {len(summary.scored)} tasks: {row.verdict}."
+        f"loss on {better} of {len(summary.scored)} tasks: {row.verdict}. "
+        + _on_held_out_data(row)
     )
+
+
+def _on_held_out_data(row: Row) -> str:
+    """What a headline says of test data, above all where it contradicts the rest."""
+    end, best = row.held_out.test, row.held_out.test_best
+    if end is None or best is None:
+        return "Its held-out losses cannot be scored."
+    said = (
+        f"On test data it scores {interval_text(end)} at the end and "
+        f"{interval_text(best)} if stopped at the best validation loss"
+    )
+    if row.held_out.accuracy is not None:
+        said += f" ({points(row.held_out.accuracy)} points of accuracy)"
+    if row.iqm.value > 1.0 and end.value < 1.0:
+        sure = "" if end.high < 1.0 else ", it seems"
+        said += f": it fits the training data better and generalises worse{sure}"
+    return said + "."
 
 
 def _facts(summary: Summary) -> list[tuple[str, str]]:
@@ -121,9 +155,12 @@ def _warnings(summary: Summary) -> list[str]:
     if fitted:
         found.append(
             f"Tuned {summary.reference} ends below {100 * FITTED:g} % of the initial "
-            f"loss on {', '.join(fitted)}: the training data are all but fitted, and "
-            "ratios of such losses exaggerate. The held-out results below say more."
+            f"loss on {', '.join(fitted)}: the training data are all but fitted. Below "
+            "that, losses count by their logarithm; the held-out results say more."
         )
+    busy = seconds.conditions(study)
+    if busy:
+        found.append(busy)
     if len(study.seeds) < 3:
         found.append(
             f"Only {len(study.seeds)} seed(s): intervals are not to be trusted."
@@ -132,8 +169,7 @@ def _warnings(summary: Summary) -> list[str]:
 
 
 def _nearly_fitted(summary: Summary, task: str) -> bool:
-    start = summary.entries[summary.reference, task].curves[:, 0].mean()
-    return bool(summary.target[task] < FITTED * start)
+    return summary.target[task] < FITTED * summary.start[task]
 
 
 def _row(row: Row) -> dict[str, Any]:
@@ -160,20 +196,9 @@ def _row(row: Row) -> dict[str, Any]:
         "seeds_needed": "–"
         if tested is None or tested.seeds_needed is None
         else f"{tested.seeds_needed:,}",
+        **generalisation_cells(row),
         "diverged": row.diverged,
         "verdict": row.verdict,
-    }
-
-
-def _per_task(summary: Summary, cell: Any) -> dict[str, dict[str, Any]]:
-    return {
-        task: {
-            name: cell(summary.entries[name, task])
-            for name in summary.optimizers
-            if (name, task) in summary.entries
-        }
-        for task in summary.study.tasks
-        if task in summary.target
     }
 
 
@@ -200,49 +225,6 @@ def _time_cell(entry: Entry) -> dict[str, Any]:
     return {"text": text, "detail": f"{int(arrived.sum())} of {total} seeds"}
 
 
-def _held_out(summary: Summary) -> dict[str, dict[str, dict[str, str]]]:
-    """task -> optimizer -> {"valid": ..., "test": ..., metrics}, mean over seeds."""
-
-    def cell(entry: Entry) -> dict[str, str]:
-        shown = {"valid": entry.valid, "test": entry.test, **entry.metrics}
-        with np.errstate(invalid="ignore"):
-            return {k: number(float(np.mean(v))) for k, v in shown.items()}
-
-    return _per_task(summary, cell)
-
-
-def _costs(summary: Summary) -> list[dict[str, str]]:
-    """Geometric mean over tasks, relative to the reference on the same task."""
-    study = summary.study
-
-    def cost(name: str, task: str) -> Mapping[str, Any] | None:
-        cell = study.cells.get((name, task))
-        return cell.cost if cell else None
-
-    table = []
-    for name in summary.optimizers:
-        pairs = [(cost(name, t), cost(summary.reference, t)) for t in summary.scored]
-        both = [(a, b) for a, b in pairs if a and b and a["device"] == b["device"]]
-        if not both:
-            continue
-        ratio = math.exp(
-            sum(math.log(a["step_ms"] / b["step_ms"]) for a, b in both) / len(both)
-        )
-        speedup = summary.row(name).speedup.value
-        times = [a["step_ms"] for a, _ in both]
-        held = float(np.median([a["bytes_per_parameter"] for a, _ in both]))
-        table.append(
-            {
-                "optimizer": name,
-                "step": _span(times, 3),
-                "ratio": f"{ratio:.2f}",
-                "bytes": f"{held:.1f}",
-                "wall": f"{speedup / ratio:.2f}",
-            }
-        )
-    return table
-
-
 def _optimizer_table(summary: Summary) -> list[dict[str, Any]]:
     table = []
     for name in summary.optimizers:
@@ -262,7 +244,7 @@ def _optimizer_table(summary: Summary) -> list[dict[str, Any]]:
                 "rates": f"{len(rates)}: {min(rates):g} to {max(rates):g}"
                 if rates
                 else "none",
-                "chosen": _span(known) if known else "–",
+                "chosen": span(known) if known else "–",
                 "weights": spec.settings.get("weights", "–"),
                 "settings": ", ".join(
                     f"{k} = {v}"
@@ -283,24 +265,3 @@ def _machines(summary: Summary) -> list[str]:
             if machine:
                 found.add(", ".join(f"{k} {v}" for k, v in sorted(machine.items())))
     return sorted(found)
-
-
-def _interval(interval: Interval) -> str:
-    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
-
-
-def _span(values: Sequence[float], digits: int = 4) -> str:
-    """ "0.1 to 0.3", or one number if they are all the same."""
-    ends = [f"{v:.{digits}g}" for v in (min(values), max(values))]
-    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
-
-
-def number(value: float) -> str:
-    """Four significant digits; words for what is not a number."""
-    if math.isinf(value) or math.isnan(value):
-        return "diverged"
-    return f"{value:.4g}"
-
-
-def p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

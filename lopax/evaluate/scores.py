@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 SMOOTHING = 0.9
 """Decay of the moving average that curves are smoothed with before scoring."""
 
+FITTED = 0.02
+"""Share of the initial loss below which losses count by their logarithm."""
+
 
 def smooth(curves: ArrayLike, decay: float = SMOOTHING) -> NDArray[np.float64]:
     """Bias-corrected exponential moving average along the last axis [..., T].
@@ -53,13 +56,35 @@ def final_loss(
     return np.where(gone | np.isnan(last), np.inf, last)
 
 
-def final_loss_score(losses: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
+def compressed(losses: ArrayLike, start: ArrayLike) -> NDArray[np.float64]:
+    """Losses as they are scored: f / (1 + ln(f / loss)) below f, 2 % of the first.
+
+    Between a loss of 1e-6 and one of 1e-9 there is no difference that anybody would
+    call a factor of a thousand. The order of losses stays, and at f so does the slope.
+
+    **Arguments:**
+
+    - `losses`: [...], any numbers; those that are not positive stay as they are.
+    - `start`: [...] the initial loss, broadcast against `losses`.
+    """
+    losses = np.asarray(losses, np.float64)
+    floor = FITTED * np.asarray(start, np.float64)
+    low = (losses > 0) & (losses < floor)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shown = floor / (1.0 + np.log(floor / np.where(low, losses, 1.0)))
+    return np.where(low, shown, losses)
+
+
+def final_loss_score(
+    losses: ArrayLike, reference: ArrayLike, start: ArrayLike | None = None
+) -> NDArray[np.float64]:
     """reference / loss: above one is better than the reference, zero is divergence.
 
     **Arguments:**
 
     - `losses`: [...] final losses; infinite for runs that diverged.
     - `reference`: [...] the reference's final loss, broadcast against `losses`.
+    - `start`: [...] the initial loss; with it, losses are `compressed`.
 
     **Returns:** [...] scores >= 0. A ratio says nothing about losses that can reach
     zero or below, so where either one is not positive the score is NaN; whoever
@@ -68,6 +93,8 @@ def final_loss_score(losses: ArrayLike, reference: ArrayLike) -> NDArray[np.floa
     losses, reference = np.broadcast_arrays(
         np.asarray(losses, np.float64), np.asarray(reference, np.float64)
     )
+    if start is not None:
+        losses, reference = compressed(losses, start), compressed(reference, start)
     scores = np.zeros(losses.shape)
     usable = (losses > 0) & np.isfinite(losses) & (reference > 0)
     np.divide(reference, losses, out=scores, where=usable)

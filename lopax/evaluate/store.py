@@ -120,6 +120,14 @@ class Store:
             p.name.removesuffix(".run.json") for p in self.path.glob("*.run.json")
         )
 
+    def identities(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Keys and identities of all runs; files that cannot be read are left out."""
+        for key in self.keys():
+            try:
+                yield key, self._read_header(key)["identity"]
+            except (FileFormatError, KeyError):
+                continue
+
     def merge(self, other: Store) -> Merge:
         """Copies the runs of `other` that are not here; what is here stays."""
         copied, present, damaged = 0, 0, []

@@ -1,8 +1,9 @@
 """From a study's curves to the numbers and words of a report.
 
 numpy only. Everything is relative to one tuned reference (Adam): a run's score is the
-reference's final loss over its own, its speed-up the run length over the updates it
-took to get to the reference's final loss. Tasks with holes, and tasks whose losses
+reference's final loss over its own (both by the logarithm below 2 % of the initial
+loss), its speed-up the run length over the updates it took to get to the reference's
+final loss. Tasks with holes, and tasks whose losses
 make a ratio meaningless, are left out of every aggregate and listed by name.
 """
 
@@ -19,10 +20,18 @@ from numpy.typing import NDArray
 from lopax._core.errors import ConfigError, IncompleteResults
 from lopax.evaluate import aggregate, scores
 from lopax.evaluate.aggregate import Interval
+from lopax.evaluate.held_out import (
+    Generalisation,
+    HeldOut,
+    generalisation,
+    held_out,
+)
 from lopax.evaluate.run import READ_OUT
+from lopax.evaluate.seconds import in_seconds
 from lopax.evaluate.significance import PairedTest, paired_test
 from lopax.evaluate.study import Cell, Study
 from lopax.evaluate.tuning import Tuned
+from lopax.evaluate.verdict import verdict
 
 Floats = NDArray[np.float64]
 
@@ -39,8 +48,7 @@ class Entry(NamedTuple):
     score: Floats  # [S] reference / final; 0 if diverged; NaN if undefined
     steps: Floats  # [S] updates to the reference's final loss; inf if never
     speedup: Floats  # [S]
-    valid: Floats  # [S] final validation loss; inf if diverged
-    test: Floats  # [S]
+    held_out: HeldOut
     metrics: dict[str, Floats]  # each [S], final
 
 
@@ -57,6 +65,8 @@ class Row(NamedTuple):
     mean: Interval
     optimality_gap: Interval
     speedup: Interval  # IQM of speed-ups
+    in_seconds: Interval | None  # the same in seconds; None if not timed
+    held_out: Generalisation
     beats: Interval | None  # probability that a run beats the reference's
     test: PairedTest | None
     verdict: str
@@ -73,6 +83,7 @@ class Summary:
     scored: tuple[str, ...]  # tasks that count
     left_out: Mapping[str, str]  # task -> why it does not count
     target: Mapping[str, float]  # task -> the reference's final loss
+    start: Mapping[str, float]  # task -> the initial training loss
 
     @property
     def optimizers(self) -> tuple[str, ...]:
@@ -119,16 +130,23 @@ def summarise(
     entries: dict[tuple[str, str], Entry] = {}
     left_out: dict[str, str] = {}
     target: dict[str, float] = {}
+    start: dict[str, float] = {}
     for task in study.tasks:
         if (reference, task) not in study.cells:
             left_out[task] = f"{reference} has missing runs"
             continue
-        target[task] = _target(study, study.cell(reference, task), reference)
+        cell = study.cell(reference, task)
+        tuned, column = cell.best()
+        target[task] = float(tuned.final[tuned.index])
+        # The loss before the first update is the same for all optimizers.
+        start[task] = float(np.mean(cell.train[:, column, 0], dtype=np.float64))
         for spec in study.optimizers:
             if (spec.name, task) in study.cells:
                 cell = study.cell(spec.name, task)
                 rates = spec.learning_rates
-                entries[spec.name, task] = _entry(cell, rates, target[task])
+                entries[spec.name, task] = _entry(
+                    cell, rates, target[task], start[task]
+                )
         reason = _why_not(study, entries, task, target[task], reference)
         if reason:
             left_out[task] = reason
@@ -144,19 +162,14 @@ def summarise(
         scored=scored,
         left_out=left_out,
         target=target,
+        start=start,
     )
     rows = [_row(partial, spec.name, seed) for spec in study.optimizers]
     rows.sort(key=lambda r: -r.iqm.value)
     return dataclasses.replace(partial, rows=tuple(rows))
 
 
-def _target(study: Study, cell: Cell, reference: str) -> float:
-    """The reference's final smoothed loss, of the mean curve over seeds."""
-    tuned, _ = cell.best()
-    return float(tuned.final[tuned.index])
-
-
-def _entry(cell: Cell, rates: tuple[float, ...], target: float) -> Entry:
+def _entry(cell: Cell, rates: tuple[float, ...], target: float, start: float) -> Entry:
     tuned, best = cell.best()
     curves = np.asarray(cell.train[:, best], np.float64)
     diverged = cell.diverged[:, best]
@@ -164,10 +177,11 @@ def _entry(cell: Cell, rates: tuple[float, ...], target: float) -> Entry:
     if cell.read_out is not None:
         final = np.asarray(cell.read_out[:, best], np.float64)
         final = np.where(diverged | np.isnan(final), np.inf, final)
-
-    def last(losses: NDArray[np.float32]) -> Floats:
-        value = np.asarray(losses[:, best, -1], np.float64)
-        return np.where(np.isfinite(value) & ~diverged, value, np.inf)
+    metrics = {
+        name: np.asarray(values[:, best], np.float64)
+        for name, values in cell.metrics.items()
+        if name != READ_OUT
+    }
 
     steps = scores.steps_to_target(curves, target)
     return Entry(
@@ -177,16 +191,16 @@ def _entry(cell: Cell, rates: tuple[float, ...], target: float) -> Entry:
         diverged=diverged,
         nonfinite=cell.nonfinite[:, best].astype(np.int64),
         final=final,
-        score=scores.final_loss_score(final, target),
+        score=scores.final_loss_score(final, target, start),
         steps=np.where(diverged, np.inf, steps),
         speedup=scores.speedup(curves, target, diverged),
-        valid=last(cell.valid),
-        test=last(cell.test),
-        metrics={
-            name: np.asarray(values[:, best, -1], np.float64)
-            for name, values in cell.metrics.items()
-            if name != READ_OUT
-        },
+        held_out=held_out(
+            np.asarray(cell.valid[:, best], np.float64),
+            np.asarray(cell.test[:, best], np.float64),
+            metrics,
+            diverged,
+        ),
+        metrics={name: values[:, -1] for name, values in metrics.items()},
     )
 
 
@@ -225,6 +239,16 @@ def _row(summary: Summary, name: str, seed: int) -> Row:
             aggregate.probability_of_improvement, score, other, seed=seed
         )
         test = paired_test(score - other, seed=seed)
+    timed = in_seconds(
+        summary.study,
+        name,
+        summary.reference,
+        {t: summary.entries[name, t].speedup for t in summary.scored},
+    )
+    apart = [
+        {t: summary.entries[n, t].held_out for t in summary.scored}
+        for n in (name, summary.reference)
+    ]
     diverged = sum(int(summary.entries[name, t].diverged.sum()) for t in summary.scored)
     return Row(
         optimizer=name,
@@ -239,43 +263,11 @@ def _row(summary: Summary, name: str, seed: int) -> Row:
         speedup=aggregate.bootstrap(
             aggregate.iqm, summary.table("speedup", name), seed=seed
         ),
+        in_seconds=None
+        if timed is None
+        else aggregate.bootstrap(aggregate.iqm, timed, seed=seed),
+        held_out=generalisation(*apart, summary.start, seed),
         beats=beats,
         test=test,
         verdict=verdict(interval["iqm"], test, diverged, score.size, summary.reference),
     )
-
-
-def verdict(
-    iqm: Interval,
-    test: PairedTest | None,
-    diverged: int,
-    runs: int,
-    reference: str,
-) -> str:
-    """The result in words, no stronger than its interval and its paired test."""
-    if test is None:
-        return "the reference"
-    sure = test.p_runs < 0.05
-    if test.seeds < 2:
-        words = f"one seed: better on {test.wins} of {test.tasks} tasks, no interval"
-    elif iqm.low > 1.0 and sure and test.effect > 0:
-        words = f"better than tuned {reference}"
-    elif iqm.high < 1.0 and sure and test.effect < 0:
-        words = f"worse than tuned {reference}"
-    elif iqm.low > 1.0 or iqm.high < 1.0:
-        side = "better" if iqm.low > 1.0 else "worse"
-        words = f"{side} than tuned {reference} by IQM, "
-        # Of 2^n sign patterns two are as extreme as all differences on one side.
-        if 2.0 ** (1 - test.seeds * test.tasks) >= 0.05:
-            words += "too few runs for a test"
-        elif sure and (test.effect > 0) != (iqm.low > 1.0):
-            words += "the other way by the mean: a few runs decide it"
-        else:
-            words += f"but not by the paired test (p = {test.p_runs:.2f})"
-    else:
-        words = f"no clear difference from tuned {reference}"
-        if test.seeds_needed is not None and test.seeds_needed > test.seeds:
-            words += f"; about {test.seeds_needed} seeds would settle it"
-    if diverged:
-        words += f"; {diverged} of {runs} runs diverged"
-    return words

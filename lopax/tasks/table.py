@@ -16,6 +16,7 @@ from lopax._core.config import from_dict, merge, to_dict
 from lopax._core.registry import Registry
 from lopax._core.task import Task
 from lopax.data import available
+from lopax.tasks.medium import MEDIUM
 from lopax.tasks.quadratic import Quadratic
 from lopax.tasks.rl import A2CSettings, PPOSettings
 from lopax.tasks.settings import (
@@ -191,6 +192,9 @@ for _name, _agent, _about, _held_out in (
     ),
 ):
     TASKS.add(_name, TaskEntry(_agent, _about, _held_out))
+for _name, (_settings, _about) in MEDIUM.items():
+    _about = f"{_settings.dataset}: {_about} (medium)"
+    TASKS.add(_name, TaskEntry(_settings, _about, True))
 for _name, _published in VELODROME.items():
     _about = f"{_published.settings.dataset}: {_published.about} (published)"
     TASKS.add(_name, TaskEntry(_published.settings, _about, True))

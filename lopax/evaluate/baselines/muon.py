@@ -22,7 +22,7 @@ from optax import contrib
 
 from lopax._core.config import check_choice, check_range
 from lopax._core.types import Params
-from lopax.evaluate.baselines.roles import ROLES, flat_shape, roles_of
+from lopax.evaluate.baselines.roles import ROLES, Axes, axes_tree, roles_of
 from lopax.evaluate.baselines.schedules import check_schedule, schedule_of
 
 SCALINGS = ("shape", "rms")
@@ -151,31 +151,31 @@ class ScheduleFreeMuon:
 
 
 def dimension_numbers(params: Params) -> Any:
-    """optax's specification of the axes of a matrix, a stack or a flat kernel."""
-
-    def numbers(x: Any) -> contrib.MuonDimensionNumbers:
-        axes = (1,) if x.ndim == 3 else tuple(range(x.ndim - 1))
-        return contrib.MuonDimensionNumbers(axes, (x.ndim - 1,))
-
-    return jax.tree.map(numbers, params)
+    """optax's specification of which axes make a matrix (`roles.axes_of`)."""
+    return jax.tree.map(
+        lambda axes: contrib.MuonDimensionNumbers(*axes),
+        axes_tree(params),
+        is_leaf=lambda x: isinstance(x, Axes),
+    )
 
 
 def scale_by_shape(scaling: str) -> optax.GradientTransformation:
     """Multiplies each tensor with a factor that depends on its shape (`SCALINGS`)."""
 
-    def factor(shape: tuple[int, ...]) -> float:
-        inputs, outputs = flat_shape(shape)
+    def scaled(update: Any, axes: Axes) -> Any:
+        inputs = math.prod(update.shape[i] for i in axes.inputs)
+        outputs = math.prod(update.shape[i] for i in axes.outputs)
         if scaling == "rms":
-            return 0.2 * math.sqrt(max(inputs, outputs))
-        return math.sqrt(max(1.0, outputs / inputs))
+            return 0.2 * math.sqrt(max(inputs, outputs)) * update
+        return math.sqrt(max(1.0, outputs / inputs)) * update
 
     return optax.stateless(
-        lambda updates, _: jax.tree.map(lambda u: factor(u.shape) * u, updates)
+        lambda updates, _: jax.tree.map(scaled, updates, axes_tree(updates))
     )
 
 
 class NeuronState(NamedTuple):
-    """Second moments of each output's weights: [..., 1, out]."""
+    """Second moments of each output's weights; axes of inputs have length 1."""
 
     second: Any
 
@@ -184,33 +184,32 @@ def normalise_neurons(decay: float, eps: float = 1e-10) -> optax.GradientTransfo
     """NorMuon's part: each output's weights by the root of their mean square, averaged
     over the run; then the norm of the matrix is what it was before."""
 
-    def inputs(x: Any) -> tuple[int, ...]:
-        return (1,) if x.ndim == 3 else tuple(range(x.ndim - 1))
+    def mean_square(x: Any, axes: Axes) -> Any:
+        return jnp.mean(jnp.square(x), axis=axes.inputs, keepdims=True)
 
-    def mean_square(x: Any) -> Any:
-        return jnp.mean(jnp.square(x), axis=inputs(x), keepdims=True)
-
-    def norm(x: Any) -> Any:
-        return jnp.sqrt(jnp.sum(jnp.square(x), (*inputs(x), x.ndim - 1), keepdims=True))
+    def norm(x: Any, axes: Axes) -> Any:
+        both = (*axes.inputs, *axes.outputs)
+        return jnp.sqrt(jnp.sum(jnp.square(x), both, keepdims=True))
 
     def init(params: Params) -> NeuronState:
-        return NeuronState(
-            jax.tree.map(lambda p: jnp.zeros_like(mean_square(p)), params)
-        )
+        zeros = jax.tree.map(mean_square, params, axes_tree(params))
+        return NeuronState(jax.tree.map(jnp.zeros_like, zeros))
 
     def update(updates: Any, state: NeuronState, params: Any = None) -> Any:
         del params
+        axes = axes_tree(updates)
         second = jax.tree.map(
-            lambda v, u: decay * v + (1.0 - decay) * mean_square(u),
-            state.second,
+            lambda u, a, v: decay * v + (1.0 - decay) * mean_square(u, a),
             updates,
+            axes,
+            state.second,
         )
 
-        def normalise(u: Any, v: Any) -> Any:
+        def normalise(u: Any, a: Axes, v: Any) -> Any:
             turned = u / (jnp.sqrt(v) + eps)
-            return turned * norm(u) / (norm(turned) + eps)
+            return turned * norm(u, a) / (norm(turned, a) + eps)
 
-        return jax.tree.map(normalise, updates, second), NeuronState(second)
+        return jax.tree.map(normalise, updates, axes, second), NeuronState(second)
 
     return optax.GradientTransformation(init, update)
 

@@ -6,9 +6,8 @@ parameters' names and shapes.
 
 from __future__ import annotations
 
-import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +22,17 @@ _OUTPUT = re.compile(
 )
 
 
+_PROJECTION = re.compile(r"(?i)(^|/)(query|key|value|qkv|[qkv]_proj)(/|$)")
+_MERGE = re.compile(r"(?i)(^|/)(out|o_proj|out_proj)(/|$)")
+
+
 def roles_of(params: Any) -> Any:
     """A tree of `ROLES`, one for each tensor of `params`.
 
-    Rank 0 and 1: "vectors". By name: "embeddings" (token and position), "output"
-    (`head`, `lm_head`, `logits`, ...; where nothing is called so, the last matrix in
-    the order of the numbers in the names). Rank 4 and more: "convolutions". The rest:
-    "matrices", in stacks if there are three axes.
+    "vectors": rank 0 and 1, and [1, 1, n] or the like. By name: "embeddings" (token
+    and position), "output" (`head`, `lm_head`, `logits`, ...; where nothing is called
+    so, the last matrix in the order of the numbers in the names). Rank 4 and more:
+    "convolutions". The rest: "matrices", in stacks if there are three axes.
     """
     named = jax.tree_util.tree_leaves_with_path(params)
     shapes = {path_name(path): jnp.shape(x) for path, x in named}
@@ -44,7 +47,7 @@ def roles_of(params: Any) -> Any:
 
     def role(path: Any, x: Any) -> str:
         name, rank = path_name(path), jnp.ndim(x)
-        if rank <= 1:
+        if rank <= 1 or (rank > 2 and jnp.size(x) == max(jnp.shape(x))):
             return "vectors"
         if name in output:
             return "output"
@@ -55,12 +58,34 @@ def roles_of(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(role, params)
 
 
-def flat_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(in, out) of a tensor of two or more axes as a matrix: a convolution's window
-    and its inputs together against its outputs; of a stack, one matrix."""
-    if len(shape) == 3:
-        return shape[1], shape[2]
-    return math.prod(shape[:-1]), shape[-1]
+class Axes(NamedTuple):
+    """Which axes of a tensor are its inputs and which its outputs, as a matrix; the
+    rest, if any, number the matrices of a stack."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def axes_of(name: str, rank: int) -> Axes:
+    """The axes of a tensor of rank 2 or more.
+
+    The last axis is the output, all others are inputs (a convolution's window and its
+    channels). Three axes are a stack of matrices, but for attention's projections:
+    query, key and value [width, heads, size] have two axes of outputs, `out`
+    [heads, size, width] two of inputs.
+    """
+    if rank == 3 and _PROJECTION.search(name):
+        return Axes((0,), (1, 2))
+    if rank == 3 and not _MERGE.search(name):
+        return Axes((1,), (2,))
+    return Axes(tuple(range(rank - 1)), (rank - 1,))
+
+
+def axes_tree(params: Any) -> Any:
+    """A tree of `Axes`, one for each tensor of `params`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: axes_of(path_name(path), jnp.ndim(x)), params
+    )
 
 
 def _counted(name: str) -> list[tuple[int, str]]:

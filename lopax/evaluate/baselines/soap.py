@@ -24,7 +24,6 @@ from jaxtyping import Array, Float
 
 from lopax._core.config import check_range
 from lopax._core.types import Params
-from lopax.evaluate.baselines.roles import flat_shape
 from lopax.evaluate.baselines.schedules import check_schedule, schedule_of
 
 _NOISE = 64.0
@@ -162,10 +161,8 @@ def _step(c: Soap, grad: Array, tensor: Turned, step: Array) -> tuple[Array, Tur
 
 
 def _flat(x: Array) -> Array:
-    """Vectors as they are; anything else as one matrix."""
-    if x.ndim < 2:
-        return x
-    return x.reshape(-1, flat_shape(x.shape)[1])
+    """Vectors as they are; anything else as one matrix, its last axis the outputs."""
+    return x if x.ndim < 2 else x.reshape(-1, x.shape[-1])
 
 
 def _side(n: int, dtype: Any, longest: int) -> Side | None:
