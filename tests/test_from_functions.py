@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from quick_compile import quick_compilation  # noqa: F401
 
 from lopax import tasks
 from lopax._core.errors import ConfigError, TaskError
+from lopax._core.task import Task
 
 KEY = jax.random.key(0)
 
@@ -123,3 +126,38 @@ def test_a_nan_at_the_start_is_reported():
     task = tasks.from_functions(init, lambda p: jnp.log(p["b"] - 1.0))
     with pytest.raises(TaskError, match="at the initial parameters"):
         tasks.check_task(task, "mine")
+
+
+def test_a_batch_from_an_iterator_is_refused():
+    """Compiled, it would be one batch for ever."""
+    rng = np.random.default_rng(0)
+    batches = iter(np.ones((2,)) * i for i in range(99))
+
+    def loss(params, batch):
+        return jnp.mean(params["w"] * batch)
+
+    def init(key):
+        return {"w": jax.random.normal(key, (2,))}
+
+    for batch in (
+        lambda key: rng.normal(size=2),
+        lambda key: next(batches),
+        lambda key: jax.random.normal(key, (2,)) + next(batches),
+    ):
+        with pytest.raises(TaskError, match=r"two batches for one key.*data="):
+            tasks.from_functions(init, loss, batch=batch)
+    tasks.from_functions(init, loss, batch=lambda key: jnp.arange(2.0))
+
+    @dataclasses.dataclass(frozen=True)
+    class Iterated(Task):
+        def init(self, key):
+            return init(key), None
+
+        def loss(self, params, task_state, key, batch):
+            return loss(params, batch), task_state
+
+        def batch(self, key, split="train"):
+            return next(batches)
+
+    with pytest.raises(TaskError, match="does not follow from the key"):
+        tasks.check_task(Iterated(), "iterated")

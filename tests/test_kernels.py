@@ -215,3 +215,22 @@ def test_layout_of_every_rank():
     assert kernel.layout((8, 4, 3, 3)) == ((1, 8, 1, 4, 9), False, False)
     assert kernel.layout((2, 3, 5, 4, 3)) == ((6, 5, 1, 4, 3), False, False)
     assert kernel.layout((6, 6)) == ((1, 6, 1, 6, 1), True, False)
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", ["celo", "velo"])
+@pytest.mark.parametrize("size", [1e20, 1e30])
+def test_parameters_whose_squares_leave_the_range(name, size):
+    """The step stays relative to the tensor's size, in both forms alike."""
+    params = jax.tree.map(lambda p: size * p, PARAMS)
+    found = {}
+    for backend in ("plain", "fused"):
+        rule = rule_of(name, backend=backend)
+        theta = rule.init_theta(jax.random.key(0))
+        state = rule.init(theta, params, 10)
+        run = jax.jit(lambda g, s, r=rule, t=theta: r.update(t, g, s, params, value=1))
+        updates, state, info = run(grads_at(0), state)
+        assert not bool(info.skipped)
+        found[backend] = updates
+    assert float(jnp.max(jnp.abs(found["plain"]["m"]))) > 1e-6 * size
+    assert_close(found["plain"], found["fused"], 1e-4)

@@ -22,9 +22,13 @@ GROUP_FROM = 3
 """Fewer equal tensors than this are stepped one by one."""
 
 GROUP_ELEMENTS = 2**10
-"""Larger tensors are stepped one by one. On two cores a loop over 64 elements each is
+"""Larger tensors are not looped over. On two cores a loop over 64 elements each is
 faster than its unrolled form, one over 3x3x16x16 half as fast: XLA runs independent
 operations side by side, but not the rounds of a loop."""
+
+GROUP_TOTAL = 2**22
+"""Larger tensors that are alike are stepped as one, if they have no more elements than
+this together: stacking costs a copy of gradients, parameters and state."""
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -146,12 +150,14 @@ def map_equal_together(
     keys: Sequence[Hashable],
     operands: Sequence[tuple[Any, ...]],
 ) -> list[Any]:
-    """`[fn(leaf, *args) for leaf, args in zip(leaves, operands)]`, where small
-    tensors that are alike share one traced and compiled body.
+    """`[fn(leaf, *args) for leaf, args in zip(leaves, operands)]`, where tensors that
+    are alike share one traced body, and all but the largest one compiled body.
 
-    They are stacked and looped over. `vmap` instead of the loop would let XLA inline
-    the stacking of all of them into every one of a rule's many small loops; the
-    body of a loop is also the very program that a tensor alone would run.
+    Small ones are stacked and looped over: the body of a loop is the very program that
+    a tensor alone would run. Larger ones are stacked and stepped together by `vmap`,
+    which uses all cores; the barriers keep XLA from inlining the stacking of all of
+    them into every one of a rule's many loops. What is too large to be copied is
+    stepped one by one, from one traced body.
 
     **Arguments:**
 
@@ -162,19 +168,26 @@ def map_equal_together(
     """
     groups: dict[Hashable, list[int]] = {}
     for i, (key, args) in enumerate(zip(keys, operands, strict=True)):
-        alone = key is None or args[0].size > GROUP_ELEMENTS
-        groups.setdefault((i,) if alone else (key, _signature(args)), []).append(i)
+        groups.setdefault((i,) if key is None else (key, _signature(args)), []).append(
+            i
+        )
     results: list[Any] = [None] * len(operands)
     for members in groups.values():
-        if len(members) < GROUP_FROM:
+        first, size = leaves[members[0]], operands[members[0]][0].size
+        if len(members) < GROUP_FROM or size * len(members) > GROUP_TOTAL:
+            body = fn if len(members) == 1 else jax.jit(fn, static_argnums=0)
             for i in members:
-                results[i] = fn(leaves[i], *operands[i])
+                results[i] = body(first, *operands[i])
             continue
         stacked = jax.tree.map(
             lambda *xs: jnp.stack(xs), *(operands[i] for i in members)
         )
-        first = leaves[members[0]]
-        mapped = jax.lax.map(lambda args, leaf=first: fn(leaf, *args), stacked)
+        if size > GROUP_ELEMENTS:
+            stacked = jax.lax.optimization_barrier(stacked)
+            together = jax.vmap(lambda args, leaf=first: fn(leaf, *args))(stacked)
+            mapped = jax.lax.optimization_barrier(together)
+        else:
+            mapped = jax.lax.map(lambda args, leaf=first: fn(leaf, *args), stacked)
         for row, i in enumerate(members):
             results[i] = jax.tree.map(lambda x, row=row: x[row], mapped)
     return results

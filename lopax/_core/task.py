@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lopax._core.errors import TaskError
 from lopax._core.types import Batch, Key, Params, Scalar, TaskState
@@ -158,10 +159,12 @@ class SingleTask(TaskFamily):
 def check_task(task: Task, name: str, key: Key | None = None) -> None:
     """Runs a task once and raises `TaskError` if it breaks its contract.
 
-    Checked: the loss is a finite scalar at the initial parameters, gradients have the
-    parameters' structure and are finite, the task state keeps its structure.
+    Checked: batches follow from their key alone, the loss is a finite scalar at the
+    initial parameters, gradients have the parameters' structure and are finite, the
+    task state keeps its structure.
     """
     key = jax.random.key(0) if key is None else key
+    check_batches(task, name, key)
     params, task_state = task.init(key)
     try:
         loss, grads, after = jax.jit(task.value_and_grad)(params, task_state, key)
@@ -193,3 +196,26 @@ def check_task(task: Task, name: str, key: Key | None = None) -> None:
             f"task {name!r}: task state changed its structure from "
             f"{jax.tree.structure(task_state)} to {jax.tree.structure(after)}"
         )
+
+
+def check_batches(task: Task, name: str, key: Key) -> None:
+    """Raises `TaskError` if one key gives two batches: they come from an iterator or
+    another random generator, and a compiled program would keep the first for ever."""
+    first, second = (jax.tree.leaves(task.batch(key)) for _ in range(2))
+    if any(isinstance(x, jax.core.Tracer) for x in (*first, *second)):
+        return
+    if len(first) != len(second) or not all(map(_same, first, second)):
+        raise TaskError(
+            f"task {name!r}: batch(key) gave two batches for one key, so it does not "
+            "follow from the key alone. It is compiled: what it takes from an iterator "
+            "or a host's random generator would stay the same batch for the whole run. "
+            "Give the arrays as data=, or draw with the key: "
+            "i = jax.random.randint(key, (64,), 0, len(x)); return x[i], y[i]"
+        )
+
+
+def _same(a: Any, b: Any) -> bool:
+    if hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        a, b = jax.random.key_data(a), jax.random.key_data(b)
+    a, b = np.asarray(a), np.asarray(b)
+    return np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")

@@ -32,6 +32,7 @@ because the iteration amplifies rounding in small singular values.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -175,6 +176,18 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
         del theta
         return moments.init(param)
 
+    def group_key(self, leaf: Leaf) -> str | None:
+        role = self.role(leaf)
+        return None if role == "adam" or self._fused(leaf) else role
+
+    def _fused(self, leaf: Leaf) -> bool:
+        """Whether the kernel steps a tensor: it normalises over the whole of it, the
+        rule over its last two axes."""
+        c, rank = self.config, len(leaf.shape)
+        matrix = rank <= 2 or (rank >= 4 and c.convolutions == "flat")
+        size = math.prod(leaf.shape)
+        return self.role(leaf) != "adam" and matrix and kernel.chosen(c, size)
+
     def advance(
         self, theta: Theta, shared: Count, value: Any, fraction: Scalar, summaries: Any
     ) -> tuple[Count, Stage, Scalar]:
@@ -214,8 +227,7 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
         bound: float,
     ) -> tuple[Array, Any]:
         c, role, flat = self.config, self.role(index), self._as_matrices(grad)
-        # The kernel normalises over the whole tensor, the rule over its last two axes.
-        if role == "adam" or flat.ndim > 2 or not kernel.chosen(c, grad.size):
+        if not self._fused(index):
             return super().step_or_keep(
                 theta, context, index, grad, state, param, finite, bound
             )

@@ -10,6 +10,7 @@ over a batch. Its derivative is that of the plain rule.
 from __future__ import annotations
 
 import abc
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -159,7 +160,31 @@ def step_or_keep(
 
     `plain` itself is used on every platform but the CPU and for derivatives.
     """
-    shapes = {name: part.net[name].shape for name in _ARRAYS}
+    shapes = tuple((name, part.net[name].shape) for name in _ARRAYS)
+    run = _program(form, plain, shapes, bound)
+    momenta, second, factored = part.decays
+    rates = [jnp.asarray(d, jnp.float32) for d in (momenta, factored, second)]
+    delta, momenta, second, *factored = run(
+        grad,
+        param,
+        *(state.momenta, state.second, *state.factored),
+        _flatten(part.net, form.rows),
+        jnp.concatenate(rates),
+        jnp.asarray(part.scale, jnp.float32),
+        finite.astype(jnp.float32),
+    )
+    return delta, Moments(momenta, second, Factored(*factored))
+
+
+@functools.lru_cache(maxsize=128)
+def _program(
+    form: Form,
+    plain: Callable[[Part, Array, Moments, Array], tuple[Array, Moments]],
+    net: tuple[tuple[str, tuple[int, ...]], ...],
+    bound: float,
+) -> Callable[..., Any]:
+    """The step of arrays alone. Tensors of one shape share what is traced of it."""
+    shapes = dict(net)
 
     def reference(*operands: Array) -> tuple[Array, ...]:
         grad, param, momenta, second, row, col, full, net, rates, scale, keep = operands
@@ -185,18 +210,7 @@ def step_or_keep(
     def run_jvp(primals: Any, tangents: Any) -> Any:
         return jax.jvp(reference, primals, tangents)
 
-    momenta, second, factored = part.decays
-    rates = [jnp.asarray(d, jnp.float32) for d in (momenta, factored, second)]
-    delta, momenta, second, *factored = run(
-        grad,
-        param,
-        *(state.momenta, state.second, *state.factored),
-        _flatten(part.net, form.rows),
-        jnp.concatenate(rates),
-        jnp.asarray(part.scale, jnp.float32),
-        finite.astype(jnp.float32),
-    )
-    return delta, Moments(momenta, second, Factored(*factored))
+    return jax.jit(run)
 
 
 class FusedRule(TensorRule[Any, Any, Moments]):

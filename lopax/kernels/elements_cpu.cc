@@ -611,6 +611,15 @@ void step_tensor(const Shape& s, const Settings& set, const Decays& decays,
       w0[c][j] = rule.w0[kElementRows[c] * H + j] * scale;
     }
   }
+  if (set.by_size && !std::isfinite(param_square)) {
+    // Squares left float's range: once more, in double.
+    param_square = 0.0;
+    for (int64_t i = 0; i < n; ++i) {
+      const double x = t.param[i];
+      param_square += x * x;
+    }
+    param_square /= static_cast<double>(n);
+  }
   const double rms = std::sqrt(param_square + 1e-9);
   const double size = set.by_size ? std::clamp<double>(rms, set.least, set.most) : 1.0;
   const float scale = context * static_cast<float>(size);

@@ -9,9 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lopax._core import leaves, lifting
+from lopax._core import tree as trees
 from lopax._core.errors import (
     ConfigError,
     MissingHorizon,
@@ -241,14 +243,27 @@ def _decaying(weight_decay: Any, mask: Any, params: Params) -> dict[str, Any]:
         mask = True
     elif callable(mask):
         mask = mask(params)
-    try:
-        flags = jax.tree.broadcast(leaves.unbox(mask), whole)
-    except ValueError as error:
+    flags = _broadcast(leaves.unbox(mask), whole)
+    return by_name(params, jax.tree.structure(whole).unflatten(flags))
+
+
+def _broadcast(mask: Any, tree: Any) -> list[Any]:
+    """An entry of `mask`, a prefix of `tree`, for each leaf of `tree`. What stands in
+    the place of nodes without leaves (`optax.MaskedNode`) does not matter."""
+    count = len(jax.tree.leaves(tree))
+    if count == 0 or isinstance(mask, (bool, np.bool_)) or trees.is_array(mask):
+        return [mask] * count
+    parts, tree_kind = jax.tree.flatten(tree, is_leaf=lambda x: x is not tree)
+    entries, mask_kind = jax.tree.flatten(mask, is_leaf=lambda x: x is not mask)
+    if tree_kind != mask_kind or entries == [mask]:
         raise StructureMismatch(
-            f"mask: it must be a tree of bools like the parameters or a prefix of it, "
-            f"or a function from parameters to one ({error})"
-        ) from None
-    return by_name(params, flags)
+            "mask: it must be a tree of bools like the parameters, or a prefix of "
+            f"one, or a function from parameters to one; {mask!r} stands for "
+            f"{trees.describe(tree)}"
+        )
+    return [
+        flag for m, t in zip(entries, parts, strict=True) for flag in _broadcast(m, t)
+    ]
 
 
 def _finish(move: Any, param: Any, factor: Any, rate: Any) -> Any:

@@ -88,7 +88,9 @@ def _retime(state: OptState, num_steps: Count) -> OptState:
 
     return state._replace(
         num_steps=jax.tree.map(
-            lambda x: jnp.full(jnp.shape(x), num_steps, jnp.int32), state.num_steps
+            # A copy: an array that two states share could not be donated.
+            lambda x: jnp.array(jnp.broadcast_to(num_steps, jnp.shape(x)), copy=True),
+            state.num_steps,
         ),
         shared=jax.tree.map(
             history, state.shared, is_leaf=lambda x: isinstance(x, LossHistory)

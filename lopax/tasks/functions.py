@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lopax._core.errors import ConfigError, TaskError
-from lopax._core.task import Task
+from lopax._core.task import Task, check_batches
 from lopax._core.types import Batch, Key, Params, Scalar, TaskState
 from lopax.tasks.sources import pick_split, random_below, take
 
@@ -109,7 +109,8 @@ def from_functions(
       an untrained model.
 
     Raises `TaskError` if a function takes other arguments, the loss is no scalar, the
-    parameters are no arrays, or the data do not share their first axis.
+    parameters are no arrays, the data do not share their first axis, or batches do not
+    follow from their key alone (a wrapped iterator).
     """
     for name, value in (("init", init), ("loss", loss)):
         if not callable(value):
@@ -180,8 +181,10 @@ def _check_data(data: Any) -> dict[str, Any]:
 
 
 def _check_shapes(task: FunctionTask) -> None:
-    """Traces the functions once, without computing anything."""
+    """Draws two batches, and traces the other functions without computing anything."""
     key = jax.random.key(0)
+    if task.batch_fn is not None:
+        check_batches(task, "from_functions", key)
     params, _ = jax.eval_shape(task.init, key)
     leaves = jax.tree.leaves(params)
     if not leaves or not all(jnp.issubdtype(x.dtype, jnp.floating) for x in leaves):
