@@ -1,105 +1,95 @@
-"""A small transformer that learns Python, character by character, in PyTorch.
+"""A small GPT that learns to write, character by character (after nanoGPT).
 
-    python examples/torch_language.py [--optimizer celo] [--steps 400]
+    python examples/torch_language.py [--compare] [--steps 400]
 
-The text is the source of a few modules of the standard library, so nothing is
-downloaded. Matrices decay, vectors and embeddings do not: two parameter groups.
+The text is Tiny Shakespeare if it is under LOPAX_DATA_DIR (`lopax data fetch
+tinyshakespeare`), else the descriptions of scikit-learn's data sets.
 """
 
 from __future__ import annotations
 
-import argparse
-import inspect
-import textwrap
+from typing import Any
 
 import torch
 from torch import nn
+from torch_judging import example
 
-import lopax.torch
+from lopax import data
+from lopax._core.errors import DatasetNotFound
 
-CONTEXT, WIDTH = 64, 64
+CONTEXT, WIDTH, LAYERS, HEADS, BATCH = 64, 64, 2, 4, 16
 
 
-def text() -> torch.Tensor:
-    """Bytes [n] as int64."""
-    source = "\n".join(inspect.getsource(m) for m in (argparse, inspect, textwrap))
-    return torch.tensor(list(source.encode("ascii", "replace")))
+def text() -> tuple[torch.Tensor, torch.Tensor]:
+    """Bytes to train on, and held out ones, as int64."""
+    try:
+        found: Any = data.load("tinyshakespeare")
+    except DatasetNotFound:
+        found = data.load("sklearn_descr")
+    train, valid = (
+        torch.tensor(x).long().clamp(max=127) for x in (found.train, found.valid)
+    )
+    return train, valid
 
 
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.attention = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
-        self.mlp = nn.Sequential(
-            nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH)
-        )
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
+        self.mix = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.up = nn.Linear(WIDTH, 4 * WIDTH, bias=False)
+        self.down = nn.Linear(4 * WIDTH, WIDTH, bias=False)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        y = self.norm1(x)
-        x = x + self.attention(y, y, y, attn_mask=mask, need_weights=False)[0]
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shape = (*x.shape[:2], 3, HEADS, WIDTH // HEADS)
+        q, k, v = self.qkv(self.norm1(x)).view(shape).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.mix(y.transpose(1, 2).flatten(2))
+        return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
 
 
-class Model(nn.Module):
+class GPT(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.token = nn.Embedding(128, WIDTH)
         self.position = nn.Embedding(CONTEXT, WIDTH)
-        self.blocks = nn.ModuleList([Block() for _ in range(2)])
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 128)
+        self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, 128, bias=False)
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                scale = 0.02 if "mix" not in name and "down" not in name else 0.01
+                nn.init.normal_(p, std=scale)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        mask = nn.Transformer.generate_square_subsequent_mask(CONTEXT)
-        x = self.token(tokens) + self.position.weight
-        for block in self.blocks:
-            x = block(x, mask)
-        return self.head(self.norm(x))
+        return self.head(
+            self.norm(self.blocks(self.token(tokens) + self.position.weight))
+        )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--optimizer", default="celo", choices=lopax.torch.RULES.names()
-    )
-    parser.add_argument("--weights", help="a weights file instead of the bundled ones")
-    parser.add_argument("--steps", type=int, default=400)
-    args = parser.parse_args()
+def train(make: Any, steps: int, say: Any) -> float:
+    """Returns the held-out loss in nats per character."""
+    corpus, held_out = text()
+    model = GPT()
+    optimizer = make(model)
 
-    torch.manual_seed(0)
-    corpus, model = text(), Model()
-    held_out = len(corpus) * 9 // 10
-    named = list(model.named_parameters())
-    decays = [
-        p.ndim == 2 and "token" not in n and "position" not in n for n, p in named
-    ]
-    groups = [
-        {
-            "params": [np for np, d in zip(named, decays, strict=True) if d == kind],
-            "weight_decay": 0.1 if kind else 0.0,
-        }
-        for kind in (True, False)
-    ]
-    optimizer = lopax.torch.optimizer(
-        args.optimizer, groups, num_steps=args.steps, weights=args.weights
-    )
+    def loss_at(source: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        rows = source[starts[:, None] + torch.arange(CONTEXT + 1)]
+        scores = model(rows[:, :-1])
+        return nn.functional.cross_entropy(scores.flatten(0, 1), rows[:, 1:].flatten())
 
-    def loss_at(starts: torch.Tensor) -> torch.Tensor:
-        rows = corpus[starts[:, None] + torch.arange(CONTEXT + 1)]
-        logits = model(rows[:, :-1])
-        return nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-
-    for step in range(args.steps):
-        loss = loss_at(torch.randint(held_out - CONTEXT, (16,)))
+    for step in range(steps):
+        loss = loss_at(corpus, torch.randint(len(corpus) - CONTEXT, (BATCH,)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step(loss=loss)
-        if step % 50 == 0 or step == args.steps - 1:
-            print(f"step {step:4d}  loss {loss.item():.4f} nats per character")
+        if step % 50 == 0 or step == steps - 1:
+            say(f"step {step:4d}  loss {loss.item():.4f} nats per character")
     with torch.no_grad():
-        starts = torch.arange(held_out, len(corpus) - CONTEXT - 1, 97)
-        print(f"held-out loss: {loss_at(starts).item():.4f} nats per character")
+        starts = torch.linspace(0, len(held_out) - CONTEXT - 2, 128).long()
+        return loss_at(held_out, starts).item()
 
 
 if __name__ == "__main__":
-    main()
+    example(str(__doc__), train, steps=400, unit="held-out loss")
