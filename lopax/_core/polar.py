@@ -85,14 +85,18 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     }
 )
 CHOICES = (*METHODS, "auto")
-AUTO = "cubic"
-"""The cheapest for every shape measured whose bounds are those of a Muon step."""
+REACH = ((128, 5), (384, 6))
+"""(shorter side up to which, rounds): with these, and seven beyond, "cubic" is within
+0.26 of the polar factor (relative distance) for normally distributed elements and for
+singular values 1, 1/2, 1/3, ... from 16 up to 1024; "quintic" within 0.39."""
 
 
 def plan(method: str, rounds: int | None, short: int, long: int) -> Plan:
     """How to orthogonalise matrices of `short` by `long`.
 
-    "auto" is `AUTO`; of a single row or column it is the exact answer.
+    "auto" multiplies least: "cubic" with rounds by `REACH`, or "polar", which is more
+    exact and for long shapes cheaper than seven such rounds; of a single row or column
+    it is the exact answer.
 
     **Arguments:**
 
@@ -111,9 +115,16 @@ def plan(method: str, rounds: int | None, short: int, long: int) -> Plan:
         )
     if rounds is not None and rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    if method == "auto" and min(short, long) == 1:
-        return Plan((), "frobenius", short == 1, 0)
-    found = METHODS[AUTO if method == "auto" else method]
+    if method == "auto":
+        if min(short, long) == 1:
+            return Plan((), "frobenius", True, 0)
+        enough = next((n for side, n in REACH if min(short, long) <= side), 7)
+        plans = (
+            plan("cubic", rounds or enough, short, long),
+            plan("polar", rounds, short, long),
+        )
+        return min(plans, key=lambda p: flops(p, short, long))
+    found = METHODS[method]
     if found.solves:
         return Plan((), found.start, False, rounds or found.solves)
     steps = found.rounds
