@@ -228,8 +228,8 @@ def test_parameters_whose_squares_leave_the_range(name, size):
         rule = rule_of(name, backend=backend)
         theta = rule.init_theta(jax.random.key(0))
         state = rule.init(theta, params, 10)
-        run = jax.jit(lambda g, s, r=rule, t=theta: r.update(t, g, s, params, value=1))
-        updates, state, info = run(grads_at(0), state)
+        run = jax.jit(lambda g, s, p, r=rule, t=theta: r.update(t, g, s, p, value=1))
+        updates, state, info = run(grads_at(0), state, params)
         assert not bool(info.skipped)
         found[backend] = updates
     assert float(jnp.max(jnp.abs(found["plain"]["m"]))) > 1e-6 * size

@@ -146,3 +146,14 @@ def test_a_convolutional_network_trains_the_same(name: str) -> None:
     found = torch_losses(net, optimizer)
     assert found[-1] < 0.5 * found[0]
     np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("cls", [lt.Celo, lt.CeloAdam])
+@pytest.mark.parametrize("num_steps", [10**7, 10**8, 10**9])
+def test_horizons_whose_decays_round_to_one(cls, num_steps):
+    param = torch.nn.Parameter(torch.ones(5, 4))
+    optimizer = cls([param], num_steps=num_steps)
+    for _ in range(6):
+        param.grad = torch.ones(5, 4)
+        optimizer.step(loss=1.0)
+    assert torch.isfinite(param).all() and not torch.equal(param, torch.ones(5, 4))

@@ -24,7 +24,7 @@ def rms_scale(x: Array, eps: float = 1e-5) -> Scalar:
     """
     if x.size == 0:
         return jnp.ones((), jnp.float32)
-    return jax.lax.rsqrt(eps + jnp.mean(jnp.square(x)))
+    return _rsqrt_or_zero(eps + jnp.mean(jnp.square(x)))
 
 
 def matrix_rms_scale(x: Array, eps: float) -> Array:
@@ -32,7 +32,14 @@ def matrix_rms_scale(x: Array, eps: float) -> Array:
     if x.size == 0:
         return jnp.ones((), jnp.float32)
     axes = tuple(range(x.ndim))[-2:]
-    return jax.lax.rsqrt(eps + jnp.mean(jnp.square(x), axis=axes, keepdims=True))
+    return _rsqrt_or_zero(eps + jnp.mean(jnp.square(x), axis=axes, keepdims=True))
+
+
+def _rsqrt_or_zero(x: Array) -> Array:
+    """1 / sqrt(x), and 0 for what has left float32's range. Of an infinity in a
+    constant, compilers make what they like."""
+    large = jnp.float32(3e38)
+    return jnp.where(x < large, jax.lax.rsqrt(jnp.minimum(x, large)), 0.0)
 
 
 def tensor_size(x: Array, bounds: SizeBounds, eps: float = 1e-9) -> Scalar:

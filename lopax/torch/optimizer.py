@@ -350,6 +350,8 @@ class LearnedOptimizer(restoring.Resumable):
             shared["iteration"].float() / horizon.float(),
             gather(members, home),
         )
+        # A rate that is not finite would make every parameter so.
+        finite = finite & torch.isfinite(result.scale).all()
         told = hand_out(members, result, finite)
         for name, new in result.shared.items():
             shared[name].copy_(torch.where(finite, new, shared[name]))
