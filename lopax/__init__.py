@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lopax.architectures import architecture
     from lopax.inventory import list_optimizers, list_suites, list_tasks
     from lopax.meta.checkpoint import load_state, save_state
-    from lopax.optax import extend, hub, info, optimizer, scale_by
+    from lopax.optax import extend, hub, info, optimizer, roles, scale_by
     from lopax.pretrained import list_weights, weights_card
     from lopax.reproductions import list_reproductions
     from lopax.theta import load_theta, save_theta
@@ -39,6 +39,7 @@ _LAZY = {
     "weights_card": "lopax.pretrained",
     "load_theta": "lopax.theta",
     "optimizer": "lopax.optax",
+    "roles": "lopax.optax",
     "scale_by": "lopax.optax",
     "save_theta": "lopax.theta",
 }
@@ -79,6 +80,7 @@ __all__ = [
     "load_theta",
     "meta",
     "optimizer",
+    "roles",
     "save_state",
     "save_theta",
     "scale_by",

@@ -13,6 +13,7 @@ import numpy as np
 from lopax._core import tree as trees
 from lopax._core.errors import ConfigError
 from lopax._core.leaves import trained
+from lopax._core.routing import Seen
 from lopax._core.types import Count, Flag, Params, Scalar
 
 MAX_STEPS = 2**31 - 1
@@ -72,6 +73,29 @@ def places(params: Params) -> list[Leaf]:
         Leaf(i, trees.path_name(path), tuple(jnp.shape(x)))
         for i, (path, x) in enumerate(named)
     ]
+
+
+def seen_as(leaf: Leaf, view: Seen, index: int = 0) -> Leaf:
+    """The place of one of the tensors that a stored one is seen as."""
+    return Leaf(index, leaf.name, view.shape)
+
+
+def numbered(
+    places: Sequence[Leaf], views: Sequence[Seen], first: int = 0
+) -> tuple[list[Leaf], list[slice]]:
+    """The places of all tensors a rule sees, and which of them are each leaf's.
+
+    The tensors of a stack have its name and their own shape. They are counted from
+    `first`.
+    """
+    found: list[Leaf] = []
+    parts = []
+    for leaf, view in zip(places, views, strict=True):
+        start, copies = len(found), 1 if view.copies is None else view.copies
+        for i in range(start, start + copies):
+            found.append(seen_as(leaf, view, first + i))
+        parts.append(slice(start, start + copies))
+    return found, parts
 
 
 def as_tensor(x: Any) -> Any:

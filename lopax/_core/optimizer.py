@@ -9,17 +9,19 @@ runs for each leaf.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+import copy
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lopax._core import leaves, lifting, placing
+from lopax._core import leaves, lifting, placing, routing, stacks
 from lopax._core import tree as trees
 from lopax._core.errors import (
+    ConfigError,
     MissingHorizon,
     MissingLoss,
     MissingParams,
@@ -27,6 +29,7 @@ from lopax._core.errors import (
 )
 from lopax._core.lifting import Leaf
 from lopax._core.published import translate
+from lopax._core.routing import Route, Seen
 from lopax._core.types import Count, Flag, Key, Params, Scalar, Theta, Updates
 
 
@@ -98,6 +101,13 @@ class LearnedOptimizer(abc.ABC):
 
         Raises `MissingLoss` / `MissingParams` if the rule needs what was not given.
         """
+
+    def routed(self, routes: Any) -> LearnedOptimizer:
+        """This rule, told more about a user's tensors by `lopax.Route`s; raises
+        `ConfigError` if it cannot use them."""
+        if not routing.checked(routes):
+            return self
+        raise ConfigError(f"{self.name!r} takes no routes: leave routes= out")
 
     def observe_validation(self, state: Any, loss: Scalar) -> Any:
         """State after a look at the loss [] on validation data, between two updates.
@@ -172,6 +182,35 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
     grad_clip: ClassVar[float] = 1000.0
     param_like: ClassVar[tuple[str, ...]] = ()
     """Fields of a tensor's state that have the tensor's size, whatever its role."""
+    user_routes: tuple[Route, ...] = ()
+
+    def routed(self, routes: Any) -> Self:
+        """This rule with `lopax.Route`s that come before its own. Raises `ConfigError`
+        for what is no route, and for a role the rule does not have."""
+        found = copy.copy(self)
+        found.user_routes = routing.checked(routes)
+        routing.check_roles(self, found.user_routes, None, self.roles)
+        return found
+
+    @property
+    def roles(self) -> Sequence[str]:
+        """What `Route.role` may be; () for rules that treat all tensors alike."""
+        return ()
+
+    def role(self, leaf: Leaf) -> str:
+        """One of `roles`; for rules that have some."""
+        del leaf
+        return ""
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """The user's, then those of the settings."""
+        own = getattr(getattr(self, "config", None), "routes", ())
+        return (*self.user_routes, *own)
+
+    def view(self, name: str, shape: tuple[int, ...]) -> Seen:
+        """As what tensors the rule sees a stored one."""
+        return routing.seen(name, shape, self.routes, out_first=False)
 
     @abc.abstractmethod
     def init_shared(self, theta: Theta, num_steps: Count, num_tensors: int) -> Shared:
@@ -285,11 +324,16 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         def own(tree: Any) -> Any:
             return jax.tree.map(lambda x: jnp.array(x, x.dtype, copy=True), tree)
 
+        stored = lifting.places(params)
+        views = [self.view(leaf.name, leaf.shape) for leaf in stored]
+        places, members = lifting.numbered(stored, views)
         states = []
-        for place, param in zip(lifting.places(params), tensors, strict=True):
-            state = own(self.init_leaf(theta, place, lifting.as_tensor(param)))
-            states.append(placing.like(param, state, self.starter(theta, place)))
-        shared = own(self.init_shared(theta, horizon, len(tensors)))
+        for i, param in enumerate(tensors):
+            of_tensor = places[members[i]]
+            param_seen = lifting.as_tensor(param)
+            state = own(self._init_seen(theta, of_tensor, views[i], param_seen))
+            states.append(placing.like(param, state, self.starter(theta, stored[i])))
+        shared = own(self.init_shared(theta, horizon, len(places)))
         return OptState(
             iteration=jnp.zeros((), jnp.int32),
             num_steps=horizon,
@@ -303,9 +347,22 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
 
         def start(shape: tuple[int, ...]) -> Any:
             place = Leaf(int(leaf), leaf.name, shape if leaf.shape else ())
-            return self.init_leaf(theta, place, jnp.zeros(shape, jnp.float32))
+            view = self.view(place.name, place.shape)
+            places, _ = lifting.numbered([place], [view], first=int(leaf))
+            return self._init_seen(theta, places, view, jnp.zeros(shape, jnp.float32))
 
         return start
+
+    def _init_seen(
+        self, theta: Theta, places: Sequence[Leaf], view: Seen, param: Any
+    ) -> Any:
+        """The state of a stored tensor: of a stack, the states stacked in front."""
+        tensors = stacks.apart(param, view)
+        states = [
+            self.init_leaf(theta, place, tensor)
+            for place, tensor in zip(places, tensors, strict=True)
+        ]
+        return stacks.states_together(states, view)
 
     def _check_states(
         self, theta: Theta, places: list[Leaf], params: list[Any], states: list[Any]
@@ -315,12 +372,12 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         seen = set()
         for leaf, param, state in zip(places, params, states, strict=True):
             found = jax.tree.map(jnp.shape, state)
-            key = (param.shape, str(found))
+            key = (param.shape, str(found), self.view(leaf.name, leaf.shape))
             if key in seen:
                 continue
             seen.add(key)
             start = self.starter(theta, leaf)
-            want = jax.eval_shape(lambda start=start, p=param: start(p.shape))
+            want = jax.eval_shape(lambda start=start, p=param: start(p.shape or (1,)))
             shapes = [str(jax.tree.map(jnp.shape, want)), str(found)]
             if shapes[0] != shapes[1]:
                 raise StructureMismatch.between(
@@ -349,13 +406,25 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         if params is None:
             raise MissingParams(self.name)
         tensors, treedef = jax.tree.flatten(leaves.trained(params))
-        raw = treedef.flatten_up_to(leaves.gradients(params, grads))
-        ps, raw = ([lifting.as_tensor(x) for x in xs] for xs in (tensors, raw))
-        places = lifting.places(params)
+        stored = lifting.places(params)
+        views = [self.view(leaf.name, leaf.shape) for leaf in stored]
+        places, members = lifting.numbered(stored, views)
+
+        def seen(arrays: list[Any]) -> list[Any]:
+            apart = map(stacks.apart, map(lifting.as_tensor, arrays), views)
+            return [x for tensor in apart for x in tensor]
+
+        ps = seen(tensors)
+        raw = seen(treedef.flatten_up_to(leaves.gradients(params, grads)))
         states = leaves.flatten_like(
-            "the optimizer's state", treedef.unflatten(ps), state.tensors
+            "the optimizer's state", treedef.unflatten(tensors), state.tensors
         )
-        self._check_states(theta, places, ps, states)
+        self._check_states(theta, stored, tensors, states)
+        states = [
+            one
+            for whole, view in zip(states, views, strict=True)
+            for one in stacks.states_apart(whole, view)
+        ]
         value = lifting.scalar_loss(value)
         if not tensors:
             none = treedef.unflatten([])
@@ -396,7 +465,11 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             [self.group_key(leaf) for leaf in places],
             list(zip(raw, states, ps, strict=True)),
         )
-        deltas = [d.astype(p.dtype) for (d, _), p in zip(stepped, tensors, strict=True)]
+        deltas = [
+            stacks.together([d for d, _ in stepped[part]], view, leaf.shape or (1,))
+            for part, view, leaf in zip(members, views, stored, strict=True)
+        ]
+        deltas = [d.astype(p.dtype) for d, p in zip(deltas, tensors, strict=True)]
         made = finite & lifting.all_finite(deltas, None)
         deltas = [jnp.where(made, d, jnp.zeros((), d.dtype)) for d in deltas]
         new_state = OptState(
@@ -404,12 +477,20 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             num_steps=state.num_steps,
             skipped=state.skipped + (~made).astype(jnp.int32),
             shared=trees.select(made, shared, state.shared),
-            tensors=treedef.unflatten([new for _, new in stepped]),
+            tensors=treedef.unflatten(
+                [
+                    stacks.states_together([new for _, new in stepped[part]], view)
+                    for part, view in zip(members, views, strict=True)
+                ]
+            ),
         )
         updates = [d.reshape(p.shape) for d, p in zip(deltas, tensors, strict=True)]
         rms = [lifting.rms(lifting.as_tensor(d)) for d in deltas]
         clipped = [jnp.sum(jnp.abs(g) > bound, dtype=jnp.int32) for g in raw]
-        ratio = [r / (lifting.rms(p) + 1e-12) for r, p in zip(rms, ps, strict=True)]
+        ratio = [
+            r / (lifting.rms(lifting.as_tensor(p)) + 1e-12)
+            for r, p in zip(rms, tensors, strict=True)
+        ]
         info = Info(
             step_scale=scale,
             skipped=~made,

@@ -90,7 +90,18 @@ class Route:
 
     @property
     def needs_name(self) -> bool:
-        return self.name is not None or self.predicate is not None
+        asked = (self.name, self.predicate, self.kind)
+        return any(condition is not None for condition in asked)
+
+
+def vectors_and_tables(role: str) -> tuple[Route, ...]:
+    """Routes that give a role to what is not a matrix in spirit: vectors, embeddings,
+    layers over a vocabulary."""
+    return (
+        Route(role=role, max_rank=1),
+        Route(role=role, kind="embedding"),
+        Route(role=role, kind="vocabulary"),
+    )
 
 
 def role_of(

@@ -97,7 +97,8 @@ class AdafacMLP(FusedRule, CountedRule[Moments]):
         (direction, magnitude), _, state = adafac_net.elements(
             part.net, part.decays, grad, state, param, c.unrolled
         )
-        return -direction * jnp.exp(c.exp_mult * magnitude) * part.scale, state
+        delta = -direction * jnp.exp(c.exp_mult * magnitude) * part.scale
+        return jnp.where(moments.reached(state), delta, 0.0), state
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         if not adafac_net.is_published(arrays):

@@ -184,7 +184,8 @@ class Celo(FusedRule):
             part.net, channels, [rms_scale(x) for x in channels]
         )
         scale = part.scale * tensor_size(param, self.config.bounds)
-        return -direction * jnp.exp(self.config.exp_mult * magnitude) * scale, state
+        delta = -direction * jnp.exp(self.config.exp_mult * magnitude) * scale
+        return jnp.where(moments.reached(state), delta, 0.0), state
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         w1 = arrays.get("ff_mod_stack/~/w1")

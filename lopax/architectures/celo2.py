@@ -11,9 +11,9 @@ Each tensor has a role, by name, rank or predicate (`_core.routing`):
 - "learned": the learned direction;
 - "adam": Adam at `adam_mult` times the step.
 
-`celo2` gives vectors and embeddings to Adam and orthogonalises the rest; input and
-output layers are better listed as "adam" too. `celo2_base` gives everything to the
-learned rule.
+`celo2` gives vectors, embeddings and layers over a vocabulary to Adam, orthogonalises
+the rest, and input and output layers are better listed as "adam" too. `celo2_base` gives
+everything to the learned rule.
 
 Published, steps keep their size, and each position of a convolution's window is a
 matrix. Two settings change that: with `schedule = "cosine"` the steps fall to
@@ -60,6 +60,7 @@ from lopax.nets import dense_mlp, mlp
 ROLES = ("orthogonal", "learned", "adam")
 SCHEDULES = ("constant", "cosine")
 CONVOLUTIONS = ("slices", "flat")
+ADAM_ROUTES = routing.vectors_and_tables("adam")
 DECAYS = Decays((0.9, 0.99, 0.999), (0.95,), (0.9, 0.99, 0.999))
 EPS = 1e-9
 
@@ -90,10 +91,7 @@ class Celo2Config:
     b2: float = 0.95
     bias_correction: bool = False
     """Correct Adam's moments; published meta-training does not, deployment does."""
-    routes: tuple[Route, ...] = (
-        Route(role="adam", max_rank=1),
-        Route(role="adam", name=r"(?i)embed"),
-    )
+    routes: tuple[Route, ...] = ADAM_ROUTES
     default_role: str = "orthogonal"
     backend: str = "auto"
     """As Celo's; the kernel serves vectors and matrices."""
@@ -150,10 +148,14 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
     def needs_horizon(self) -> bool:  # type: ignore[override]
         return self.config.schedule != "constant"
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ROLES
+
     def role(self, leaf: Leaf) -> str:
         """One of `ROLES`."""
         c = self.config
-        return routing.role_of(leaf.name, leaf.shape, c.routes, c.default_role)
+        return routing.role_of(leaf.name, leaf.shape, self.routes, c.default_role)
 
     def init_theta(self, key: Key) -> Theta:
         c = self.config
@@ -213,7 +215,8 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
         else:
             part = Part(_rows(theta["rule"], flat.ndim), DECAYS, -1.0)
             direction, state = self._elements(part, flat, state, param)
-        return self._delta(role, context, direction, param).reshape(grad.shape), state
+        delta = self._delta(role, context, direction, state, param)
+        return delta.reshape(grad.shape), state
 
     def step_or_keep(
         self,
@@ -237,13 +240,14 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
             exp_mult=c.exp_mult,
             second_eps=1e-8,
             channel_eps=EPS,
+            hold_unreached=False,
         )
         part = Part(_rows(theta["rule"], flat.ndim), DECAYS, -1.0)
         direction, state = kernel.step_or_keep(
             form, self._elements, part, flat, state, param, finite, bound
         )
-        delta = self._delta(role, context, direction, param).reshape(grad.shape)
-        return jnp.where(finite, delta, 0.0), state
+        delta = self._delta(role, context, direction, state, param)
+        return jnp.where(finite, delta.reshape(grad.shape), 0.0), state
 
     def _as_matrices(self, x: Array) -> Array:
         """A convolution's kernel as one matrix, if it is to be one."""
@@ -251,7 +255,7 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
         return x.reshape(-1, x.shape[-1]) if flat else x
 
     def _delta(
-        self, role: str, context: Stage, direction: Array, param: Array
+        self, role: str, context: Stage, direction: Array, state: Any, param: Array
     ) -> Array:
         """Minus the step size times the direction as the role wants it."""
         c, size = self.config, context.size
@@ -261,6 +265,7 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
             if role == "orthogonal" and direction.ndim >= 2:
                 direction = orthogonalize(direction, c.orthogonalizer)
             direction = direction * matrix_rms_scale(direction, EPS)
+            direction = jnp.where(moments.reached(state), direction, 0.0)
         return -size * (direction + c.weight_decay * param)
 
     def _elements(

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from lopax._core.config import check_choice, check_range
 from lopax._core.optimizer import Leaf
 from lopax._core.types import Count, Key, Theta
+from lopax.blocks import first_gradient
 from lopax.blocks.counted_rule import CountedRule
 from lopax.nets import gru, linear
 
@@ -92,7 +93,8 @@ class L2OGRU(CountedRule[Array]):
         if self.config.detach:
             grad = jax.lax.stop_gradient(grad)
         hidden = self.transition(theta, state, grad)
-        return self.readout(theta, hidden), hidden
+        delta = self.readout(theta, hidden)
+        return first_gradient.wait(grad, state, theta["initial"], delta, hidden)
 
     def transition(
         self, theta: Theta, hidden: Float[Array, "*s h"], grad: Float[Array, "*s"]

@@ -22,6 +22,7 @@ from jaxtyping import Array
 from lopax._core.config import check_range
 from lopax._core.optimizer import Leaf
 from lopax._core.types import Count, Key, Theta
+from lopax.blocks import first_gradient
 from lopax.blocks.counted_rule import CountedRule
 from lopax.blocks.log_sign import log_and_sign
 from lopax.nets import initializers, linear, lstm
@@ -94,4 +95,6 @@ class L2OLSTM(CountedRule[tuple[LSTMState, ...]]):
             states.append(new)
             signal = new.hidden
         output = linear.apply(theta["head"], signal)[..., 0]
-        return self.config.step_mult * output, tuple(states)
+        delta = self.config.step_mult * output
+        zero = jnp.zeros(())
+        return first_gradient.wait(grad, state, zero, delta, tuple(states))

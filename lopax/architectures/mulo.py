@@ -88,11 +88,18 @@ class MuLO(FusedRule, CountedRule[Moments]):
         self.config = config or MuLOConfig()
         self._rule = AdafacMLP(self.config.element_rule)
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ROLES
+
+    def role(self, leaf: Leaf) -> str:
+        default = self.config.default_role
+        return routing.role_of(leaf.name, leaf.shape, self.routes, default)
+
     def width_factor(self, leaf: Leaf) -> float:
         """What the tensor's step is multiplied by."""
         c = self.config
-        role = routing.role_of(leaf.name, leaf.shape, c.routes, c.default_role)
-        if role != "hidden" or len(leaf.shape) < 2:
+        if self.role(leaf) != "hidden" or len(leaf.shape) < 2:
             return 1.0
         return c.base_width / max(leaf.shape[-2], 1)
 

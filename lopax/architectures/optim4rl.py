@@ -31,6 +31,7 @@ from jaxtyping import Array, Float
 from lopax._core.config import check_range
 from lopax._core.optimizer import Leaf
 from lopax._core.types import Count, Key, Theta
+from lopax.blocks import first_gradient
 from lopax.blocks.counted_rule import CountedRule, S
 from lopax.blocks.log_sign import log_and_sign
 from lopax.nets import gru, initializers, linear
@@ -153,8 +154,8 @@ class LinearOptim(_ElementGRURule[Array]):
         grad = jax.lax.stop_gradient(grad)
         out, hidden = _run(theta, grad[..., None], state)
         gain, size, offset = out[..., 0], out[..., 1], out[..., 2]
-        delta = jnp.exp(gain) * grad + jnp.exp(size) * offset
-        return -self.config.lr * delta, hidden
+        delta = -self.config.lr * (jnp.exp(gain) * grad + jnp.exp(size) * offset)
+        return first_gradient.wait(grad, state, jnp.zeros(()), delta, hidden)
 
 
 class L2LGD2(_ElementGRURule[Array]):

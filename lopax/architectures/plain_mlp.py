@@ -96,4 +96,5 @@ class PlainMLP(CountedRule[PlainMLPState]):
             scales + [jnp.ones((), jnp.float32)] * len(times),
         )
         delta = -direction * jnp.exp(c.exp_mult * magnitude) * c.step_mult
+        delta = jnp.where(accumulators.reached(momenta), delta, 0.0)
         return delta, PlainMLPState(momenta)

@@ -237,7 +237,8 @@ class RNNMLP(TensorRule[RNNMLPShared, RNNMLPContext, RNNMLPState]):
         said = outputs[..., 2:].reshape(-1, TO_LSTM)
         message = jnp.mean(said, axis=0) if param.size else state.message
         delta = -direction * jnp.exp(c.exp_mult * magnitude) * c.step_mult
-        return delta, state._replace(message=message)
+        reached = accumulators.reached(state.momenta, state.seconds)
+        return jnp.where(reached, delta, 0.0), state._replace(message=message)
 
     def observe_validation(self, state: OptState, loss: Scalar) -> OptState:
         """State after a look at the validation loss [] between two updates.

@@ -123,7 +123,8 @@ class STAR(CountedRule[Moments]):
         gain = jnp.exp(c.exp_mult * by_unit.get(2, one))
         nominal = c.nominal * gain * _direction(c.nominal_direction, view)
         decay = c.weight_decay * jnp.exp(c.exp_mult * by_unit.get(3, zero)) * param
-        return -learned - nominal - decay, state
+        delta = jnp.where(moments.reached(state), -learned - nominal, 0.0)
+        return delta - decay, state
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         if not adafac_net.is_published(arrays) or arrays["nn/~/w2"].shape[1] != 4:

@@ -247,7 +247,8 @@ class VeLO(FusedRule):
         scale = part.scale
         if c.norm_factor == "rms":
             scale = scale * tensor_size(param, c.bounds)
-        return -direction * jnp.exp(c.exp_mult * magnitude) * scale, state
+        delta = -direction * jnp.exp(c.exp_mult * magnitude) * scale
+        return jnp.where(moments.reached(state), delta, 0.0), state
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         controls = "rnn_params/rnn_to_controls"

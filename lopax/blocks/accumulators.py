@@ -7,12 +7,13 @@ contiguous and has the tensor's own layout (and sharding) behind that axis.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from lopax.blocks.normalize import safe_rsqrt
 
@@ -38,6 +39,13 @@ def learned_decays(initial: Sequence[float], offsets: Array) -> Float[Array, "K"
     # operations would be another decay than the published weights were trained with.
     start = jnp.log(1.0 - jnp.asarray(initial, jnp.float32)) / 10.0
     return jnp.clip(1.0 - jnp.exp((start + offsets) * 10.0), 0.0, 1.0)
+
+
+def reached(*averages: Float[Array, "K *s"]) -> Bool[Array, "*s"]:
+    """Which elements ever saw a gradient other than zero: those where any of these
+    averages of it is not zero. The others are to stay where they are."""
+    found = [jnp.any(x != 0.0, axis=0) for x in averages]
+    return functools.reduce(jnp.logical_or, found)
 
 
 class Factored(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from lopax.blocks import accumulators
 from lopax.blocks.accumulators import Factored
@@ -53,6 +53,11 @@ def update(state: Moments, grad: Array, decays: Decays) -> Moments:
         second=second[0],
         factored=accumulators.factored_update(state.factored, grad, decays.factored),
     )
+
+
+def reached(state: Moments) -> Bool[Array, "*s"]:
+    """Which elements ever saw a gradient other than zero."""
+    return accumulators.reached(state.momenta, state.second[None])
 
 
 def view(state: Moments, grad: Array, param: Array) -> ElementView:

@@ -65,6 +65,9 @@ class Form(NamedTuple):
     """Added to a vector's second moment in its factored momenta."""
     bounds: SizeBounds | None = None
     """Where the step is times the tensor's size: what counts as its least and most."""
+    hold_unreached: bool = True
+    """Whether elements that never saw a gradient other than zero have a step of zero;
+    else the rule sees to that."""
 
 
 class HasBackend(Protocol):
@@ -328,6 +331,7 @@ def _call(form: Form, hidden: int, bound: float, *operands: Array) -> tuple[Arra
         by_size=form.bounds is not None,
         least=np.float32(least),
         most=np.float32(most),
+        hold=bool(form.hold_unreached),
         row_is_p=bool(where.row_is_p),
         vector=bool(where.vector),
     )

@@ -108,6 +108,7 @@ struct Settings {
   float second_eps, channel_eps, vector_eps;  // see kernels/elements.py
   bool row_is_p, vector, by_size;
   float least, most;  // the root mean square counts as within these
+  bool hold;          // no step for elements that never saw a gradient other than zero
 };
 
 // One per tensor: three decays of the momenta, three of the factored moments, one of
@@ -560,6 +561,13 @@ void apply_rule(const Shape& s, const Settings& set, const Rule<H>& rule,
           out.v[u] *= exp(set.exp_mult * magnitude);
         }
       }
+      if (set.hold) {
+        EACH_VECTOR {
+          const VecInt reached = (e.momenta[0].v[u] != 0.0f) | (e.momenta[1].v[u] != 0.0f) |
+                                 (e.momenta[2].v[u] != 0.0f) | (e.second.v[u] != 0.0f);
+          out.v[u] = (Vec)((VecInt)out.v[u] & reached);
+        }
+      }
       store(out, count, t.delta + e0);
     }
   }
@@ -703,13 +711,15 @@ ffi::Error Step(ffi::ThreadPool pool, In grad, In param, In momenta, In second,
                 Out delta, Out momenta_out, Out second_out, Out p_out, Out q_out,
                 ffi::Span<const int64_t> dims, int64_t hidden, float exp_mult,
                 float grad_clip, float second_eps, float channel_eps, float vector_eps,
-                bool by_size, float least, float most, bool row_is_p, bool vector) {
+                bool by_size, float least, float most, bool hold, bool row_is_p,
+                bool vector) {
   if (dims.size() != 5) {
     return ffi::Error::InvalidArgument("elements: expected 5 dims");
   }
   const Shape shape{dims[0], dims[1], dims[2], dims[3], dims[4]};
   const Settings set{exp_mult,   grad_clip, second_eps, channel_eps,
-                     vector_eps, row_is_p,  vector,     by_size, least, most};
+                     vector_eps, row_is_p,  vector,     by_size,
+                     least,      most,      hold};
   const Buffers b{grad, param, momenta, second, p_state, q_state, net, decays, context,
                   finite, delta, momenta_out, second_out, p_out, q_out};
   switch (hidden) {
@@ -750,5 +760,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(LopaxElementStep, Step,
                                   .Attr<bool>("by_size")
                                   .Attr<float>("least")
                                   .Attr<float>("most")
+                                  .Attr<bool>("hold")
                                   .Attr<bool>("row_is_p")
                                   .Attr<bool>("vector"));

@@ -1,6 +1,6 @@
 """Learned optimizers as optax transformations, and what belongs to using them."""
 
-from lopax.optax.adapter import from_rule, optimizer, scale_by
+from lopax.optax.adapter import from_rule, optimizer, roles, scale_by
 from lopax.optax.horizon import extend
 from lopax.optax.hybrid import HubState, hub
 from lopax.optax.report import HorizonWarning, info
@@ -17,5 +17,6 @@ __all__ = [
     "hub",
     "info",
     "optimizer",
+    "roles",
     "scale_by",
 ]

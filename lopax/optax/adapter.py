@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,8 @@ from lopax._core.errors import (
     MissingParams,
     StructureMismatch,
 )
-from lopax._core.optimizer import LearnedOptimizer
+from lopax._core.optimizer import LearnedOptimizer, TensorRule
+from lopax._core.routing import Route
 from lopax._core.types import Params, Theta, Updates
 from lopax.architectures import architecture
 from lopax.blocks import narrow_momenta
@@ -43,6 +44,7 @@ def optimizer(
     lr_multiplier: float | optax.Schedule = 1.0,
     accumulate_beyond: int | None = None,
     momentum_dtype: str = "float32",
+    routes: Sequence[Route] = (),
     report: bool = False,
     **config: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -74,6 +76,8 @@ def optimizer(
         is larger, ceil(num_steps / accumulate_beyond) gradients and losses are
         averaged for every step of the rule; in between, the updates are zero.
     - `momentum_dtype`: "float32" or "bfloat16", what momenta are kept in.
+    - `routes`: `lopax.Route`s that say which axes of a tensor are a stack of layers or
+        experts and which belong to the output, and for rules with roles the role.
     - `report`: keep per-tensor diagnostics of the last step in the state, for
         `lopax.info`. Costs one more pass over gradients, parameters and updates.
     - `config`: settings of the architecture, over those saved with the weights.
@@ -91,6 +95,7 @@ def optimizer(
         lr_multiplier=lr_multiplier,
         accumulate_beyond=accumulate_beyond,
         momentum_dtype=momentum_dtype,
+        routes=routes,
         report=report,
     )
 
@@ -102,6 +107,7 @@ def scale_by(
     theta: Theta | None = None,
     weights: str | os.PathLike[str] | None = None,
     momentum_dtype: str = "float32",
+    routes: Sequence[Route] = (),
     **config: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """The rule's direction alone, for a chain of one's own; as `optax.scale_by_adam`
@@ -123,8 +129,34 @@ def scale_by(
         theta,
         num_steps=num_steps,
         momentum_dtype=momentum_dtype,
+        routes=routes,
         lr_multiplier=-1.0,
     )
+
+
+def roles(
+    name: str,
+    params: Params,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    routes: Sequence[Route] = (),
+    **config: Any,
+) -> dict[str, str]:
+    """What `optimizer(name, routes=routes, ...)` takes each tensor for, by its path.
+
+        lopax.roles("celo2", params)  # {"embedding": "adam", "dense/w": "orthogonal"}
+
+    Empty for rules that treat all tensors alike. Arguments and errors as for
+    `optimizer`.
+    """
+    rule = _load(name, None, weights, config)[0].routed(routes)
+    if not isinstance(rule, TensorRule) or not rule.roles:
+        return {}
+    named = by_name(params, leaves.trained(params))
+    return {
+        leaf.name: rule.role(lifting.seen_as(leaf, rule.view(leaf.name, leaf.shape)))
+        for leaf in lifting.places(named)
+    }
 
 
 def from_rule(
@@ -137,9 +169,12 @@ def from_rule(
     lr_multiplier: float | optax.Schedule = 1.0,
     accumulate_beyond: int | None = None,
     momentum_dtype: str = "float32",
+    routes: Sequence[Route] = (),
     report: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """`optimizer` for an architecture object and its meta-parameters."""
+    if routes:
+        rule = rule.routed(routes)
     if num_steps is None and rule.needs_horizon:
         raise MissingHorizon(rule.name)
     if num_steps is not None:

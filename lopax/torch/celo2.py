@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lopax._core import polar
 from lopax._core.config import check_choice, check_range
-from lopax._core.routing import Route, check_roles, role_of
+from lopax._core.routing import Route, check_roles, role_of, vectors_and_tables
 from lopax.torch import elements, moments
 from lopax.torch.geometry import Accumulator
 from lopax.torch.orthogonalize import orthogonalize_batch
@@ -43,6 +43,7 @@ MATRIX = elements.Features(
 )
 VECTOR = MATRIX._replace(names=elements.VELO[:9])
 """Vectors, which have no rows and columns: the first 15 channels."""
+ADAM_ROUTES = vectors_and_tables("adam")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,10 +61,7 @@ class Celo2Config:
     b1: float = 0.9
     b2: float = 0.95
     bias_correction: bool = False
-    routes: tuple[Route, ...] = (
-        Route(role="adam", max_rank=1),
-        Route(role="adam", name=r"(?i)embed"),
-    )
+    routes: tuple[Route, ...] = ADAM_ROUTES
     default_role: str = "orthogonal"
 
     def __post_init__(self) -> None:
@@ -165,7 +163,8 @@ class Celo2Rule(Rule):
     def _learned(
         self, batch: TensorBatch, alive: Tensor
     ) -> Generator[list[Sum], list[Tensor], Tensor]:
-        """[B, *s] of unit root mean square per matrix."""
+        """[B, *s] of unit root mean square per matrix, zero where there never was a
+        gradient."""
         factors = yield from moments.update(batch, self.theta, alive)
         net = elements.Network(
             features=VECTOR if batch.axes is None else MATRIX,
@@ -173,6 +172,7 @@ class Celo2Rule(Rule):
             exp_mult=self.config.exp_mult,
             scale=torch.ones_like(alive).reshape(1),
             bounds=None,
+            hold_unreached=False,
         )
         direction = yield from elements.evaluate(batch, factors, net)
         if batch.role == "orthogonal" and batch.axes is not None:
@@ -183,7 +183,8 @@ class Celo2Rule(Rule):
         squares = direction.square().sum(over, keepdim=True)
         (squares,) = yield [Sum(squares, batch.matrix)]
         count = math.prod(batch.shape[a] for a in batch.matrix)
-        return direction * torch.rsqrt(EPS + squares / count)
+        direction = direction * torch.rsqrt(EPS + squares / count)
+        return direction.masked_fill_(moments.unreached(batch.state), 0.0)
 
     def _adam(self, batch: TensorBatch, alive: Tensor) -> Tensor:
         """Adam's direction [B, *s] with epsilon under the root."""

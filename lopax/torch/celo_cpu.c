@@ -312,7 +312,11 @@ static void apply_band(Job *job, Tensor *t, int64_t item) {
     }
     finish_block(&r, h, *p.size, length, step);
     float *target = t->param + e;
-    for (int64_t i = 0; i < length; i++) step[i] = lr * (step[i] - decay * target[i]);
+    /* No step where there never was a gradient: there, all accumulators are zero. */
+    for (int64_t i = 0; i < length; i++) {
+      int reached = (m0[i] != 0.0f) | (m1[i] != 0.0f) | (m2[i] != 0.0f) | (s[i] != 0.0f);
+      step[i] = lr * ((reached ? step[i] : 0.0f) - decay * target[i]);
+    }
     if (t->update_only) memcpy(target, step, sizeof(float) * (size_t)length);
     else
       for (int64_t i = 0; i < length; i++) target[i] += step[i];

@@ -267,6 +267,9 @@ def apply(
                 z = _layer(theta, j, h0, h1, h2, h3)
                 o0 += tl.load(theta + W2 + 2 * j) * z
                 o1 += tl.load(theta + W2 + 2 * j + 1) * z
-            step = lr * (-o0 * tl.exp(exp_mult * o1) * size - decay * p)
+            # No step where there never was a gradient: all accumulators are zero.
+            reached = (m0 != 0.0) | (m1 != 0.0) | (m2 != 0.0) | (s != 0.0)
+            moved = tl.where(reached, -o0 * tl.exp(exp_mult * o1) * size, 0.0)
+            step = lr * (moved - decay * p)
             new = tl.where(alone != 0.0, step, p + step)
             tl.store(param + e, new.to(PARAM), mask=ok)

@@ -120,6 +120,7 @@ class Network(NamedTuple):
     exp_mult: float  # of the second output, the logarithm of a magnitude
     scale: Tensor  # [R] what the result is multiplied by,
     bounds: SizeBounds | None  # times the parameters' size within these, or not
+    hold_unreached: bool = True  # zero where there never was a gradient
 
 
 class ElementRule(Rule):
@@ -204,6 +205,8 @@ def evaluate(
             update = update * torch.exp(exp_mult * out[:, 1])
         # The gradient's buffer is the batch's own; the update takes its place.
         torch.mul(update, _at(factor, update), out=cut(batch.grads, 1))
+    if net.hold_unreached:
+        batch.grads.masked_fill_(moments.unreached(batch.state), 0.0)
     return batch.grads
 
 

@@ -7,7 +7,7 @@ of them bias-corrected: the counterpart of `lopax.blocks.moments` and
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -116,6 +116,12 @@ def update(
         row_scale=safe_rsqrt(row / (mean + 1e-9)).unsqueeze(2 + d0),
         col_scale=safe_rsqrt(col).unsqueeze(2 + d1),
     )
+
+
+def unreached(state: Mapping[str, Tensor]) -> Tensor:
+    """[B, *s] bool: the elements that never saw a gradient other than zero, whose
+    accumulators are zero. They are to stay where they are."""
+    return state["second"].eq(0.0).logical_and_(state["momenta"].eq(0.0).all(1))
 
 
 def safe_rsqrt(x: Tensor) -> Tensor:
