@@ -221,7 +221,7 @@ def test_layout_of_every_rank():
 @pytest.mark.parametrize("name", ["celo", "velo"])
 @pytest.mark.parametrize("size", [1e20, 1e30])
 def test_parameters_whose_squares_leave_the_range(name, size):
-    """The step stays relative to the tensor's size, in both forms alike."""
+    """The step stays relative to the tensor's size, or its bound, in both forms."""
     params = jax.tree.map(lambda p: size * p, PARAMS)
     found = {}
     for backend in ("plain", "fused"):
@@ -232,5 +232,6 @@ def test_parameters_whose_squares_leave_the_range(name, size):
         updates, state, info = run(grads_at(0), state, params)
         assert not bool(info.skipped)
         found[backend] = updates
-    assert float(jnp.max(jnp.abs(found["plain"]["m"]))) > 1e-6 * size
+    counted = size if name == "velo" else 1.0
+    assert float(jnp.max(jnp.abs(found["plain"]["m"]))) > 1e-6 * counted
     assert_close(found["plain"], found["fused"], 1e-4)

@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from lopax._core import sizes
 from lopax._core.config import check_choice, check_range
-from lopax._core.optimizer import Leaf
+from lopax._core.lifting import Leaf
 from lopax._core.sizes import SizeBounds
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import accumulators, element_features, moments, scheduler

@@ -11,9 +11,9 @@ Each tensor has a role, by name, rank or predicate (`_core.routing`):
 - "learned": the learned direction;
 - "adam": Adam at `adam_mult` times the step.
 
-`celo2` gives vectors, embeddings and layers over a vocabulary to Adam, orthogonalises
-the rest, and input and output layers are better listed as "adam" too. `celo2_base` gives
-everything to the learned rule.
+`celo2` gives vectors, embeddings and layers over a vocabulary to Adam and
+orthogonalises the rest; input and output layers are better listed as "adam", too.
+`celo2_base` gives everything to the learned rule.
 
 Published, steps keep their size, and each position of a convolution's window is a
 matrix. Two settings change that: with `schedule = "cosine"` the steps fall to
@@ -41,8 +41,9 @@ from jaxtyping import Array, Float
 
 from lopax._core import polar, routing
 from lopax._core.config import check_choice, check_range
-from lopax._core.optimizer import Leaf, TensorRule
+from lopax._core.lifting import Leaf
 from lopax._core.routing import Route
+from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count, Flag, Key, Scalar, Theta
 from lopax.blocks import element_features, moments
 from lopax.blocks.element_features import (

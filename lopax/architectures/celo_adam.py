@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopax._core.config import check_choice, check_range
-from lopax._core.optimizer import TensorRule
+from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import scheduler
 from lopax.blocks.scheduler import SchedulerState

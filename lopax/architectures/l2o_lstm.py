@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lopax._core.config import check_range
-from lopax._core.optimizer import Leaf
+from lopax._core.lifting import Leaf
 from lopax._core.types import Count, Key, Theta
 from lopax.blocks import first_gradient
 from lopax.blocks.counted_rule import CountedRule

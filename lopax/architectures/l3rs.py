@@ -34,7 +34,9 @@ from jaxtyping import Array, Float
 from lopax._core import lifting
 from lopax._core.config import check_choice, check_range
 from lopax._core.errors import ConfigError, StructureMismatch
-from lopax._core.optimizer import Leaf, OptState, TensorRule
+from lopax._core.lifting import Leaf
+from lopax._core.optimizer import OptState
+from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count, Key, Params, Scalar, Theta
 from lopax.blocks.directions import Direction
 from lopax.nets import initializers, linear

@@ -26,7 +26,7 @@ from jaxtyping import Array
 
 from lopax._core import routing
 from lopax._core.config import check_range
-from lopax._core.optimizer import Leaf
+from lopax._core.lifting import Leaf
 from lopax._core.routing import Route
 from lopax._core.types import Count, Key, Theta
 from lopax.architectures.adafac_mlp import AdafacMLP, AdafacMLPConfig

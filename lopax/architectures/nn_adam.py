@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopax._core.config import check_range
-from lopax._core.optimizer import Leaf, TensorRule
+from lopax._core.lifting import Leaf
+from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import tensor_features
 from lopax.blocks.tensor_features import flag, log_magnitude, mean, variance

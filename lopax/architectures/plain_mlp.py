@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopax._core.config import check_range
-from lopax._core.optimizer import Leaf
+from lopax._core.lifting import Leaf
 from lopax._core.types import Count, Key, Theta
 from lopax.blocks import accumulators, adafac_net, time_features
 from lopax.blocks.counted_rule import CountedRule

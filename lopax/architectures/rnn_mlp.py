@@ -27,7 +27,9 @@ from jaxtyping import Array, Float
 
 from lopax._core import tree as trees
 from lopax._core.config import check_choice, check_range
-from lopax._core.optimizer import Leaf, OptState, TensorRule
+from lopax._core.lifting import Leaf
+from lopax._core.optimizer import OptState
+from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import accumulators, loss_normalizer, tensor_features, time_features
 from lopax.blocks.loss_normalizer import LossMoments

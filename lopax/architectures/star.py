@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lopax._core.config import check_choice, check_range
-from lopax._core.optimizer import Leaf
+from lopax._core.lifting import Leaf
 from lopax._core.types import Count, Key, Theta
 from lopax.blocks import adafac_net, moments
 from lopax.blocks.counted_rule import CountedRule

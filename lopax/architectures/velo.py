@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from lopax._core import sizes
 from lopax._core.config import check_choice, check_range
-from lopax._core.optimizer import Leaf
+from lopax._core.lifting import Leaf
 from lopax._core.sizes import SizeBounds
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import (

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import jax.numpy as jnp
 
-from lopax._core.optimizer import TensorRule
+from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count, Scalar, Theta
 
 S = TypeVar("S")

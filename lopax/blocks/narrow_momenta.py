@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float
 
 from lopax._core.errors import ConfigError
-from lopax._core.optimizer import Leaf, LearnedOptimizer, OptState, TensorRule
+from lopax._core.lifting import Leaf
+from lopax._core.optimizer import LearnedOptimizer, OptState
+from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count
 
 DTYPES = ("float32", "bfloat16")

@@ -22,8 +22,9 @@ from jaxtyping import Array
 
 from lopax._core.config import check_choice
 from lopax._core.errors import ConfigError
-from lopax._core.optimizer import Leaf, TensorRule, guarded
+from lopax._core.lifting import Leaf
 from lopax._core.sizes import SizeBounds
+from lopax._core.tensor_rule import TensorRule, guarded
 from lopax._core.types import Flag, Theta
 from lopax.blocks import element_features
 from lopax.blocks.accumulators import Factored, factored_dims

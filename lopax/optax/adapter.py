@@ -20,8 +20,9 @@ from lopax._core.errors import (
     MissingParams,
     StructureMismatch,
 )
-from lopax._core.optimizer import LearnedOptimizer, TensorRule
+from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.routing import Route
+from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Params, Theta, Updates
 from lopax.architectures import architecture
 from lopax.blocks import narrow_momenta

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from lopax._core import leaves, lifting, placing
 from lopax._core.errors import ConfigError, StructureMismatch
 from lopax._core.lifting import Leaf
-from lopax._core.optimizer import LearnedOptimizer, OptState, TensorRule
+from lopax._core.optimizer import LearnedOptimizer, OptState
+from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Params, Theta, Updates
 from lopax.optax import boxes
 
