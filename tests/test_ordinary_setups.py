@@ -26,10 +26,19 @@ from optax_rules import (
     theta_of,
 )
 from quick_compile import quick_compilation, quick_jit  # noqa: F401
+from toy import ParabolaFamily
 
 import lopax
 from lopax._core import tree as trees
 from lopax._core.errors import ConfigError, StructureMismatch
+from lopax.estimators import (
+    PES,
+    FullES,
+    Horizon,
+    ParticleSettings,
+    TruncatedBackprop,
+    Unroller,
+)
 from lopax.optax import from_rule
 
 CHEAP = "learned_adam"
@@ -91,6 +100,7 @@ class TestEveryArchitecture:
             assert set(state.rule.tensors.rest) == set(other.rule.tensors.rest)
 
     def test_sixty_four_bits_elsewhere_change_nothing(self, name):
+        theta_of(name)  # not inside a trace
         params = params_tree()
         want = jax.eval_shape(lambda p: step(make(name), p, p), params)
         with sixty_four_bits():
@@ -173,6 +183,8 @@ HORIZONS = (1, 10, 10**4, 10**6, 3 * 10**7, 10**8, 10**9)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_horizons_and_scales_keep_the_step_finite(name):
+    theta_of(name)  # not inside a trace
+
     def run(num_steps: Any, params: Any, grads: Any, losses: Any) -> Any:
         opt = make(name, num_steps)
 
@@ -371,8 +383,29 @@ def test_the_boxes_of_linen():
 
 @pytest.mark.parametrize("name", ["celo", "celo2", "rnn_mlp"])
 def test_programs_that_look_for_nan(name):
-    params = params_tree()
+    opt, params = make(name), params_tree()
     zero = jax.tree.map(jnp.zeros_like, params)
     with jax.debug_nans(True):
-        updates, _ = jax.jit(lambda p, g: step(make(name), p, g, 0.0))(params, zero)
+        updates, _ = jax.jit(lambda p, g: step(opt, p, g, 0.0))(params, zero)
     assert all(np.all(np.isfinite(u)) for u in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("kind", [FullES, PES, TruncatedBackprop])
+def test_meta_training_with_sixty_four_bits_elsewhere(kind):
+    """The inner problem may compute in float64; theta and its gradient do not."""
+    with sixty_four_bits():
+        rule = lopax.architecture("celo_adam", **SETTINGS["celo_adam"])
+        theta = rule.init_theta(jax.random.key(0))
+        horizon = Horizon(low=6, high=6, staggered=False)
+        unroller = Unroller(optimizer=rule, family=ParabolaFamily(), horizon=horizon)
+        length = {"sigma": 0.1} if kind is FullES else {"truncation": 3}
+        settings = ParticleSettings(num_particles=4)
+        estimator = kind(unroller=unroller, settings=settings, **length)
+        state = jax.eval_shape(estimator.init, theta, jax.random.key(0))
+        gradient, after, _ = jax.eval_shape(
+            estimator.step, theta, state, jax.random.key(1)
+        )
+    assert kinds(gradient) == kinds(theta)
+    assert [x.dtype for x in jax.tree.leaves(after)] == [
+        x.dtype for x in jax.tree.leaves(state)
+    ]

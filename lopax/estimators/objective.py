@@ -64,7 +64,7 @@ class Objective:
         losses = jax.vmap(lambda k: task.evaluate(params, task_state, k, self.split))(
             jax.random.split(key, count)
         )
-        return task.normalize(jnp.mean(losses))
+        return task.normalize(jnp.mean(losses)).astype(jnp.float32)
 
     def contribution(
         self,

@@ -101,7 +101,7 @@ def inner_step(
     )
     params = optax.apply_updates(state.params, updates)
     state = InnerState(params, task_state, opt_state)
-    return state, task.normalize(loss), jnp.isfinite(loss)
+    return state, task.normalize(loss).astype(jnp.float32), jnp.isfinite(loss)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
