@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import itertools
 import os
 import random
@@ -67,7 +68,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "run.toml").write_text(
-            RECIPE.replace("STEPS", "600") + "\n[outer]\nlearning_rate = 1e-3\n"
+            RECIPE.replace("STEPS", "2000") + "\n[outer]\nlearning_rate = 1e-3\n"
         )
         text = (folder / "run.toml").read_text()
         (folder / "run.toml").write_text("checkpoint_minutes = 0.002\n" + text)
@@ -152,9 +153,7 @@ class Killed(Attack):
 
     def attack(self) -> None:
         if self.turn == 1:
-            started = time.monotonic()
             self.finish(self.folder / f"{self.case}-whole")
-            self.seconds = time.monotonic() - started
             return
         out = self.folder / f"{self.case}-{self.turn}"
         kills = 0
@@ -165,7 +164,7 @@ class Killed(Attack):
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            time.sleep(self.rng.uniform(0.2, 1.1) * self.seconds)
+            self.wait_for_a_moment(process, out)
             workers = _children(process.pid)
             if process.poll() is not None:
                 break
@@ -183,6 +182,16 @@ class Killed(Attack):
         left = [p.name for p in out.rglob(".*") if p.is_file()]
         wrong += [f"{name} is left" for name in left]
         self.count(self.case, wrong, f"bit-equal after {kills} kills")
+
+    def wait_for_a_moment(self, process: subprocess.Popen[bytes], out: Path) -> None:
+        """One while it starts, or after it has written something."""
+        if self.rng.random() < 0.2:
+            time.sleep(self.rng.uniform(0.1, 5.0))
+            return
+        before = _size(out)
+        while process.poll() is None and _size(out) == before:
+            time.sleep(0.05)
+        time.sleep(self.rng.choice((0.0, 0.1, 1.0, 3.0)) * self.rng.random())
 
     def finish(self, out: Path) -> int:
         done = subprocess.run(
@@ -261,6 +270,16 @@ class Commands(Attack):
             if new := set(folder.rglob("*")) - before:
                 wrong.append(f"new files {sorted(new)}: {' '.join(argv)}")
             self.count("commands", wrong, "one message, exit code 2")
+
+
+def _size(folder: Path) -> int:
+    """Bytes in all files of a folder, and their number."""
+    found = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # renamed in between
+                found += 1 + os.stat(Path(root, name)).st_size
+    return found
 
 
 def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:

@@ -255,7 +255,7 @@ def test_reading_a_file_runs_nothing(tmp_path):
 @pytest.mark.parametrize("shape", [(5, 0, 8, 1), (5, 8, 0, 1), (5, 8, 8, 0), (0,), ()])
 def test_images_without_a_side_are_refused(tmp_path, shape):
     images, labels = np.zeros(shape, np.uint8), np.zeros(shape[:1], np.int64)
-    arrays = {f"{s}_images": images for s in ("train", "test")}
+    arrays: dict = {f"{s}_images": images for s in ("train", "test")}
     arrays |= {f"{s}_labels": labels for s in ("train", "test")}
     np.savez(tmp_path / "mnist.npz", **arrays)
     with pytest.raises(FileFormatError, match="no side of them 0"):

@@ -109,7 +109,8 @@ def test_direct_construction_checks_numbers_too():
     ):
         for bad in (math.nan, math.inf):
             with pytest.raises(ConfigError, match="finite"):
-                cls(**{name: bad})
+                setting: dict = {name: bad}
+                cls(**setting)
     with pytest.raises(ConfigError):
         tiny(estimator=EstimatorConfig(sigma=math.inf))
     with pytest.raises(ConfigError):
@@ -173,7 +174,9 @@ def test_a_run_that_diverges_stops_with_its_last_good_theta(families, tmp_path):
     import optax
 
     # Fine for two outer steps, then NaN.
-    outer = optax.scale_by_schedule(lambda n: jax.numpy.where(n < 2, -1e-3, np.nan))
+    outer = optax.scale_by_schedule(
+        lambda n: jax.numpy.where(jax.numpy.less(n, 2), -1e-3, np.nan)
+    )
     with pytest.raises(MetaTrainingDiverged, match="after outer step 4 of 4") as stop:
         train(tiny(), families, tmp_path, outer_optimizer=outer)
     assert stop.value.exit_code == 1

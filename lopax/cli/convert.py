@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
         print(weights)
         print(hub.write_card(args.target, read_weights(weights).header, about))
         return 0
-    header = {"converted_from": source.name}
+    header: dict[str, Any] = {"converted_from": source.name}
     if args.licence:
         header["licence"] = args.licence
     save_theta(args.target, theta, optimizer, **header)

@@ -37,7 +37,10 @@ def explain(error: BaseException) -> tuple[str, int]:
         name = error.filename or error.filename2
         where = "" if name is None else f"{os.fsdecode(name)}: "
         code = 1 if error.errno in WORK_FAILED else 2
-        return f"{where}{error.strerror or error}", code
+        reason = error.strerror or str(error)
+        if isinstance(error, FileExistsError):  # only of making a folder
+            reason = "a file is where a folder should be"
+        return f"{where}{reason}", code
     where = keep_traceback(error)
     text = " ".join(str(error).split())[:300]
     return (
