@@ -34,7 +34,7 @@ def finishes(work: str, folder: Path, seconds: float = 240.0) -> bool:
     return True
 
 
-@pytest.mark.parametrize("work", ["replicas", "shards"])
+@pytest.mark.parametrize("work", ["replicas", "shards", "owners"])
 def test_two_processes(work, tmp_path):
     # These processes have once not come to an end, for a reason that is not known.
     # A wrong result raises and is not tried again.

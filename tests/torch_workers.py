@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch_common import NAMES, NEEDS_LOSS, loss_of, make, small_model, values
 
+import lopax.torch as lt
+
 
 def start(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
@@ -201,3 +203,62 @@ def refusals(mesh) -> None:
     param.grad = distribute_tensor(plain, grid, [Shard(0), Replicate()])
     make("celo", [param]).step(loss=1.0)
     assert not torch.equal(param.full_tensor(), plain)
+
+
+def owners(rank: int, folder: str) -> None:
+    """ZeroRedundancyOptimizer: a process that owns no tensor takes part in every step;
+    a run goes on from a consolidated state."""
+    start(rank, folder)
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    for name in NAMES:
+        for layers in (1, 2):  # with one, a process owns nothing
+            model, twin = chain(layers), chain(layers)
+            wrapped = torch.nn.parallel.DistributedDataParallel(model)
+            optimizer = zero(ZeroRedundancyOptimizer, name, model)
+            other = make(name, twin.parameters())
+            replica = torch.nn.parallel.DistributedDataParallel(twin)
+            for step in range(3):
+                for net, o in ((wrapped, optimizer), (replica, other)):
+                    loss = loss_of(net, step, seed=rank) * (1 + rank)
+                    o.zero_grad()
+                    loss.backward()
+                    o.step(loss=loss)
+            # VeLO's tensors hear those of their own process only.
+            if name != "velo" or layers == 1:
+                torch.testing.assert_close(values(model), values(twin))
+            assert same_on_all_ranks(values(model))
+
+            optimizer.consolidate_state_dict(0)
+            box = [optimizer.state_dict() if rank == 0 else None]
+            dist.broadcast_object_list(box, 0)
+            fresh = chain(layers)
+            fresh.load_state_dict(model.state_dict())
+            resumed = zero(ZeroRedundancyOptimizer, name, fresh)
+            resumed.load_state_dict(copy.deepcopy(box[0]))
+            for step in range(3, 6):
+                one_step(model, optimizer, step)
+                one_step(fresh, resumed, step)
+            assert torch.equal(values(fresh), values(model)), (name, layers)
+        # A loss that is not finite where nothing is owned is skipped everywhere.
+        model = chain(1)
+        optimizer = zero(ZeroRedundancyOptimizer, name, model)
+        loss = loss_of(model, 0)
+        loss.backward()
+        optimizer.step(loss=loss * (float("nan") if rank else 1.0))
+        assert torch.equal(values(model), values(chain(1))), name
+    dist.destroy_process_group()
+
+
+def chain(layers: int) -> Any:
+    """A model of so many tensors."""
+    torch.manual_seed(0)
+    nets = [torch.nn.Linear(5, 5, bias=False) for _ in range(layers - 1)]
+    return torch.nn.Sequential(*nets, torch.nn.Linear(5, 3, bias=False))
+
+
+def zero(kind: Any, name: str, model: Any) -> Any:
+    from torch_common import SETTINGS, random_theta
+
+    options = {**SETTINGS.get(name, {}), "theta": random_theta(name), "num_steps": 50}
+    return kind(model.parameters(), optimizer_class=lt.RULES[name], **options)

@@ -23,7 +23,8 @@ def attach(
 ) -> Any:
     """Makes `trainer` use the learned optimizer `name`; returns the trainer.
 
-    The horizon is the trainer's own number of steps. The loss of each optimizer step
+    The horizon is the trainer's own number of steps, also if a run is resumed with
+    another one. The loss of each optimizer step
     is that of all its micro-batches, as the trainer scales them. Weight decay is
     `args.weight_decay` for the parameters the trainer would decay.
 
@@ -49,7 +50,9 @@ def attach(
             groups = _groups(trainer, trainer.model if model is None else model)
             # A provisional length: the trainer knows its own when it makes a schedule.
             steps = max(trainer.args.max_steps, 1)
-            learned = make_optimizer(name, groups, num_steps=steps, **options)
+            # Resumed with another length: the trainer's, as for its own schedules.
+            settings = {"on_resume": "new", **options}
+            learned = make_optimizer(name, groups, num_steps=steps, **settings)
             attached[:] = [learned]
             trainer.optimizer = learned
         return trainer.optimizer

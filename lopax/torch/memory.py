@@ -7,6 +7,7 @@ the state. Kernels work on addresses, so everything is looked at in every step.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,40 @@ def has_memory(x: Tensor) -> bool:
     return x.untyped_storage().nbytes() >= last * x.itemsize or not x.numel()
 
 
+class Known:
+    """Arrays of one parameter's state that were checked, and a quick way to see that
+    they are still what they were: the same objects at the same addresses."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, Tensor] = {}
+        self._device: torch.device | None = None
+        self._rows: list[tuple[str, Tensor, torch.Size, int, Any]] = []
+
+    def keep(self, arrays: dict[str, Tensor], device: torch.device) -> None:
+        """Of arrays whose addresses kernels may have."""
+        self.arrays, self._device = arrays, device
+        self._rows = [
+            (name, x, x.shape, x.data_ptr(), 4 * (x.storage_offset() + x.numel()))
+            for name, x in arrays.items()
+        ]
+
+    def holds(self, state: Mapping[str, Any], device: torch.device) -> bool:
+        """Whether `state` still has these arrays."""
+        if device != self._device:
+            return False
+        for name, x, shape, place, size in self._rows:
+            if (
+                state.get(name) is not x
+                or x.data_ptr() != place
+                or x.shape != shape
+                or x.dtype is not _FLOAT32
+                or not x.is_contiguous()
+                or x.untyped_storage().nbytes() < size
+            ):
+                return False
+        return True
+
+
 def is_plain_array(x: Tensor, shape: tuple[int, ...], device: torch.device) -> bool:
     """Whether a kernel may be given the address of `x` as a float32 array [*shape]."""
     return (
@@ -48,6 +83,16 @@ def is_plain_array(x: Tensor, shape: tuple[int, ...], device: torch.device) -> b
         and not x.is_neg()
         and x.untyped_storage().nbytes() >= 4 * (x.storage_offset() + x.numel())
         and _ordinary(type(x))
+    )
+
+
+def _is_whole(x: Tensor) -> bool:
+    """The quick answer for nearly all tensors: contiguous, and nothing is missing."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.is_contiguous()
+        and not x.is_meta
+        and x.untyped_storage().nbytes() >= x.nbytes + x.storage_offset() * x.itemsize
     )
 
 
@@ -70,6 +115,13 @@ def check_operands(param: Tensor, grad: Tensor, what: str) -> bool:
     Raises `StructureMismatch` if the two do not belong together, and
     `UnsupportedParameter` if an update cannot be written.
     """
+    if (
+        grad.shape == param.shape
+        and grad.device == param.device
+        and _is_whole(param)
+        and _is_whole(grad)
+    ):
+        return True
     if grad.shape != param.shape or grad.device != param.device:
         raise StructureMismatch.between(
             f"the gradient of {what}",

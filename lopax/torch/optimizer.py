@@ -256,6 +256,7 @@ class LearnedOptimizer(restoring.Resumable):
         whole, part = param.shape, sharding.local(param).shape
         key = (place, name, whole, part, group["layout"], group.get("role"))
         if key not in self._plans:
+            sharding.refuse_flattened(param)
             see = self._view(group)
             self._plans[key] = states.Plan.of(
                 self._rule,
@@ -416,4 +417,3 @@ def _check(param: Tensor, grad: Tensor) -> None:
             f"{what} has dtype {param.dtype}: only real floating-point parameters are "
             "supported (split complex ones with torch.view_as_real)"
         )
-    sharding.refuse_flattened(param)

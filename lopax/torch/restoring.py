@@ -35,9 +35,14 @@ _HINT = (
 )
 
 
-def check_groups(saved: Sequence[Mapping[str, Any]]) -> None:
-    """Raises `StructureMismatch` if parameter groups are not of a lopax optimizer."""
-    for group in saved:
+def check_kind(given: Mapping[str, Any]) -> None:
+    """Raises `StructureMismatch` for what is no state dict of a lopax optimizer."""
+    if not {"state", "param_groups"} <= set(given):
+        raise StructureMismatch(
+            "a state dict of an optimizer has the entries 'state' and 'param_groups'; "
+            f"this one has {', '.join(map(repr, [*given][:5])) or 'none'}"
+        )
+    for group in given["param_groups"]:
         if "layout" not in group:
             settings = sorted(set(group) - {"params", "param_names"})
             owner = next((v for k, v in _OWNERS.items() if k in group), None)
@@ -220,7 +225,7 @@ class Resumable(torch.optim.Optimizer):
         loaded: list[tuple[dict[Tensor, State], State]] = []
 
         def check(_: Any, given: dict[str, Any]) -> dict[str, Any] | None:
-            check_groups(given["param_groups"])
+            check_kind(given)
             groups = in_order(given["param_groups"], self.param_groups)
             if groups is None:
                 return None  # torch refuses it
@@ -261,9 +266,10 @@ class Resumable(torch.optim.Optimizer):
             self._check_settings(new)
             ids = enumerate(zip(new["params"], named(group), strict=True))
             for place, (i, (param, name)) in ids:
-                if saved.get(i):
+                state = saved.get(i)
+                if state is not None and not (isinstance(state, dict) and not state):
                     plan = self._plan(param, name, new, index, place)
-                    found[param] = restore(saved[i], param, plan, like)
+                    found[param] = restore(state, param, plan, like)
         shared = common([*found.values()]) if found else {}
         for state in found.values():
             state.update(states.refer(shared))

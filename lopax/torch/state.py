@@ -15,7 +15,7 @@ from torch import Tensor
 from lopax._core.errors import StructureMismatch
 from lopax.torch import sharding
 from lopax.torch.geometry import Accumulator, factored_axes, matrix_axes
-from lopax.torch.memory import describe, is_plain_array, overlaps_itself
+from lopax.torch.memory import Known, describe, is_plain_array, overlaps_itself
 from lopax.torch.rule import Rule
 
 SHARED = "shared_"
@@ -42,6 +42,7 @@ class Plan(NamedTuple):
     what: str  # the parameter's name in messages
     specs: dict[str, Accumulator]  # of the parameter's own arrays
     parts: dict[str, tuple[int, ...]]  # the shapes of what is local of them
+    known: Known  # what was checked in the last step
 
     @classmethod
     def of(
@@ -64,6 +65,7 @@ class Plan(NamedTuple):
             specs=specs,
             what=what,
             parts={k: spec.shape(part) for k, spec in specs.items()},
+            known=Known(),
         )
 
 
@@ -102,6 +104,8 @@ def check(state: State, plan: Plan, device: torch.device) -> tuple[State, bool]:
     Raises `StructureMismatch` if they are not what the parameter needs: it or they
     were replaced since they were made.
     """
+    if plan.known.holds(state, device):
+        return plan.known.arrays, True
     arrays, addressable = {}, True
     for name, shape in plan.parts.items():
         whole = state.get(name)
@@ -115,7 +119,10 @@ def check(state: State, plan: Plan, device: torch.device) -> tuple[State, bool]:
                 state[name] = whole.to(device)
                 x = sharding.local(state[name])
             addressable &= is_plain_array(x, shape, device)
+        addressable &= x is state[name]  # not a shard
         arrays[name] = x
+    if addressable:
+        plan.known.keep(arrays, device)
     return arrays, addressable
 
 

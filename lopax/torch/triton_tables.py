@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Columns of the geometry table; `fused_cuda.py` fills them by these names.
+# Columns of the geometry table; `cuda_tables.py` fills them by these names.
 FIELDS = (
     "n",
     "inner_u",  # B Y C: a sum over X has stride inner_u
