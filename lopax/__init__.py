@@ -14,6 +14,13 @@ from lopax._version import __version__
 if TYPE_CHECKING:
     from lopax import analysis, data, estimators, evaluate, meta, tasks, torch
     from lopax._core.routing import Route
+    from lopax._core.warned import (
+        GrowthWarning,
+        HorizonWarning,
+        LopaxWarning,
+        SkippedWarning,
+        StepSizeWarning,
+    )
     from lopax.architectures import architecture
     from lopax.inventory import list_optimizers, list_suites, list_tasks
     from lopax.meta.checkpoint import load_state, save_state
@@ -24,6 +31,11 @@ if TYPE_CHECKING:
 
 # public name -> module that defines it
 _LAZY = {
+    "GrowthWarning": "lopax._core.warned",
+    "HorizonWarning": "lopax._core.warned",
+    "LopaxWarning": "lopax._core.warned",
+    "SkippedWarning": "lopax._core.warned",
+    "StepSizeWarning": "lopax._core.warned",
     "Route": "lopax._core.routing",
     "architecture": "lopax.architectures",
     "extend": "lopax.optax",
@@ -61,7 +73,12 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "GrowthWarning",
+    "HorizonWarning",
+    "LopaxWarning",
     "Route",
+    "SkippedWarning",
+    "StepSizeWarning",
     "__version__",
     "analysis",
     "architecture",

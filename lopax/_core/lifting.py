@@ -156,7 +156,14 @@ def rms(x: Any) -> Scalar:
 
 
 def all_finite(grads: Sequence[Any], value: Any) -> Flag:
-    """One flag for the whole step; `x * 0` is 0 if and only if x is finite.
+    """One flag for the whole step: there is no flaw."""
+    found = flaws(grads, value)
+    return ~jnp.any(found) if found.size else jnp.asarray(True)
+
+
+def flaws(grads: Sequence[Any], value: Any) -> Any:
+    """[tensors, and one for a loss] bool: whether something in it is not finite;
+    `x * 0` is 0 if and only if x is finite.
 
     The flags are stacked before they are combined. A chain of `&` over the tensors
     would be inlined by XLA into the loop of every tensor, so that program size and
@@ -165,7 +172,7 @@ def all_finite(grads: Sequence[Any], value: Any) -> Flag:
     zeros = [jnp.sum(g * 0.0).astype(jnp.float32) for g in grads]
     if value is not None:
         zeros.append(scalar_loss(value) * 0.0)
-    return jnp.all(jnp.stack(zeros) == 0.0) if zeros else jnp.asarray(True)
+    return jnp.stack(zeros) != 0.0 if zeros else jnp.zeros((0,), bool)
 
 
 def map_equal_together(

@@ -33,6 +33,7 @@ class Info(NamedTuple):
 
     step_scale: Scalar  # the rule's own learning-rate-like scalar; 1 if it has none
     skipped: Flag  # the loss or a gradient was not finite, so nothing was changed
+    flaw: Count  # the first tensor that is not; their number: the loss; -1: none is
     clipped: Count  # gradient elements beyond the rule's clipping bound
     update_rms: Any  # per tensor, root mean square of the update
     update_to_weight: Any  # per tensor, update RMS / parameter RMS

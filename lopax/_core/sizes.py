@@ -24,6 +24,11 @@ class SizeBounds(NamedTuple):
     vector_floor: float = VECTOR_FLOOR
     limit: float = math.inf
 
+    @classmethod
+    def to(cls, floor: float, vector_floor: float, limit: float | None) -> SizeBounds:
+        """With None for no limit."""
+        return cls(floor, vector_floor, math.inf if limit is None else limit)
+
     def of(
         self, shape: tuple[int, ...], matrix: tuple[int, ...] = (-2, -1)
     ) -> tuple[float, float]:

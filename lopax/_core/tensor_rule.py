@@ -273,7 +273,8 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             return [x for tensor in apart for x in tensor]
 
         ps = seen(tensors)
-        raw = seen(treedef.flatten_up_to(leaves.gradients(params, grads)))
+        given = treedef.flatten_up_to(leaves.gradients(params, grads))
+        raw = seen(given)
         states = leaves.flatten_like(
             "the optimizer's state", treedef.unflatten(tensors), state.tensors
         )
@@ -288,7 +289,8 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             none = treedef.unflatten([])
             return leaves.in_place(params, none), *_only_count(state, none)
 
-        finite = lifting.all_finite(raw, value)
+        flaws = lifting.flaws(given, value)
+        finite = ~jnp.any(flaws)
         bound = self.gradient_bound(state.shared)
         gs = [jnp.clip(jnp.where(finite, g, 0.0), -bound, bound) for g in raw]
         if value is not None:
@@ -352,6 +354,7 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         info = Info(
             step_scale=scale,
             skipped=~made,
+            flaw=jnp.where(jnp.any(flaws), jnp.argmax(flaws), -1).astype(jnp.int32),
             clipped=jnp.asarray(sum(clipped), jnp.int32),
             update_rms=treedef.unflatten(rms),
             update_to_weight=treedef.unflatten(ratio),
@@ -378,5 +381,5 @@ def guarded(
 def _only_count(state: OptState, params: Params) -> tuple[OptState, Info]:
     """The step of a tree without tensors, such as an empty group of parameters."""
     no = jnp.zeros((), jnp.int32)
-    info = Info(jnp.zeros((), jnp.float32), jnp.asarray(False), no, params, params)
+    info = Info(jnp.zeros((), jnp.float32), jnp.asarray(False), no, no, params, params)
     return state._replace(iteration=state.iteration + 1), info

@@ -61,9 +61,10 @@ class CeloConfig:
     at zero can leave it. Published: 0."""
     vector_floor: float = sizes.VECTOR_FLOOR
     """A vector or scalar counts as at least this large. Published: 0."""
-    size_limit: float = sizes.LIMIT
+    size_limit: float | None = sizes.LIMIT
     """A tensor counts as at most this times its usual size, 1 / sqrt(fan-in) or for
-    vectors 1, so that steps cannot grow exponentially. Published: infinity."""
+    vectors 1, so that steps cannot grow exponentially. Published: None,
+    without a limit."""
     trained_horizon: int | None = None
     """Longest run of meta-training. The steps of a longer one are multiplied by
     sqrt(trained_horizon / num_steps), without which it comes apart. None: never, as
@@ -87,7 +88,8 @@ class CeloConfig:
         check_range(self, "exp_mult", low=0.0)
         check_range(self, "size_floor", low=0.0)
         check_range(self, "vector_floor", low=0.0)
-        check_range(self, "size_limit", above=0.0)
+        if self.size_limit is not None:
+            check_range(self, "size_limit", above=0.0)
         if self.trained_horizon is not None:
             check_range(self, "trained_horizon", low=1)
 
@@ -99,7 +101,7 @@ class CeloConfig:
 
     @property
     def bounds(self) -> SizeBounds:
-        return SizeBounds(self.size_floor, self.vector_floor, self.size_limit)
+        return SizeBounds.to(self.size_floor, self.vector_floor, self.size_limit)
 
     @property
     def decays(self) -> Decays:

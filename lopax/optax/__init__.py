@@ -1,9 +1,10 @@
 """Learned optimizers as optax transformations, and what belongs to using them."""
 
+from lopax._core.warned import HorizonWarning
 from lopax.optax.adapter import from_rule, optimizer, roles, scale_by
 from lopax.optax.horizon import extend
 from lopax.optax.hybrid import HubState, hub
-from lopax.optax.report import HorizonWarning, info
+from lopax.optax.report import info
 from lopax.optax.states import AccumulationState, OptimizerState, Report
 
 __all__ = [

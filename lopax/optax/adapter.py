@@ -27,6 +27,7 @@ from lopax._core.types import Params, Theta, Updates
 from lopax.architectures import architecture
 from lopax.blocks import narrow_momenta
 from lopax.optax import report as reports
+from lopax.optax import watch
 from lopax.optax.accumulation import accumulate
 from lopax.optax.states import OptimizerState, Report
 from lopax.optax.storage import Storage, by_name, in_place, is_placeholder
@@ -47,6 +48,7 @@ def optimizer(
     momentum_dtype: str = "float32",
     routes: Sequence[Route] = (),
     report: bool = False,
+    warn: bool = False,
     **config: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """A pretrained learned optimizer, to be used wherever optax is.
@@ -81,6 +83,9 @@ def optimizer(
         experts and which belong to the output, and for rules with roles the role.
     - `report`: keep per-tensor diagnostics of the last step in the state, for
         `lopax.info`. Costs one more pass over gradients, parameters and updates.
+    - `warn`: let the step itself call the host and warn (`lopax.LopaxWarning`) past
+        the end and after ten skipped steps in a row. Such a program is not kept in
+        JAX's compilation cache. Without it, `lopax.info` says so.
     - `config`: settings of the architecture, over those saved with the weights.
 
     Raises `UnknownName`, `MissingHorizon`, `ConfigError`, `StructureMismatch`; the
@@ -98,6 +103,7 @@ def optimizer(
         momentum_dtype=momentum_dtype,
         routes=routes,
         report=report,
+        warn=warn,
     )
 
 
@@ -172,12 +178,14 @@ def from_rule(
     momentum_dtype: str = "float32",
     routes: Sequence[Route] = (),
     report: bool = False,
+    warn: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """`optimizer` for an architecture object and its meta-parameters."""
     if routes:
         rule = rule.routed(routes)
     if num_steps is None and rule.needs_horizon:
         raise MissingHorizon(rule.name)
+    watch.rate(rule.name, lr_multiplier, num_steps)
     if num_steps is not None:
         lifting.horizon(num_steps)
     if isinstance(weight_decay, (int, float)) and weight_decay < 0:
@@ -192,12 +200,14 @@ def from_rule(
     def init_fn(params: Params) -> OptimizerState:
         if is_placeholder(params):
             nothing = Report(0, 0, 0) if report else ()  # type: ignore[arg-type]
-            return OptimizerState(storage.placeholder(params), 0, 0, nothing)  # type: ignore[arg-type]
+            return OptimizerState(storage.placeholder(params), 0, 0, 0, 0, nothing)  # type: ignore[arg-type]
         named = by_name(params, leaves.trained(params))
         return OptimizerState(
             rule=storage.fresh(narrow.pack(rule.init(theta, named, num_steps)), params),
             count=jnp.zeros((), jnp.int32),
             step_scale=jnp.zeros((), jnp.float32),
+            in_a_row=jnp.zeros((), jnp.int32),
+            flaw=jnp.zeros((), jnp.int32),
             report=reports.empty(named) if report else (),
         )
 
@@ -228,8 +238,12 @@ def from_rule(
             rule=storage.pack(narrow.pack(rule_state), params, state.rule),
             count=state.count + 1,
             step_scale=jnp.where(found.skipped, state.step_scale, scale),
+            in_a_row=jnp.where(found.skipped, state.in_a_row + 1, 0),
+            flaw=jnp.where(found.skipped, found.flaw, state.flaw),
             report=reports.of(moves, named, found) if report else (),
         )
+        if warn:
+            watch.in_the_step(after)
         return in_place(params, moves), after
 
     base = optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import jax
@@ -15,11 +14,8 @@ from lopax._core.errors import ConfigError
 from lopax._core.lifting import rms
 from lopax._core.optimizer import Info, OptState
 from lopax._core.types import Params, Updates
+from lopax.optax import watch
 from lopax.optax.states import AccumulationState, OptimizerState, Report
-
-
-class HorizonWarning(UserWarning):
-    """A run has gone on past the length its optimizer was told."""
 
 
 def empty(params: Params) -> Report:
@@ -48,17 +44,19 @@ def info(state: Any) -> dict[str, float]:
     Always: `step` (updates made), `skipped` (those not made because of a non-finite
     loss or gradient) and `step_scale` (the rule's own learning rate: for Celo its
     scheduler's value). If the rule was given a horizon: `num_steps` and
-    `fraction_done` (what the rule is told, at most 1). With
+    `fraction_done` (what the rule is told, at most 1). From `lopax.optimizer` also
+    `skipped_in_a_row`. With
     `lopax.optimizer(..., report=True)`, of the last step: `clipped` (gradient
     elements), and for each tensor `update_rms/<path>` (its effective step size) and
     `update_to_weight/<path>`. With accumulation: `gradients_per_step` and
     `skipped_gradients`. If there are several lopax states (`multi_transform`), names
     begin with the place of each in the tree.
 
-    To be called outside `jit`; it waits for the state and copies it in one go. Warns
-    (`HorizonWarning`, once a process and horizon) if the run is past `num_steps`. The
-    step itself does not: a callback in it would keep the program out of JAX's
-    compilation cache and cost every device a call to the host.
+    To be called outside `jit`; it waits for the state and copies it in one go. Warns,
+    once each, if the run is past `num_steps` (`HorizonWarning`) and if ten or more
+    steps in a row were skipped (`SkippedWarning`, which names the tensor). The step
+    itself does not, unless made with `warn=True`: a callback in it would keep the
+    program out of JAX's compilation cache and cost every device a call to the host.
 
     Raises `ConfigError` if there is no lopax state, if it is traced, or batched.
     """
@@ -81,8 +79,20 @@ def info(state: Any) -> dict[str, float]:
     numbers = {key: float(x) for key, x in jax.device_get(found).items()}
     for key in [k for k in numbers if k.endswith("num_steps") and not numbers[k]]:
         del numbers[key], numbers[key.removesuffix("num_steps") + "fraction_done"]
-    _warn_past_the_end(numbers)
+    for place, node in groups:
+        prefix = f"{place}/" if len(groups) > 1 and place else ""
+        flaw = numbers.pop(prefix + _FLAW, None)
+        if flaw is not None:
+            streak = int(numbers[prefix + "skipped_in_a_row"])
+            watch.skipped_in_a_row(streak, watch.what(node, int(flaw)))
+    for key, horizon in numbers.items():
+        if key.endswith("num_steps"):
+            step = numbers[key.removesuffix("num_steps") + "step"]
+            watch.past_the_end(int(step), int(horizon))
     return numbers
+
+
+_FLAW = "flaw"  # in the numbers, but not for the user
 
 
 _STATES = (AccumulationState, OptimizerState, OptState)
@@ -118,28 +128,11 @@ def _values(node: Any) -> dict[str, Any]:
     for _, rule in _groups(node.rule):
         values |= _values(rule)
     values["step_scale"] = node.step_scale
+    values["skipped_in_a_row"] = node.in_a_row
+    values[_FLAW] = node.flaw
     if isinstance(node.report, Report):
         values["clipped"] = node.report.clipped
         for field in ("update_rms", "update_to_weight"):
             for name, x in trees.named_leaves(getattr(node.report, field)).items():
                 values[f"{field}/{name}"] = x
     return values
-
-
-_warned: set[float] = set()
-
-
-def _warn_past_the_end(numbers: dict[str, float]) -> None:
-    for key, horizon in numbers.items():
-        if not key.endswith("num_steps") or horizon in _warned:
-            continue
-        step = numbers[key.removesuffix("num_steps") + "step"]
-        if step > horizon:
-            _warned.add(horizon)
-            warnings.warn(
-                f"step {step:.0f} of a run of {horizon:.0f}: the optimizer keeps the "
-                "end of its schedule. lopax.extend(state, num_steps) makes the run "
-                "longer.",
-                HorizonWarning,
-                stacklevel=3,
-            )

@@ -48,7 +48,8 @@ class Celo(LearnedOptimizer):
 
 class CeloAdam(LearnedOptimizer):
     """Celo-Adam; see `LearnedOptimizer` for the arguments and `lopax.torch.celo_adam`
-    for the rule. Needs `num_steps`, and the loss at every step."""
+    for the rule. Needs `num_steps`, and the loss at every step. The bundled weights'
+    steps are too large for transformers: begin with lr=0.3 there."""
 
     rule_class: ClassVar[type[Rule]] = CeloAdamRule
 

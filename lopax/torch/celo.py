@@ -41,7 +41,7 @@ class CeloConfig:
     exp_mult: float = 1e-3
     size_floor: float = sizes.FLOOR
     vector_floor: float = sizes.VECTOR_FLOOR
-    size_limit: float = sizes.LIMIT
+    size_limit: float | None = sizes.LIMIT
     trained_horizon: int | None = None
 
     def __post_init__(self) -> None:
@@ -53,7 +53,8 @@ class CeloConfig:
         check_range(self, "exp_mult", low=0.0)
         check_range(self, "size_floor", low=0.0)
         check_range(self, "vector_floor", low=0.0)
-        check_range(self, "size_limit", above=0.0)
+        if self.size_limit is not None:
+            check_range(self, "size_limit", above=0.0)
         if self.trained_horizon is not None:
             check_range(self, "trained_horizon", low=1)
         for name in ("momentum_decays", "factored_decays"):
@@ -65,7 +66,7 @@ class CeloConfig:
 
     @property
     def bounds(self) -> SizeBounds:
-        return SizeBounds(self.size_floor, self.vector_floor, self.size_limit)
+        return SizeBounds.to(self.size_floor, self.vector_floor, self.size_limit)
 
 
 class CeloRule(ElementRule):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lopax._core.errors import ConfigError
+from lopax.torch import sharding
+from lopax.torch.errors import UnsupportedParameter
+from lopax.torch.geometry import LAYOUTS
 
 
 def with_names(group: dict[str, Any]) -> dict[str, Any]:
@@ -42,3 +46,34 @@ def checked_steps(num_steps: Any) -> int:
     if int(num_steps) != num_steps or num_steps < 1:
         raise ConfigError(f"num_steps = {num_steps!r}: must be an integer >= 1")
     return int(num_steps)
+
+
+def check_settings(merged: Mapping[str, Any], roles: tuple[str, ...]) -> None:
+    """Raises `ConfigError` for what a parameter group may not say."""
+    for name in ("lr", "weight_decay"):
+        if not isinstance(merged[name], Tensor) and not merged[name] >= 0.0:
+            raise ConfigError(f"{name} = {merged[name]!r}: must be >= 0")
+    if merged["layout"] not in LAYOUTS:
+        raise ConfigError(
+            f"layout = {merged['layout']!r}: must be one of "
+            + ", ".join(map(repr, LAYOUTS))
+        )
+    if roles and merged.get("role") not in (None, *roles):
+        raise ConfigError(
+            f"role = {merged['role']!r}: must be one of " + ", ".join(map(repr, roles))
+        )
+
+
+def check_supported(param: Tensor, grad: Tensor) -> None:
+    """Raises `UnsupportedParameter` for what the rules are not made for."""
+    what = f"a parameter of shape {tuple(param.shape)}"
+    if grad.layout != torch.strided:
+        raise UnsupportedParameter(
+            f"{what} has a sparse gradient: build the layer with sparse=False"
+        )
+    if not param.is_floating_point():
+        raise UnsupportedParameter(
+            f"{what} has dtype {param.dtype}: only real floating-point parameters are "
+            "supported (split complex ones with torch.view_as_real)"
+        )
+    sharding.refuse_flattened(param)

@@ -13,9 +13,16 @@ from lopax._core.errors import ConfigError
 from lopax.torch import backends, restoring, sharding
 from lopax.torch import state as states
 from lopax.torch import theta as thetas
-from lopax.torch.errors import HorizonNotGiven, LossNotGiven, UnsupportedParameter
-from lopax.torch.geometry import LAYOUTS, View, seen
-from lopax.torch.groups import called, checked_steps, named, with_names
+from lopax.torch.errors import HorizonNotGiven, LossNotGiven
+from lopax.torch.geometry import View, seen
+from lopax.torch.groups import (
+    called,
+    check_settings,
+    check_supported,
+    checked_steps,
+    named,
+    with_names,
+)
 from lopax.torch.losses import (
     ObservedLosses,
     agree,
@@ -127,20 +134,7 @@ class LearnedOptimizer(restoring.Resumable):
 
     def _check_settings(self, merged: Mapping[str, Any]) -> None:
         """Raises `ConfigError` for what a parameter group may not say."""
-        for name in ("lr", "weight_decay"):
-            if not isinstance(merged[name], Tensor) and not merged[name] >= 0.0:
-                raise ConfigError(f"{name} = {merged[name]!r}: must be >= 0")
-        if merged["layout"] not in LAYOUTS:
-            raise ConfigError(
-                f"layout = {merged['layout']!r}: must be one of "
-                + ", ".join(map(repr, LAYOUTS))
-            )
-        roles = self._rule.roles
-        if roles and merged.get("role") not in (None, *roles):
-            raise ConfigError(
-                f"role = {merged['role']!r}: must be one of "
-                + ", ".join(map(repr, roles))
-            )
+        check_settings(merged, self._rule.roles)
 
     def observe(self, loss: Any, *, reduce: str = "mean") -> None:
         """Records the loss the next `step()` will use, for loops that call it bare.
@@ -233,7 +227,7 @@ class LearnedOptimizer(restoring.Resumable):
                 if 0 in param.shape:  # nothing to step, but a state like any other's
                     self._own(param, self._plan(param, name, group, index, place))
                     continue
-                _check(param, grad)
+                check_supported(param, grad)
                 plan = self._plan(param, name, group, index, place)
                 entries.append(self._entry(param, grad, plan, group, index))
         for e in entries:
@@ -403,17 +397,3 @@ _KEPT = (
     *("_shared", "_scale"),
 )
 """What a copied or pickled optimizer takes along; backends are found anew."""
-
-
-def _check(param: Tensor, grad: Tensor) -> None:
-    """Raises `UnsupportedParameter` for what the rules are not made for."""
-    what = f"a parameter of shape {tuple(param.shape)}"
-    if grad.layout != torch.strided:
-        raise UnsupportedParameter(
-            f"{what} has a sparse gradient: build the layer with sparse=False"
-        )
-    if not param.is_floating_point():
-        raise UnsupportedParameter(
-            f"{what} has dtype {param.dtype}: only real floating-point parameters are "
-            "supported (split complex ones with torch.view_as_real)"
-        )

@@ -22,10 +22,11 @@ from lopax._core.warned import (
     far_from_one,
     say,
 )
+from lopax.torch.groups import called, named
 from lopax.torch.plain import Entry
 from lopax.torch.rule import Rule
 
-Groups = Sequence[Mapping[str, Any]]
+Groups = Sequence[dict[str, Any]]
 WINDOW = 10
 """Steps between two looks at the device."""
 GROWN = 10.0
@@ -160,10 +161,5 @@ def _what_is_not_finite(groups: Groups) -> str:
 def _labelled(groups: Groups) -> Iterator[tuple[str, Tensor]]:
     """Parameters with a name for messages."""
     for number, group in enumerate(groups):
-        names = group.get("param_names")
-        for i, param in enumerate(group["params"]):
-            if names:
-                yield f"the parameter {names[i]!r}", param
-            else:
-                where = f"parameter {i} of group {number}"
-                yield f"{where} (shape {tuple(param.shape)})", param
+        for i, (param, name) in enumerate(named(group)):
+            yield f"{called(name, number, i)}, shape {tuple(param.shape)},", param

@@ -1,0 +1,118 @@
+"""What is said once when a run trains nothing: when, and by which mechanism.
+
+A factor on the steps is known when the optimizer is made. The rest is in the state:
+`lopax.info` reads it, and so does the step itself if it is made with `warn=True`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lopax._core.optimizer import OptState
+from lopax._core.warned import (
+    HorizonWarning,
+    SkippedWarning,
+    StepSizeWarning,
+    far_from_one,
+    say,
+)
+from lopax.optax.states import AccumulationState, OptimizerState
+from lopax.optax.storage import Kept
+
+STREAK = 10
+"""Skipped steps in a row that are worth a word."""
+
+_said: set[Any] = set()
+
+
+def _first(key: Any) -> bool:
+    new = key not in _said
+    _said.add(key)
+    return new
+
+
+def rate(name: str, factor: Any, num_steps: Any) -> None:
+    """Warns if `lr_multiplier` looks like another optimizer's learning rate: a number
+    far from one, or a schedule that is so at the start, a quarter and the half of the
+    run. What is traced is not looked at."""
+    if callable(factor):
+        if not isinstance(num_steps, int):
+            return
+        with jax.ensure_compile_time_eval():
+            counts = (0, num_steps // 4, num_steps // 2)
+            values = [jnp.asarray(factor(jnp.asarray(n))) for n in counts]
+        factor = max(abs(float(x)) for x in values)
+    if isinstance(factor, (int, float)) and far_from_one(factor):
+        say(
+            f"lr_multiplier = {factor:g}: it is a factor on every step of {name!r}, "
+            "not a learning rate, and 1.0 is what the rule was trained for. Leave it "
+            "out, or tune it around 1.",
+            StepSizeWarning,
+        )
+
+
+def past_the_end(step: int, num_steps: int) -> None:
+    """Warns, once for a length, if `step` is past it; 0: there is none."""
+    if num_steps and step > num_steps and _first(("end", num_steps)):
+        say(
+            f"step {step} of a run of {num_steps}: the optimizer keeps the end of its "
+            "schedule. lopax.extend(state, num_steps) makes the run longer.",
+            HorizonWarning,
+        )
+
+
+def skipped_in_a_row(count: int, what: str) -> None:
+    """Warns of `count` skipped steps, if they are ten or more, once for a power of
+    ten."""
+    if count >= STREAK and _first(("skipped", what, int(math.log10(count)))):
+        say(
+            f"{count} steps in a row were skipped and changed nothing: {what} is not "
+            "finite.",
+            SkippedWarning,
+        )
+
+
+def what(state: Any, flaw: int) -> str:
+    """The tensor (or the loss) that `OptimizerState.flaw` means."""
+    if isinstance(state, AccumulationState):
+        state = state.inner
+    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, OptState))
+    names = [_names(x) for x in leaves if isinstance(x, OptState)]
+    if flaw < 0:
+        return "what the rule makes of loss and gradients"
+    if names and flaw < len(names[0]):
+        return f"the gradient of {names[0][flaw]!r}"
+    return "the loss"
+
+
+def _names(state: OptState) -> list[str]:
+    """Of its tensors, in the order of the rule."""
+    kept = state.tensors
+    return sorted(kept.rest if isinstance(kept, Kept) else kept)
+
+
+def in_the_step(state: OptimizerState) -> None:
+    """Makes a traced step call the host where there is something to say."""
+    (rule,) = (
+        x
+        for x in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, OptState))
+        if isinstance(x, OptState)
+    )
+    step, end, row = rule.iteration, rule.num_steps, state.in_a_row
+    due = ((end > 0) & (step == end + 1)) | (row == STREAK) | (row == 10 * STREAK)
+
+    def tell(step: Any, end: Any, row: Any, flaw: Any) -> None:
+        past_the_end(int(step), int(end))
+        skipped_in_a_row(int(row), labels[int(flaw) + 1])
+
+    labels = [what(state, i) for i in range(-1, len(_names(rule)) + 1)]
+    jax.lax.cond(
+        due,
+        lambda *args: jax.debug.callback(tell, *args),
+        lambda *args: None,
+        *(step, end, row, state.flaw),
+    )
