@@ -1,4 +1,4 @@
-"""What an untuned learned optimizer makes of settings it was not told about.
+"""Sensitivity of an untuned learned optimizer to unseen conditions.
 
     python benchmarks/sensitivity.py [--rules celo celo_adam NAME=celo:PATH ...]
         [--only "batch size" ...] [--seeds 3]

@@ -61,8 +61,10 @@ def muon(rate: float, steps: int) -> Make:
 
     def make(model: nn.Module) -> Scheduled:
         hidden = [p for n, p in trained(model) if is_hidden(n, p)]
-        rest = _adamw(model, 3e-3, lambda name, p: not is_hidden(name, p))
         first = torch.optim.Muon(hidden, lr=rate, adjust_lr_fn="match_rms_adamw")
+        if len(hidden) == len(trained(model)):
+            return Scheduled([first], steps)
+        rest = _adamw(model, 3e-3, lambda name, p: not is_hidden(name, p))
         return Scheduled([first, rest], steps)
 
     return make

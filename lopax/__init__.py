@@ -1,4 +1,4 @@
-"""lopax: learned optimizers that people really use.
+"""lopax: pretrained and trainable learned optimizers for JAX and PyTorch.
 
 Names are loaded on first use: importing lopax touches no device and imports neither
 JAX nor torch, so that PyTorch users need no JAX and JAX users no torch.

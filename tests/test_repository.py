@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import draw_house
+import draw_scores
 import notebooks
 import public
 import pytest
@@ -46,6 +47,15 @@ def test_the_picture_of_the_house_is_that_of_the_code():
     assert draw_house.PICTURE.read_text() == drawn, "run python tools/draw_house.py"
 
 
+def test_the_picture_of_the_scores_is_that_of_the_table():
+    rows = draw_scores.scores((ROOT / "README.md").read_text())
+    assert len(rows) >= 5
+    drawn = draw_scores.draw(rows)
+    assert draw_scores.PICTURE.read_text() == drawn, "run python tools/draw_scores.py"
+    with pytest.raises(ValueError, match="no table of scores"):
+        draw_scores.scores("# lopax\n\n## Results\n\nNone yet.\n")
+
+
 def test_the_house_has_no_circle_and_arrows_that_follow_are_left_out():
     graph = {"a": set(), "b": {"a"}, "c": {"a", "b"}}
     assert draw_house.reduced(graph) == {"a": set(), "b": {"a"}, "c": {"b"}}
@@ -80,6 +90,12 @@ def test_names_of_a_lazy_package_are_those_of_the_package():
     expected = {n for n in expected if public.source_of(f"lopax.{n}") is None}
     # lopax.optax and lopax.torch are packages; the rest are names.
     assert {n.name for n in public.names_of("lopax")} == expected
+
+
+def test_a_function_called_like_its_module_is_public():
+    names = {n.public: n.canonical for n in public.names_of("lopax.evaluate")}
+    assert names["lopax.evaluate.compare"] == "lopax.evaluate.compare.compare"
+    assert "lopax.evaluate.run" in names
 
 
 def test_percent_files_become_markdown():

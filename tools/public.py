@@ -80,6 +80,11 @@ def summary(module: str, name: str | None = None) -> str:
     return first.split(". ")[0].rstrip(".:")
 
 
+def about(module: str) -> str:
+    """The whole docstring of a module; "" without one."""
+    return ast.get_docstring(tree_of(module)) or ""
+
+
 def names_of(package: str) -> list[Name]:
     """The public names of a package, without its subpackages and `__version__`.
 
@@ -90,7 +95,8 @@ def names_of(package: str) -> list[Name]:
     origin = _imports(tree)
     found = []
     for name in exported if exported is not None else _defined(tree):
-        if name.startswith("__") or source_of(f"{package}.{name}"):
+        is_module = name not in origin and source_of(f"{package}.{name}")
+        if name.startswith("__") or is_module:
             continue
         found.append(Name(package, name, _definer(origin.get(name, package), name)))
     return found

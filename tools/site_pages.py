@@ -25,6 +25,8 @@ from public import Name
 ROOT = public.ROOT
 BY_MODULE = ("lopax.estimators", "lopax.tasks", "lopax.tasks.rl")
 ARCHITECTURES = "lopax.architectures"
+# Bases whose arguments are those of public classes.
+BASES = ("lopax.estimators.antithetic",)
 # Pages written by hand for rules that share a module or have none of their own.
 PAGE_OF_MODULE = {"lopax.optax.hybrid": "hub"}
 
@@ -178,12 +180,17 @@ def package_pages(
         f"reference/{page}",
         text + "\n".join(directive(n.canonical, n.public) for n in own),
     )
+    for module in (b for b in BASES if b.startswith(f"{package}.")):
+        stem = module.rsplit(".", 1)[-1]
+        where = f"reference/{page.removesuffix('.md')}/{stem}.md"
+        yield where, f"# {stem}\n\n{directive(module)}"
     for module, members in modules.items():
-        title = public.summary(module)
-        body = "\n".join(directive(n.canonical, n.public) for n in members)
+        body = "\n".join(
+            directive(n.canonical, n.public, inherited_members=True) for n in members
+        )
         yield (
             f"reference/{places[members[0].canonical]}",
-            f"# {module.rsplit('.', 1)[-1]}\n\n{title}.\n\n{body}",
+            f"# {module.rsplit('.', 1)[-1]}\n\n{public.about(module)}\n\n{body}",
         )
 
 

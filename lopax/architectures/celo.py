@@ -67,7 +67,7 @@ class CeloConfig:
     without a limit."""
     trained_horizon: int | None = None
     """Longest run of meta-training. The steps of a longer one are multiplied by
-    sqrt(trained_horizon / num_steps), without which it comes apart. None: never, as
+    sqrt(trained_horizon / num_steps), without which it diverges. None: never, as
     published. Not in phase 1."""
     start: str = "random"
     """What `init_theta` begins with: "random" (as published); "falling", a random MLP

@@ -19,7 +19,7 @@ Published, steps keep their size, and each position of a convolution's window is
 matrix. Two settings change that: with `schedule = "cosine"` the steps fall to
 zero over the run, which then needs its length, and `convolutions = "flat"` makes one
 matrix of a kernel, (window x in) by out, as Muon does. The bundled weights were trained
-with both and bring them along.
+with both and include them.
 
 Does not need the loss. 329 meta-parameters (30 -> 8 -> 8 -> 1); the
 published tree has 347, of which the magnitude and a third output do not act and are

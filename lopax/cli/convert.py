@@ -65,7 +65,9 @@ def main(argv: Sequence[str]) -> int:
     optimizer, theta = load_optimizer(file, args.name, {})
     if args.to == "hub-folder":
         about = weights_card(args.source) if bundled else _card_beside(source)
-        own = {k: v for k, v in file.header.items() if k not in MADE_ANEW}
+        own: dict[str, Any] = {
+            k: v for k, v in file.header.items() if k not in MADE_ANEW
+        }
         licence = args.licence or own.get("licence", "")
         own |= {"licence": licence} if licence else {}
         args.target.mkdir(parents=True, exist_ok=True)

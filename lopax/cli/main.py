@@ -38,7 +38,7 @@ def usage() -> str:
     rows = [f"  {name:<{width}}  {about}" for name, (_, about) in COMMANDS.items()]
     return "\n".join(
         [
-            f"lopax {__version__}: learned optimizers that people really use.",
+            f"lopax {__version__}: learned optimizers for JAX and PyTorch.",
             "",
             "usage: lopax COMMAND [options]     (lopax COMMAND --help)",
             "",

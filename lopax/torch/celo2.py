@@ -2,7 +2,7 @@
 
 Moudgil, Knyazev and Belilovsky (2026, arXiv 2602.19142). The counterpart of
 `lopax.architectures.celo2`, with the same numbers. Does not need the loss, and the
-horizon only with a schedule, which the bundled weights bring along.
+horizon only with a schedule, which the bundled weights include.
 
 Each tensor has a role, by name, rank or predicate, or by its parameter group:
 

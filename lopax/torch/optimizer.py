@@ -366,7 +366,7 @@ class LearnedOptimizer(restoring.Resumable):
 
     def _on(self, device: torch.device, plain: bool) -> tuple[Rule, backends.Backend]:
         """The rule and its backend on a device; shards, and what kernels cannot be
-        given, go the plain way."""
+        given, use the plain one."""
         if device not in self._per_device:
             rule = self._rule.to(device)
             self._per_device[device] = rule, backends.choose(self._wish, rule, device)
