@@ -24,7 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "velo": {"lstm": 16, "bank": 8, "bank_mult": 1.0, "hidden": 3},
     # By rank alone, so that parameters need no names.
     "celo2": {
-        "routes": ({"role": "adam", "max_rank": 1},),
+        "routes": ({"role": "adam", "max_rank": 1}, {"role": "orthogonal"}),
         "hidden": 3,
         "schedule": "cosine",
         "convolutions": "flat",

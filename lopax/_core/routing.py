@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lopax._core.config import check_choice, check_range
+from lopax._core.config import check_choice, check_range, from_dict
 from lopax._core.errors import ConfigError
 from lopax._core.kinds import KINDS, kind_of
 
@@ -144,6 +144,7 @@ class Seen(NamedTuple):
     shape: tuple[int, ...]  # of one tensor
     split: tuple[int, int] | None  # axis, number of pieces
     order: tuple[int, ...]  # of the axes after the split: stack, input, output
+    stacked: int = 0  # how many of them are the stack's
 
     @property
     def unchanged(self) -> bool:
@@ -238,6 +239,7 @@ def _plan(
         shape=tuple(math.prod(sizes[a] for a in group) for group in joined),
         split=split,
         order=(*stack, *(a for group in joined for a in group)),
+        stacked=len(stack),
     )
 
 
@@ -256,6 +258,7 @@ def check_roles(
 def checked(routes: Any) -> tuple[Route, ...]:
     """A user's routes as a tuple. Raises `ConfigError` for anything else."""
     listed = (routes,) if isinstance(routes, Route) else tuple(routes or ())
+    listed = tuple(from_dict(Route, r) if isinstance(r, Mapping) else r for r in listed)
     for route in listed:
         if not isinstance(route, Route):
             raise ConfigError(f"routes = {routes!r}: must be a list of lopax.Route")

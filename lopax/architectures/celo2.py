@@ -11,9 +11,9 @@ Each tensor has a role, by name, rank or predicate (`_core.routing`):
 - "learned": the learned direction;
 - "adam": Adam at `adam_mult` times the step.
 
-`celo2` gives vectors, embeddings and layers over a vocabulary to Adam and
-orthogonalises the rest; input and output layers are better listed as "adam", too.
-`celo2_base` gives everything to the learned rule.
+`celo2` gives vectors, embeddings and layers over a vocabulary to Adam, orthogonalises
+the rest, and input and output layers are better listed as "adam" too. `celo2_base`
+gives everything to the learned rule.
 
 Published, steps keep their size, and each position of a convolution's window is a
 matrix. Two settings change that: with `schedule = "cosine"` the steps fall to

@@ -126,8 +126,15 @@ class Celo2Rule(Rule):
         net = published_mlp(arrays, "ff_mod_stack/~/", outputs)
         return {f"rule/{k}": v for k, v in net.items()}
 
-    def role(self, name: str | None, shape: tuple[int, ...]) -> str:
-        return role_of(name, shape, self.config.routes, self.config.default_role)
+    def role(
+        self,
+        name: str | None,
+        shape: tuple[int, ...],
+        kind: str | None = None,
+        routes: tuple[Route, ...] = (),
+    ) -> str:
+        c = self.config
+        return role_of(name, shape, (*routes, *c.routes), c.default_role, kind)
 
     def init_shared(self, num_steps: int) -> dict[str, Tensor]:
         del num_steps

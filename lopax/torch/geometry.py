@@ -67,10 +67,12 @@ class Accumulator(NamedTuple):
     copies: int
     axes: tuple[int, ...]
     start: Any = None  # [*shape] tensor with the first values; default: zeros
+    stack: int | None = None  # of so many tensors that are stacked, in front
 
     def shape(self, tensor: tuple[int, ...]) -> tuple[int, ...]:
         lead = (self.copies,) if self.copies else ()
-        return (*lead, *(tensor[a] for a in self.axes))
+        front = () if self.stack is None else (self.stack,)
+        return (*front, *lead, *(tensor[a] for a in self.axes))
 
 
 class Blocks(NamedTuple):

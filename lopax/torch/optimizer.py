@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lopax._core import routing
 from lopax._core.errors import ConfigError
-from lopax.torch import backends, restoring, sharding
+from lopax._core.routing import Route, Seen
+from lopax.torch import backends, restoring, sharding, views
 from lopax.torch import state as states
 from lopax.torch import theta as thetas
 from lopax.torch.errors import HorizonNotGiven, LossNotGiven
@@ -33,7 +35,7 @@ from lopax.torch.losses import (
 from lopax.torch.memory import check_operands
 from lopax.torch.plain import Entry, PlainBackend
 from lopax.torch.rows import gather, hand_out
-from lopax.torch.rule import Rule, known_settings
+from lopax.torch.rule import NOTHING, Rule, known_settings
 from lopax.torch.watch import Watch
 
 # For bookkeeping, of which nothing belongs in a compiled graph.
@@ -46,6 +48,7 @@ class Info(NamedTuple):
     step_scale: Tensor  # [] the rule's learning-rate-like scalar in the last step
     iteration: Tensor  # [] int32, steps so far, skipped ones included
     skipped: Tensor  # [] int32, steps skipped because something was not finite
+    roles: Mapping[str, str] = NOTHING  # of the parameters by name, see `roles()`
 
 
 class LearnedOptimizer(restoring.Resumable):
@@ -53,8 +56,9 @@ class LearnedOptimizer(restoring.Resumable):
 
     **Arguments:**
 
-    - `params`: parameters, named parameters, or parameter groups. A group may have its
-        own `lr`, `weight_decay` and `layout`, and a `role` for rules that have roles.
+    - `params`: a model, parameters, named parameters, or parameter groups. A group may
+        have its own `lr`, `weight_decay` and `layout`, and a `role` for rules that have
+        roles. A model also shows which parameters are embeddings.
     - `num_steps`: the number of `step()` calls of the whole run; may be left out for
         rules without a horizon.
     - `lr`: a factor on every update (schedulers may write it); 1.0 is what the rule
@@ -73,6 +77,9 @@ class LearnedOptimizer(restoring.Resumable):
         torch.distributed is initialised; False: no communication.
     - `on_resume`: whose `num_steps` counts if a state of a run of another length is
         loaded: "saved", or "new", this optimizer's. None: the saved one, and a warning.
+    - `routes`: what is a stack of tensors (experts), which axes are a matrix's, and the
+        roles of tensors, for rules that have roles; see `Route`. They come before the
+        rule's own routes.
     - `config`: settings of the architecture, over those saved with the weights.
 
     Raises `ConfigError`, `UnknownName`, `HorizonNotGiven`, `StructureMismatch`,
@@ -95,9 +102,13 @@ class LearnedOptimizer(restoring.Resumable):
         compilable: bool = False,
         process_group: Any = None,
         on_resume: str | None = None,
+        routes: Sequence[Route] = (),
         **config: Any,
     ):
         cls = self.rule_class
+        params, self._kinds = views.of_module(params)
+        self._routes = routing.checked(routes)
+        routing.check_roles(self, self._routes, None, cls.roles)
         self._num_steps = 0 if num_steps is None else checked_steps(num_steps)
         backends.check(backend)
         if on_resume not in (None, "saved", "new"):
@@ -205,7 +216,8 @@ class LearnedOptimizer(restoring.Resumable):
         if self._scale is None:
             raise ConfigError("info() has nothing to report before the first step()")
         shared = self._shared
-        return Info(self._scale, shared["iteration"], shared["skipped"])
+        counts = shared["iteration"], shared["skipped"]
+        return Info(self._scale, *counts, self.roles())
 
     def _without_loss(self) -> None:
         """A bare step with every lr at zero only makes the state.
@@ -229,7 +241,7 @@ class LearnedOptimizer(restoring.Resumable):
                     continue
                 check_supported(param, grad)
                 plan = self._plan(param, name, group, index, place)
-                entries.append(self._entry(param, grad, plan, group, index))
+                entries += self._each(param, grad, plan, group, index)
         for e in entries:
             self._on(e.param.device, False)  # kernels are built outside graphs
         return entries
@@ -237,7 +249,21 @@ class LearnedOptimizer(restoring.Resumable):
     def _role(self, param: Tensor, name: str | None, group: dict[str, Any]) -> str:
         """What the group asks for, else what the rule makes of name and shape."""
         asked = group.get("role") if self._rule.roles else None
-        return asked or self._rule.role(name, tuple(param.shape))
+        kind, shape = self._kinds.get(param), self._seen(param, name, group).shape
+        return asked or self._rule.role(name, shape, kind, self._routes)
+
+    def _seen(self, param: Tensor, name: str | None, group: dict[str, Any]) -> Seen:
+        """What the routes make of a parameter's axes."""
+        out_first = group["layout"] == "out_in"
+        found = routing.seen(name, tuple(param.shape), self._routes, out_first)
+        views.check(param, name, found)
+        return found
+
+    def roles(self) -> dict[str, str]:
+        """The role of every parameter by name (its place if it has none), "" under a
+        rule without roles."""
+        every = [(p, n, g) for g in self.param_groups for p, n in named(g)]
+        return {n or str(i): self._role(p, n, g) for i, (p, n, g) in enumerate(every)}
 
     def _view(self, group: dict[str, Any]) -> View:
         """From the shape of a group's parameter to the one the rule sees."""
@@ -251,14 +277,16 @@ class LearnedOptimizer(restoring.Resumable):
         key = (place, name, whole, part, group["layout"], group.get("role"))
         if key not in self._plans:
             sharding.refuse_flattened(param)
-            see = self._view(group)
+            see, found = self._view(group), self._seen(param, name, group)
+            shape = see(found.shape)
             self._plans[key] = states.Plan.of(
                 self._rule,
-                see(tuple(whole)),
-                see(tuple(part)),
+                shape,
+                see(tuple(part)) if found.unchanged else shape,
                 group["layout"],
                 self._role(param, name, group),
                 called(name, *place),
+                found,
             )
         return self._plans[key]
 
@@ -275,6 +303,26 @@ class LearnedOptimizer(restoring.Resumable):
                 self._begin(device)
             state.update(states.init_param(param, plan, self._shared))
         return states.check(state, plan, device)
+
+    def _each(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        plan: states.Plan,
+        group: dict[str, Any],
+        index: int,
+    ) -> list[Entry]:
+        """A parameter's entry, or those of the tensors that are stacked in it."""
+        whole = self._entry(param, grad, plan, group, index)
+        if plan.seen.unchanged:
+            return [whole]
+        parts = zip(
+            views.opened(whole.param, plan.seen),
+            views.opened(whole.grad, plan.seen),
+            views.parts(whole.state, plan.seen),
+            strict=True,
+        )
+        return [whole._replace(param=p, grad=g, state=s) for p, g, s in parts]
 
     def _entry(
         self,
@@ -387,6 +435,8 @@ class LearnedOptimizer(restoring.Resumable):
         super().__setstate__(state)
         self.__dict__.setdefault("_per_device", {})
         self.__dict__.setdefault("_plans", {})
+        self.__dict__.setdefault("_routes", ())
+        self.__dict__.setdefault("_kinds", {})
         self.__dict__.setdefault("_on_resume", None)
         self.__dict__.setdefault("_observed", ObservedLosses())
         self.__dict__.setdefault("_watch", Watch())
@@ -394,6 +444,6 @@ class LearnedOptimizer(restoring.Resumable):
 
 _KEPT = (
     *("_rule", "_num_steps", "_wish", "_compilable", "_process_group", "_on_resume"),
-    *("_shared", "_scale"),
+    *("_shared", "_scale", "_routes", "_kinds"),
 )
 """What a copied or pickled optimizer takes along; backends are found anew."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lopax._core.config import from_dict
 from lopax._core.published import translate
+from lopax._core.routing import Route
 from lopax.torch import theta as thetas
 from lopax.torch.geometry import Accumulator
 
@@ -130,15 +131,23 @@ class Rule(abc.ABC):
         del config
         return arrays
 
-    def role(self, name: str | None, shape: tuple[int, ...]) -> str:
+    def role(
+        self,
+        name: str | None,
+        shape: tuple[int, ...],
+        kind: str | None = None,
+        routes: tuple[Route, ...] = (),
+    ) -> str:
         """How a tensor is treated, for rules that treat some in another way.
 
         **Arguments:**
 
         - `name`: the parameter's path `block/0/weight`; None if it is not known.
-        - `shape`: as the user has it, () for a scalar.
+        - `shape`: as the user has it, () for a scalar; of one tensor of a stack.
+        - `kind`: what its module tells, one of `lopax._core.kinds.KINDS`.
+        - `routes`: the user's, which come before the rule's own.
         """
-        del name, shape
+        del name, shape, kind, routes
         return ""
 
     @abc.abstractmethod

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lopax._core.errors import StructureMismatch
+from lopax._core.routing import Seen
 from lopax.torch import sharding
 from lopax.torch.geometry import Accumulator, factored_axes, matrix_axes
 from lopax.torch.memory import Known, describe, is_plain_array, overlaps_itself
@@ -43,6 +44,7 @@ class Plan(NamedTuple):
     specs: dict[str, Accumulator]  # of the parameter's own arrays
     parts: dict[str, tuple[int, ...]]  # the shapes of what is local of them
     known: Known  # what was checked in the last step
+    seen: Seen  # how the tensors are made of the parameter
 
     @classmethod
     def of(
@@ -53,9 +55,13 @@ class Plan(NamedTuple):
         layout: str,
         role: str,
         what: str,
+        seen: Seen,
     ) -> Plan:
-        """`shape`, `part`: as the rule sees them."""
-        specs = accumulators(rule, shape, layout, role)
+        """`shape`, `part`: as the rule sees them, of one tensor if it is a stack."""
+        specs = {
+            name: spec._replace(stack=seen.copies)
+            for name, spec in accumulators(rule, shape, layout, role).items()
+        }
         return cls(
             shape=shape,
             part=part,
@@ -66,6 +72,7 @@ class Plan(NamedTuple):
             what=what,
             parts={k: spec.shape(part) for k, spec in specs.items()},
             known=Known(),
+            seen=seen,
         )
 
 
