@@ -28,6 +28,7 @@ from lopax.architectures.hypers import (
 from lopax.architectures.l2o_gru import L2OGRU, L2OGRUConfig
 from lopax.architectures.l2o_lstm import L2OLSTM, L2OLSTMConfig
 from lopax.architectures.l3rs import L3RS, L3RSConfig
+from lopax.architectures.learned_muon import LearnedMuon, LearnedMuonConfig
 from lopax.architectures.mulo import MuLO, MuLOConfig
 from lopax.architectures.nn_adam import NNAdam, NNAdamConfig
 from lopax.architectures.optim4rl import (
@@ -58,6 +59,7 @@ ARCHITECTURES.add("velo", Entry(VeLO, VeLOConfig))
 ARCHITECTURES.add("adafac_mlp", Entry(AdafacMLP, AdafacMLPConfig))
 ARCHITECTURES.add("plain_mlp", Entry(PlainMLP, PlainMLPConfig))
 ARCHITECTURES.add("mulo", Entry(MuLO, MuLOConfig))
+ARCHITECTURES.add("learned_muon", Entry(LearnedMuon, LearnedMuonConfig))
 ARCHITECTURES.add("star", Entry(STAR, STARConfig))
 ARCHITECTURES.add("rnn_mlp", Entry(RNNMLP, RNNMLPConfig))
 ARCHITECTURES.add("nn_adam", Entry(NNAdam, NNAdamConfig))

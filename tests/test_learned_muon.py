@@ -1,0 +1,185 @@
+"""Learned Muon: the hand-made optimizer at theta = 0, scales, horizons and roles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lopax
+from lopax._core.errors import ConfigError, MissingHorizon
+from lopax.architectures import architecture, learned_muon
+
+SHAPES = {
+    "dense": {"w": (24, 40), "b": (40,)},
+    "conv": {"kernel": (3, 3, 4, 16), "scale": (16,)},
+    "embed": {"table": (30, 8)},
+}
+STEPS = 12
+
+
+def tree(seed: int, scale: float = 1.0) -> Any:
+    """A tree of `SHAPES` with weights of the usual size and ones for vectors."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(shape: tuple[int, ...]) -> jax.Array:
+        if len(shape) == 1:
+            return jnp.full(shape, scale, jnp.float32)
+        fan_in = np.prod(shape[:-1])
+        values = scale * rng.standard_normal(shape) / np.sqrt(fan_in)
+        return jnp.asarray(values, jnp.float32)
+
+    return jax.tree.map(leaf, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def gradients(seed: int, scale: float = 1.0) -> list[Any]:
+    return [tree(100 * seed + i, scale) for i in range(1, STEPS + 1)]
+
+
+def updates_of(rule: Any, theta: Any, params: Any, grads: list[Any]) -> list[Any]:
+    """The updates of a run of `len(grads)` steps."""
+    state = rule.init(theta, params, len(grads))
+    step = jax.jit(lambda g, s, p: rule.update(theta, g, s, p)[:2])
+    found = []
+    for grad in grads:
+        updates, state = step(grad, state, params)
+        found.append(updates)
+        params = optax.apply_updates(params, updates)
+    return found
+
+
+def by_hand(grads: list[Any]) -> list[Any]:
+    """The hand-made optimizer, told once more in numpy."""
+    total, found = len(grads), []
+    sums = jax.tree.map(lambda x: (np.zeros(x.shape), np.zeros(x.shape)), grads[0])
+    for t, grad in enumerate(grads):
+        size = 0.05 * min(1.0, (t + 1) / max(0.02 * total, 1.0)) * (1.0 - t / total)
+
+        def advance(g: Any, pair: Any) -> Any:
+            g, (m, v) = np.asarray(g, np.float64), pair
+            return 0.95 * m + 0.05 * g, 0.99 * v + 0.01 * g**2
+
+        sums = jax.tree.map(advance, grad, sums)
+
+        def move(path: Any, g: Any, pair: Any, t: int = t, size: float = size) -> Any:
+            m, v = pair
+            u = 0.05 * np.asarray(g) + 0.95 * m / (1.0 - 0.95 ** (t + 1))
+            if g.ndim == 1 or path[0].key == "embed":
+                ratio = 0.3 if g.ndim == 1 else 1.0
+                v = v / (1.0 - 0.99 ** (t + 1))
+                return -ratio * size * u / np.sqrt(v + 1e-16)
+            u = u.reshape(-1, g.shape[-1])
+            x = u / np.linalg.norm(u)
+            for _ in range(5):
+                gram = x @ x.T
+                x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+            gain = np.sqrt(max(1.0, u.shape[1] / u.shape[0]))
+            return (-size * gain * x).reshape(g.shape)
+
+        found.append(jax.tree_util.tree_map_with_path(move, grad, sums))
+    return found
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_theta_of_zero_is_the_hand_made_optimizer(learned: bool) -> None:
+    rule = architecture("learned_muon", learned=learned)
+    theta = rule.init_theta(jax.random.key(3))
+    grads = gradients(1)
+    found = updates_of(rule, theta, tree(0), grads)
+    for ours, reference in zip(found, by_hand(grads), strict=True):
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
+
+
+def test_every_part_of_theta_acts() -> None:
+    rule = architecture("learned_muon")
+    theta = rule.init_theta(jax.random.key(3))
+    grads = gradients(2)
+    start = updates_of(rule, theta, tree(0), grads)[-3]
+
+    def moved(path: Any, leaf: Any) -> Any:
+        changed = jax.tree_util.tree_map_with_path(
+            lambda p, x: x + 0.3 if p == path else x, theta
+        )
+        after = updates_of(rule, changed, tree(0), grads)[-3]
+        gaps = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), after, start)
+        return max(float(g) for g in jax.tree.leaves(gaps))
+
+    effects = jax.tree_util.tree_map_with_path(moved, theta)
+    for path, effect in jax.tree_util.tree_leaves_with_path(effects):
+        name = jax.tree_util.keystr(path)
+        if "hidden" in name:  # behind a layer of zeros
+            assert effect == 0.0, name
+        elif "horizon" in name:
+            assert effect > 0.0, name
+        else:
+            assert effect > 1e-5, name
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_steps_follow_the_scale_of_the_network(scale: float) -> None:
+    rule = architecture("learned_muon")
+    theta = rule.init_theta(jax.random.key(3))
+    usual = updates_of(rule, theta, tree(0), gradients(1))
+    scaled = updates_of(rule, theta, tree(0, scale), gradients(1, 1.0 / scale))
+    for a, b in zip(jax.tree.leaves(usual), jax.tree.leaves(scaled), strict=True):
+        factor = np.linalg.norm(b) / np.linalg.norm(a)
+        assert 0.3 * scale < factor < 3.0 * scale
+
+
+def test_usual_and_unusual_sizes() -> None:
+    params = tree(0)
+    leaves = jax.tree.leaves(params)  # conv kernel, conv scale, dense b, dense w, table
+    roles = ["matrix", "vector", "vector", "matrix", "embedding"]
+    ratio = lambda xs: np.asarray(learned_muon.unit_ratios(xs, roles))  # noqa: E731
+    np.testing.assert_array_equal(ratio(leaves), 1.0)
+    # A zero-initialised matrix follows the others, one of its own size does not.
+    leaves[3] = jnp.zeros_like(leaves[3])
+    np.testing.assert_array_equal(ratio(leaves), 1.0)
+    np.testing.assert_allclose(ratio([100.0 * x for x in leaves]), 100.0, rtol=0.2)
+    leaves = jax.tree.leaves(params)
+    leaves[3] = leaves[3] * 1e4
+    three = [*leaves, leaves[0]]
+    found = np.asarray(learned_muon.unit_ratios(three, [*roles, "matrix"]))
+    np.testing.assert_allclose(found, [1.0, 1.0, 1.0, found[3], 1.0, 1.0])
+    assert 5e3 < found[3] < 2e4
+    assert learned_muon.unit_ratios([], []).shape == (0,)
+    zeros = [jnp.zeros((3, 4)), jnp.zeros((0, 3))]
+    np.testing.assert_array_equal(
+        learned_muon.unit_ratios(zeros, ["matrix", "matrix"]), 1.0
+    )
+
+
+def test_zero_initialised_tensors_move_from_the_first_step() -> None:
+    rule = architecture("learned_muon")
+    theta = rule.init_theta(jax.random.key(3))
+    zeros = jax.tree.map(jnp.zeros_like, tree(0))
+    first = updates_of(rule, theta, zeros, gradients(1))[0]
+    for leaf in jax.tree.leaves(first):
+        assert float(jnp.sqrt(jnp.mean(jnp.square(leaf)))) > 1e-3
+
+
+def test_an_extended_run_is_a_run_of_that_length() -> None:
+    rule = architecture("learned_muon")
+    theta = rule.init_theta(jax.random.key(3))
+    params, grads = tree(0), gradients(1)[0]
+    short = lopax.extend(rule.init(theta, params, 10), 1000)
+    long = rule.init(theta, params, 1000)
+    a, _, _ = rule.update(theta, grads, short, params)
+    b, _, _ = rule.update(theta, grads, long, params)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_bad_settings_and_a_missing_horizon() -> None:
+    with pytest.raises(ConfigError, match="warmup"):
+        architecture("learned_muon", warmup=1.0)
+    with pytest.raises(ConfigError, match="matrix"):
+        architecture("learned_muon", default_role="orthogonal")
+    rule = architecture("learned_muon")
+    with pytest.raises(MissingHorizon):
+        rule.init(rule.init_theta(jax.random.key(0)), tree(0))
