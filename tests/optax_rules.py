@@ -42,6 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "linear_optim": {"units": 2, "lr": 2e-2},
     "l2lgd2": {"units": 2, "lr": 2e-2},
     "l3rs": {"hidden": 8, "learning_rate": 2e-2},
+    "learned_muon": {},
     "learned_sgd": {},
     "learned_adam": {"learning_rate": 2e-2},
     "scheduled_adam": {"learning_rate": 2e-2, "knots": 3},

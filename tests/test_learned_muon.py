@@ -113,7 +113,7 @@ def test_every_part_of_theta_acts() -> None:
     for path, effect in jax.tree_util.tree_leaves_with_path(effects):
         name = jax.tree_util.keystr(path)
         if "hidden" in name:  # behind a layer of zeros
-            assert effect == 0.0, name
+            assert effect < 1e-7, name
         elif "horizon" in name:
             assert effect > 0.0, name
         else:

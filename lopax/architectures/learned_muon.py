@@ -37,12 +37,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lopax._core import lifting, routing
-from lopax._core.config import check_range
+from lopax._core import lifting, polar, routing
+from lopax._core.config import check_choice, check_range
 from lopax._core.optimizer import Info, Leaf, OptState, TensorRule
 from lopax._core.routing import Route
 from lopax._core.types import Count, Key, Params, Scalar, Theta, Updates
-from lopax.blocks import orthogonalize
+from lopax.blocks.orthogonalize import orthogonalize
 from lopax.blocks.tensor_features import mean
 from lopax.nets import initializers, linear
 
@@ -79,6 +79,9 @@ class LearnedMuonConfig:
     """Of the momenta. The hand-made optimizer uses the first."""
     second_decay: float = 0.99
     """Of the second moment of vectors and embeddings."""
+    orthogonalizer: str = "quintic"
+    """How matrices are orthogonalised, one of `_core.polar.CHOICES`: as Muon does, or
+    ("auto") as cheaply as their shapes allow."""
     hidden: int = 8
     """Width of the network's hidden layer."""
     learned: bool = True
@@ -87,7 +90,8 @@ class LearnedMuonConfig:
     """Decoupled; each step removes this times the schedule's step size."""
     routes: tuple[Route, ...] = (
         Route(role="vector", max_rank=1),
-        Route(role="embedding", name=r"(?i)embed"),
+        Route(role="embedding", kind="embedding"),
+        Route(role="embedding", kind="vocabulary"),
     )
     default_role: str = "matrix"
 
@@ -98,6 +102,7 @@ class LearnedMuonConfig:
         check_range(self, "embedding_mult", above=0.0)
         check_range(self, "nesterov", low=0.0, high=1.0)
         check_range(self, "second_decay", low=0.0, below=1.0)
+        check_choice(self, "orthogonalizer", polar.CHOICES)
         check_range(self, "hidden", low=1)
         check_range(self, "weight_decay", low=0.0)
         routing.check_roles(self, self.routes, self.default_role, ROLES)
@@ -293,7 +298,12 @@ class LearnedMuon(TensorRule[Shared, StepContext, Adaptive]):
         return next_shared, context, scale
 
     def _log_sizes(
-        self, theta: Theta, summaries: Array, roles: Array, fraction: Scalar, horizon: Any
+        self,
+        theta: Theta,
+        summaries: Array,
+        roles: Array,
+        fraction: Scalar,
+        horizon: Any,
     ) -> Float[Array, "N"]:
         """The learned part of the log sizes, but for the network's."""
         length = jnp.log(horizon / TYPICAL_STEPS)
@@ -327,7 +337,7 @@ class LearnedMuon(TensorRule[Shared, StepContext, Adaptive]):
         if self.role(index) == "matrix":
             rows, columns = _matrix_shape(grad.shape)
             flat = direction.reshape(rows, columns)
-            moved = orthogonalize.newton_schulz(flat)
+            moved = orthogonalize(flat, self.config.orthogonalizer)
             if self.config.learned:
                 plain = math.sqrt(min(rows, columns)) * _unit(flat)
                 moved = moved + context.blends[row] * (plain - moved)
