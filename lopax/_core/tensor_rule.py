@@ -74,6 +74,13 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
     def init_shared(self, theta: Theta, num_steps: Count, num_tensors: int) -> Shared:
         """State common to all tensors."""
 
+    def see_start(
+        self, shared: Shared, places: Sequence[Leaf], tensors: Sequence[Any]
+    ) -> Shared:
+        """What `init_shared` made, for rules that go by the tensors' first values."""
+        del places, tensors
+        return shared
+
     @abc.abstractmethod
     def init_tensor(self, theta: Theta, param: Any) -> TensorState:
         """State of one tensor; `param` has a shape of rank >= 1."""
@@ -185,13 +192,17 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         stored = lifting.places(params)
         views = [self.view(leaf.name, leaf.shape) for leaf in stored]
         places, members = lifting.numbered(stored, views)
-        states = []
+        states, seen = [], []
         for i, param in enumerate(tensors):
-            of_tensor = places[members[i]]
-            param_seen = lifting.as_tensor(param)
-            state = own(self._init_seen(theta, of_tensor, views[i], param_seen))
+            of_leaf, parts = (
+                places[members[i]],
+                stacks.apart(lifting.as_tensor(param), views[i]),
+            )
+            state = own(self._init_seen(theta, of_leaf, views[i], parts))
             states.append(placing.like(param, state, self.starter(theta, stored[i])))
-        shared = own(self.init_shared(theta, horizon, len(places)))
+            seen += parts
+        shared = self.init_shared(theta, horizon, len(places))
+        shared = own(self.see_start(shared, places, seen))
         return OptState(
             iteration=jnp.zeros((), jnp.int32),
             num_steps=horizon,
@@ -207,15 +218,19 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             place = Leaf(int(leaf), leaf.name, shape if leaf.shape else ())
             view = self.view(place.name, place.shape)
             places, _ = lifting.numbered([place], [view], first=int(leaf))
-            return self._init_seen(theta, places, view, jnp.zeros(shape, jnp.float32))
+            zeros = jnp.zeros(shape, jnp.float32)
+            return self._init_seen(theta, places, view, stacks.apart(zeros, view))
 
         return start
 
     def _init_seen(
-        self, theta: Theta, places: Sequence[Leaf], view: Seen, param: Any
+        self,
+        theta: Theta,
+        places: Sequence[Leaf],
+        view: Seen,
+        tensors: Sequence[Any],
     ) -> Any:
         """The state of a stored tensor: of a stack, the states stacked in front."""
-        tensors = stacks.apart(param, view)
         states = [
             self.init_leaf(theta, place, tensor)
             for place, tensor in zip(places, tensors, strict=True)

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -37,11 +38,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lopax._core import lifting, polar, routing
+from lopax._core import polar, routing
 from lopax._core.config import check_choice, check_range
-from lopax._core.optimizer import Info, Leaf, OptState, TensorRule
+from lopax._core.lifting import Leaf
+from lopax._core.optimizer import Info, OptState
 from lopax._core.routing import Route
+from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count, Key, Params, Scalar, Theta, Updates
+from lopax.blocks import accumulators
 from lopax.blocks.orthogonalize import orthogonalize
 from lopax.blocks.tensor_features import mean
 from lopax.nets import initializers, linear
@@ -147,10 +151,13 @@ class LearnedMuon(TensorRule[Shared, StepContext, Adaptive]):
     def decays(self) -> tuple[float, ...]:
         return self.config.decays if self.config.learned else self.config.decays[:1]
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ROLES
+
     def role(self, leaf: Leaf) -> str:
-        """One of `ROLES`."""
-        c = self.config
-        return routing.role_of(leaf.name, leaf.shape, c.routes, c.default_role)
+        default = self.config.default_role
+        return routing.role_of(leaf.name, leaf.shape, self.routes, default)
 
     def init_theta(self, key: Key) -> Theta:
         c = self.config
@@ -192,14 +199,11 @@ class LearnedMuon(TensorRule[Shared, StepContext, Adaptive]):
         zeros = jnp.zeros((len(self.decays), *param.shape), jnp.float32)
         return Adaptive(zeros, () if self.role(leaf) == "matrix" else zeros[0])
 
-    def init(self, theta: Theta, params: Params, num_steps: Any = None) -> OptState:
-        state = super().init(theta, params, num_steps)
-        leaves = lifting.places(params)
-        tensors = [lifting.as_tensor(p) for p in jax.tree.leaves(params)]
-        roles = [self.role(leaf) for leaf in leaves]
-        return state._replace(
-            shared=state.shared._replace(units=unit_ratios(tensors, roles))
-        )
+    def see_start(
+        self, shared: Shared, places: Sequence[Leaf], tensors: Sequence[Array]
+    ) -> Shared:
+        roles = [self.role(leaf) for leaf in places]
+        return shared._replace(units=unit_ratios(tensors, roles))
 
     def update(
         self,
@@ -348,12 +352,13 @@ class LearnedMuon(TensorRule[Shared, StepContext, Adaptive]):
             second = d * second + (1.0 - d) * jnp.square(grad)
             moved = direction * jax.lax.rsqrt(second / (1.0 - d**steps) + 1e-16)
         delta = -context.sizes[row] * moved
+        delta = jnp.where(accumulators.reached(momenta), delta, 0.0)
         if self.config.weight_decay:
             delta = delta - self.config.weight_decay * context.decay * param
         return delta, Adaptive(momenta, second)
 
 
-def unit_ratios(tensors: list[Any], roles: list[str]) -> Float[Array, "N"]:
+def unit_ratios(tensors: Sequence[Array], roles: Sequence[str]) -> Float[Array, "N"]:
     """How much larger each tensor [*s] is than usual, 1 where it is about usual.
 
     A matrix is compared with 1 / sqrt(fan in). The ratio of the network is the median
