@@ -182,9 +182,11 @@ def test_runs_on_different_data_are_refused(tmp_path):
 def test_suites_are_tables_of_tasks_with_unique_names():
     assert list_suites() == [
         "smoke",
+        "quickstart",
         "embedded",
         "validation",
         "lite",
+        "medium",
         "velodrome",
         "stress",
     ]

@@ -98,6 +98,9 @@ def test_a_rule_that_fits_faster_and_tests_worse_says_so_first():
     assert "fits the training data better and generalises worse" in headline(
         summary, row
     )
+    assert "its training loss is lower and its test loss higher" in headline(
+        summary, row
+    )
     honest = evaluate.summarise(study)
     said = headline(honest, honest.row("celo"))
     assert "generalises worse" not in said and "On test data it scores" in said

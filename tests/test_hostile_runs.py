@@ -81,7 +81,7 @@ CONFIGS = [
     PopulationConfig,
     VarietyConfig,
     EvaluationConfig,
-    *{entry.config for entry in map(ARCHITECTURES.__getitem__, ARCHITECTURES)},
+    *dict.fromkeys(ARCHITECTURES[name].config for name in ARCHITECTURES),
     *NETWORKS.values(),
     *AGENTS.values(),
 ]

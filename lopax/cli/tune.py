@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -15,11 +15,11 @@ from lopax.cli.place import PlaceFlags
 from lopax.cli.stdio import say
 
 ABOUT = """Sweep a baseline's learning rate on a task (name or Python file) and print
-the final smoothed training loss for each of the 15 values.
+the final smoothed training loss for each value.
 
-TASK may also be a suite and BASELINE a set (`published`, `contemporary`, `baselines`):
-then all are tuned, resumably, in RESULTS, and ARCHIVE gets the chosen learning rates
-with their curves. That is how the tuned baselines that come with lopax are made:
+TASK may also be a suite and BASELINE a set (`published`, `contemporary`, `tuning_free`,
+`baselines`): then all are tuned, resumably, in RESULTS, and ARCHIVE gets the chosen
+learning rates with their curves. The tuned baselines that come with lopax are made so:
 lopax tune baselines lite --archive lopax/evaluate/shipped/lite.npz"""
 
 
@@ -51,7 +51,11 @@ def _task(args: TuneFlags) -> int:
     from lopax.cli.console import table
 
     spec = evaluate.optimizer_spec(args.baseline)
-    _check_tunable([spec])
+    if not spec.tunable:
+        raise ConfigError(
+            f"{spec.name!r} has one setting and no learning rate to tune; see what it "
+            f"does with `lopax compare {args.task} --optimizers {spec.name}`"
+        )
     steps = 1_000 if args.num_steps is None else args.num_steps
     config = evaluate.RunConfig(num_steps=steps, eval_every=steps)
     problem = evaluate.user_problem(args.task, config)
@@ -75,9 +79,14 @@ def _suite(args: TuneFlags) -> int:
     from lopax import evaluate
     from lopax.cli.console import table
     from lopax.cli.judging import GridDisplay
+    from lopax.evaluate import TUNING_FREE
 
     specs = evaluate.optimizer_specs([args.baseline])
-    _check_tunable(specs)
+    fixed = [s.name for s in specs if not s.tunable and s.name not in TUNING_FREE]
+    if fixed:
+        raise ConfigError(
+            f"{fixed[0]!r} has no learning rate to tune; give a baseline or a set"
+        )
     problems = evaluate.suite_problems(args.task, num_steps=args.num_steps)
     with GridDisplay() as display:
         study, outcome = evaluate.run_study(
@@ -92,9 +101,10 @@ def _suite(args: TuneFlags) -> int:
     rows = []
     for (name, task), cell in study.cells.items():
         tuned, _ = cell.best()
-        rate = study.spec(name).learning_rates[tuned.index]
+        rates = study.spec(name).learning_rates
+        rate = f"{rates[tuned.index]:g}" if rates else "-"
         edge = "at the edge" if tuned.at_edge else ""
-        rows.append([name, task, f"{rate:g}", f"{min(tuned.final):.4g}", edge])
+        rows.append([name, task, rate, f"{min(tuned.final):.4g}", edge])
     columns = ["baseline", "task", "learning rate", "final loss", "note"]
     table(f"tuned on {args.task}", columns, rows)
     target = args.archive or args.results / f"{args.task}.npz"
@@ -104,9 +114,3 @@ def _suite(args: TuneFlags) -> int:
     for hole in study.holes:
         say(f"missing: {hole.optimizer} on {hole.task}: {hole.reason}")
     return 1 if outcome.failed else 0
-
-
-def _check_tunable(specs: Sequence[Any]) -> None:
-    fixed = [s.name for s in specs if not s.tunable]
-    if fixed:
-        raise ConfigError(f"{fixed[0]!r} has no learning rate to tune")

@@ -95,11 +95,11 @@ def headline(summary: Summary, row: Row) -> str:
         f"{row.optimizer}, {how}, scores {interval_text(row.iqm)} against "
         f"{summary.reference} tuned {against} (above 1 is better), with a lower final "
         f"loss on {better} of {len(summary.scored)} tasks: {row.verdict}. "
-        + _on_held_out_data(row)
+        + _on_held_out_data(summary, row)
     )
 
 
-def _on_held_out_data(row: Row) -> str:
+def _on_held_out_data(summary: Summary, row: Row) -> str:
     """What a headline says of test data, above all where it contradicts the rest."""
     end, best = row.held_out.test, row.held_out.test_best
     if end is None or best is None:
@@ -113,7 +113,25 @@ def _on_held_out_data(row: Row) -> str:
     if row.iqm.value > 1.0 and end.value < 1.0:
         sure = "" if end.high < 1.0 else ", it seems"
         said += f": it fits the training data better and generalises worse{sure}"
+    worse = [t for t in summary.scored if _tests_worse(summary, row.optimizer, t)]
+    if worse:
+        count = f"{len(worse)} of {len(summary.scored)}"
+        said += f"; on {count} tasks ({', '.join(worse[:3])}"
+        said += ", ...)" if len(worse) > 3 else ")"
+        said += " its training loss is lower and its test loss higher than "
+        said += f"{summary.reference}'s"
     return said + "."
+
+
+def _tests_worse(summary: Summary, optimizer: str, task: str) -> bool:
+    """Whether it ends below the reference on training data and above it on test data,
+    by the means over seeds."""
+    own, other = (summary.entries[n, task] for n in (optimizer, summary.reference))
+    return bool(
+        optimizer != summary.reference
+        and own.final.mean() < other.final.mean()
+        and own.held_out.test.mean() > other.held_out.test.mean()
+    )
 
 
 def _facts(summary: Summary) -> list[tuple[str, str]]:

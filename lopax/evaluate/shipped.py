@@ -20,6 +20,7 @@ import numpy as np
 
 from lopax._core.atomic import atomic_write
 from lopax._core.errors import FileFormatError, IncompleteResults, ResumeMismatch
+from lopax.evaluate.baselines import TUNING_FREE
 from lopax.evaluate.fingerprint import data_hash
 from lopax.evaluate.specs import OptimizerSpec
 from lopax.evaluate.store import Record, Store
@@ -49,14 +50,16 @@ def archive_of(suite: str) -> Path | None:
 def pack(study: Study, path: Path, *, note: str = "") -> list[tuple[str, str]]:
     """Writes the tuned baselines of a study as an archive; returns what is in it.
 
-    Optimizers without learning rates, and cells in which every rate diverged, are left
-    out. Raises `IncompleteResults` if nothing is left.
+    In it are optimizers with learning rates and the baselines that need none, not those
+    at a fixed rate, nor cells in which every rate diverged. Raises `IncompleteResults`
+    if nothing is left.
     """
     cells, arrays = [], {}
     for (name, task), cell in sorted(study.cells.items()):
         spec = study.spec(name)
         tuned, column = cell.best()
-        if not spec.tunable or tuned.all_diverged:
+        free = name in TUNING_FREE
+        if not (spec.tunable or free) or tuned.all_diverged:
             continue
         problem = next(p for p in study.problems if p.name == task)
         prefix = str(len(cells))
