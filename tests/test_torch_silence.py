@@ -49,7 +49,7 @@ def test_zeros_with_a_steady_gradient_leave_zero(name):
 
 
 @pytest.mark.parametrize("name", RELATIVE)
-@pytest.mark.parametrize("factor", [1e-4, 100.0])
+@pytest.mark.parametrize("factor", [1e-4, 1e4])
 def test_steps_follow_the_size_between_its_bounds(name, factor):
     """Nearly zero counts as the floor and huge as the limit, in both backends."""
     needs_compiler()
@@ -216,6 +216,7 @@ def test_growth_without_a_bound_is_linear_and_said():
         num_steps=600,
         theta=adam_like_theta("celo"),
         trained_horizon=None,
+        size_limit=8.0,
         lr=20.0,
     )
     sizes = []
@@ -226,7 +227,7 @@ def test_growth_without_a_bound_is_linear_and_said():
             sizes.append(weight.detach().abs().mean().item())
     assert len(told) == 1
     early, late = sizes[399] - sizes[199], sizes[599] - sizes[399]
-    assert sizes[-1] > 10 * LIMIT * 8**-0.5 and late < 2.0 * early
+    assert sizes[-1] > 80.0 * 8**-0.5 and late < 2.0 * early
 
 
 def test_the_loss_may_come_first_and_a_closure_may_return_nothing():

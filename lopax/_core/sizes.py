@@ -12,9 +12,10 @@ import functools
 import math
 from typing import NamedTuple
 
-FLOOR, VECTOR_FLOOR, LIMIT = 0.1, 0.01, 8.0
-"""What rules take by default. No tensor of the published runs that can be checked is
-outside, but for biases that start at zero."""
+FLOOR, VECTOR_FLOOR, LIMIT = 0.03, 0.01, 100.0
+"""What rules take by default: far enough from the usual size that networks with weights
+a hundred times smaller or larger are still trained about as well. No tensor of the
+published runs that can be checked is outside, but for biases that start at zero."""
 
 
 class SizeBounds(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lopax._core.sizes import LIMIT, SizeBounds, usual_size
+from lopax._core.sizes import SizeBounds, usual_size
 from lopax._core.warned import (
     GrowthWarning,
     HorizonWarning,
@@ -29,7 +29,7 @@ from lopax.torch.rule import Rule
 Groups = Sequence[dict[str, Any]]
 WINDOW = 10
 """Steps between two looks at the device."""
-GROWN = 10.0
+GROWN = 80.0
 """Growth is reported from this many times the largest size that a rule follows."""
 
 
@@ -133,7 +133,7 @@ class Watch:
         usual = [usual_size(e.shape, e.matrix) for e in whole]
         grown = [s.item() / u for s, u in zip(sizes, usual, strict=True)]
         worst = max(range(len(whole)), key=lambda i: grown[i])
-        if not grown[worst] > GROWN * min(bounds.limit, LIMIT):
+        if not grown[worst] > GROWN:
             return
         self._said.add("growth")
         name = next(
