@@ -208,7 +208,12 @@ NOT_RUN = {
     "schedule_free_adamw_algoperf",
     "adamw_linear",
     "adamw_ema",
-    *evaluate.TUNING_FREE,
+    "dadapt_adamw",
+    "mechanic_adamw",
+    "dog",
+    "dowg",
+    "momo",
+    "cocob",
 }
 """Baselines that nobody has tuned on `lite` yet; what has been is taken out here."""
 

@@ -50,9 +50,13 @@ class Generalisation(NamedTuple):
 
 
 def held_out(
-    valid: Floats, test: Floats, metrics: Mapping[str, Floats], diverged: Floats
+    valid: Floats,
+    test: Floats,
+    metrics: Mapping[str, Floats],
+    diverged: NDArray[np.bool_],
 ) -> HeldOut:
-    """From curves of evaluations [S, E] to what is kept of them."""
+    """From curves of evaluations [S, E], and which runs diverged [S], to what is kept
+    of them."""
 
     def clean(values: Floats, gone: float) -> Floats:
         return np.where(np.isfinite(values), values, gone)

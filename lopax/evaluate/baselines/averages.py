@@ -54,7 +54,7 @@ def averaged(
     def init(params: Params) -> AveragedState:
         return AveragedState(inner.init(params), params, jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: AveragedState, params: Any = None, **extra: Any):
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any):
         updates, inside = inner.update(updates, state.inner, params, **extra)
         count = state.count + 1
         share = weight(count.astype(jnp.float32))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -79,7 +80,7 @@ class Muon:
 
     def at(self, rate: optax.Schedule) -> optax.GradientTransformation:
         """The transformation at given rates."""
-        rules = {
+        rules: dict[Hashable, optax.GradientTransformation] = {
             role: optax.adam(_times(rate, ratio), b1=self.b1, b2=self.b2)
             for role, ratio in self._ratios().items()
         }
@@ -195,7 +196,7 @@ def normalise_neurons(decay: float, eps: float = 1e-10) -> optax.GradientTransfo
         zeros = jax.tree.map(mean_square, params, axes_tree(params))
         return NeuronState(jax.tree.map(jnp.zeros_like, zeros))
 
-    def update(updates: Any, state: NeuronState, params: Any = None) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         del params
         axes = axes_tree(updates)
         second = jax.tree.map(

@@ -94,7 +94,7 @@ def scale_by_soap(config: Soap) -> optax.GradientTransformation:
     """SOAP's direction; see the module docstring."""
     c = config
 
-    def init(params: Params) -> SoapState:
+    def init(params: Params) -> Any:
         def one(p: Array) -> Turned:
             flat = _flat(p)
             sides = [_side(n, p.dtype, c.max_dimension) for n in flat.shape[-2:]]
@@ -104,9 +104,9 @@ def scale_by_soap(config: Soap) -> optax.GradientTransformation:
         tensors = tuple(one(p) for p in jax.tree.leaves(params))
         return SoapState(jnp.zeros((), jnp.int32), tensors)
 
-    def update(grads: Any, state: SoapState, params: Any = None) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         del params
-        leaves, treedef = jax.tree.flatten(grads)
+        leaves, treedef = jax.tree.flatten(updates)
         flats = [_flat(g) for g in leaves]
         step = state.count + 1  # of this step, from one
 
