@@ -338,9 +338,13 @@ def _store(library: Path, data: bytes) -> bool:
     """Keeps a library and its sum; whether that worked (a full or read-only disk)."""
     try:
         _sweep(library.parent, (".", ".tmp"))
+        if not all(p.is_file() for p in (library, _sum_of(library)) if p.exists()):
+            _remove(library)  # a pipe would be written to, not replaced
         with atomic_write(library) as temporary:
+            temporary.chmod(0o600)  # whatever the user's umask
             temporary.write_bytes(data)
         with atomic_write(_sum_of(library)) as temporary:
+            temporary.chmod(0o600)
             temporary.write_text(hashlib.sha256(data).hexdigest() + "\n")
         return True
     except OSError:
