@@ -62,14 +62,14 @@ def test_schedules_rise_fall_and_end_where_they_say():
         assert values.max() == pytest.approx(peak)
         assert np.all(np.diff(values[10:]) <= 1e-7)
     ends = {
-        name: float(baselines.schedule_of(n, peak, name, 0.1)(n - 1))
+        name: float(np.asarray(baselines.schedule_of(n, peak, name, 0.1)(n - 1)))
         for name in baselines.SCHEDULES
     }
     assert ends["constant"] == peak
     assert ends["linear"] == pytest.approx(peak / 90)
     assert ends["wsd"] == pytest.approx(peak / 20)
     assert ends["cosine"] == pytest.approx(peak * np.sin(np.pi / 180) ** 2, rel=1e-3)
-    stable = baselines.schedule_of(n, peak, "wsd", 0.1)
+    stable: Any = baselines.schedule_of(n, peak, "wsd", 0.1)
     assert float(stable(80)) == pytest.approx(peak)
     assert float(stable(90)) == pytest.approx(peak / 2)
 
@@ -205,7 +205,7 @@ def test_schedule_free_muon_is_optax_schedule_free_around_muon_without_momentum(
 def test_averages_of_the_parameters(kind):
     n, window = 20, 0.25
     optimizer = averages.averaged(optax.sgd(0.1), kind, n, window)
-    params = {"w": jnp.ones(3)}
+    params: Any = {"w": jnp.ones(3)}
     state, path = optimizer.init(params), []
     for t in range(n):
         updates, state = optimizer.update(draw(t, {"w": (3,)}), state, params)
@@ -271,7 +271,7 @@ def test_soap_is_adam_in_a_fixed_basis_while_the_basis_does_not_move():
     assert all(not np.any(u) for u in jax.tree.leaves(found[0]))  # starts the averages
     first = np.asarray(grads[0]["w"], np.float64)
     left, right = np.linalg.eigh(first @ first.T)[1], np.linalg.eigh(first.T @ first)[1]
-    adam = optax.scale_by_adam(b1=0.95, b2=0.95, eps=0.0)
+    adam: Any = optax.scale_by_adam(b1=0.95, b2=0.95, eps=0.0)
     turned = [left.T @ np.asarray(g["w"], np.float64) @ right for g in grads[1:]]
     state = adam.init({"w": jnp.zeros((4, 4)), "b": jnp.zeros(5)})
     for t in range(1, 5):
@@ -285,7 +285,7 @@ def test_soap_is_adam_in_a_fixed_basis_while_the_basis_does_not_move():
 
 def test_soap_turns_towards_the_eigenbasis_and_leaves_long_sides_alone():
     settings = baselines.Soap(frequency=1, max_dimension=5)
-    rule = soap.scale_by_soap(settings)
+    rule: Any = soap.scale_by_soap(settings)
     params = {"w": jnp.zeros((8, 4))}
     state = rule.init(params)
     scale = jnp.asarray([4.0, 2.0, 1.0, 0.5])
@@ -326,7 +326,8 @@ def test_soap_has_the_numbers_of_heavyball():
         compile_step=False,
     )
     settings = baselines.Soap(schedule="constant", warmup=0.0, b1=0.9, frequency=2)
-    ours, params = settings.make(8, 0.01), start
+    params: Any = start
+    ours: Any = settings.make(8, 0.01)
     state, step = ours.init(start), jax.jit(ours.update)
     for grad in grads:
         for k, p in theirs.items():

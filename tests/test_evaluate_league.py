@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_the_league_chooses_on_the_other_tasks(summary):
     finals[:, 7] = [2.0, 2.0, 2.0, 2.0]
     finals[3, 9] = 0.5
     summary = with_finals(summary, finals)
-    adam = next(s for s in evaluate.league(summary) if s.optimizer == "adam")
+    adam: Any = next(s for s in evaluate.league(summary) if s.optimizer == "adam")
     # Per task: 1, 1, 1, 2; the middle half of four is two of them.
     assert adam.tuned.iqm == pytest.approx(1.0)
     assert adam.hindsight.rates == (rates[5],) and adam.hindsight.lowest == 0.0
@@ -93,7 +94,7 @@ def test_a_rule_that_fits_faster_and_tests_worse_says_so_first():
             worse = cell.test * np.linspace(1.0, 2.5, cell.test.shape[-1])
             cells[name, task] = cell._replace(test=worse.astype(np.float32))
     summary = evaluate.summarise(dataclasses.replace(study, cells=cells))
-    row = summary.row("celo")
+    row: Any = summary.row("celo")
     assert row.iqm.value > 1.0 > row.held_out.test.high
     assert "fits the training data better and generalises worse" in headline(
         summary, row
@@ -112,13 +113,13 @@ def test_held_out_scores_at_the_end_and_at_the_best_validation_loss():
     valid = np.asarray([[3.0, 1.0, 2.0], [3.0, np.nan, 1.0]])
     test = np.asarray([[3.0, 1.5, 2.5], [3.0, 9.0, 1.2]])
     accuracy = {"test/accuracy": np.asarray([[0.1, 0.8, 0.6], [0.1, 0.2, 0.9]])}
-    found = held_out.held_out(valid, test, accuracy, np.asarray([False, False]))
+    found: Any = held_out.held_out(valid, test, accuracy, np.asarray([False, False]))
     np.testing.assert_allclose(found.test, [2.5, 1.2])
     np.testing.assert_allclose(found.test_best, [1.5, 1.2])
     np.testing.assert_allclose(found.accuracy_best, [0.8, 0.9])
     gone = held_out.held_out(valid, test, {}, np.asarray([True, False]))
     assert np.isinf(gone.test[0]) and gone.accuracy is None
-    scored = held_out.generalisation({"t": found}, {"t": found}, {"t": 3.0})
+    scored: Any = held_out.generalisation({"t": found}, {"t": found}, {"t": 3.0})
     assert scored.accuracy.value == pytest.approx(0.0, abs=1e-9)
     assert scored.test_best.low <= scored.test_best.value <= scored.test_best.high
     # A loss at or below zero has no ratio; the other scores stay.
@@ -141,7 +142,7 @@ def timed(study, **changed):
 
 def test_seconds_divide_the_updates_saved_by_what_an_update_costs():
     summary = evaluate.summarise(timed(fake_study()))
-    row = summary.row("celo")
+    row: Any = summary.row("celo")
     assert row.in_seconds.value == pytest.approx(row.speedup.value / 2.0)
     assert seconds.step_seconds(summary.study, "celo", "task_0", "adam") == (
         pytest.approx(1e-3)
@@ -172,7 +173,7 @@ def test_costs_are_added_to_runs_that_have_none(tmp_path):
     assert timing.add_costs(store, specs, [problem()], [0, 1]) == 2
     assert timing.add_costs(store, specs, [problem()], [0, 1]) == 0
     found = evaluate.collect(store, specs, [problem()], [0, 1])
-    price = found.cell("sgd@0.01", "line").cost
+    price: Any = found.cell("sgd@0.01", "line").cost
     assert price["ratio"] > 0 and price["load"] >= 0
     costs = {"sgd": {"a": cost.Cost(1, 0.5, 0, 0, 1, 0, 0.0, "cpu")}}
     assert timing.mean_ratio(costs["sgd"]) == (0.5, 0.5, 0.5)
@@ -188,10 +189,10 @@ def test_old_and_new_definitions_of_a_baseline_never_mix(tmp_path):
     new = dataclasses.replace(old, settings={"schedule": "cosine"})
     options = {"measure_cost": False, "store": store, "folder": tmp_path, "seeds": 1}
     adam = evaluate.default_rate("adam", 0.01)
-    first = judge([problem()], [old, adam], reference=adam.name, **options)
+    first: Any = judge([problem()], [old, adam], reference=adam.name, **options)
     assert first.outcome.done == 2
     assert "other definitions" not in first.report.markdown.read_text()
-    second = judge([problem()], [new, adam], reference=adam.name, **options)
+    second: Any = judge([problem()], [new, adam], reference=adam.name, **options)
     assert second.outcome.done == 1  # nothing of the old one is taken for the new
     said = second.report.markdown.read_text()
     assert "other definitions of mine" in said and "not used" in said

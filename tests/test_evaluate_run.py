@@ -157,7 +157,7 @@ def test_evaluation_uses_the_averaged_parameters_of_schedule_free_methods():
 
 
 def test_the_learning_rate_schedule_peaks_at_the_rate_and_ends_at_zero():
-    schedule = baselines.warmup_cosine(100, 0.5)
+    schedule: Any = baselines.warmup_cosine(100, 0.5)
     values = [float(schedule(t)) for t in range(101)]
     assert values[0] == 0.0
     assert max(values) == pytest.approx(0.5) == values[5]

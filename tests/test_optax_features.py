@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.core import Tracer
 from optax_rules import (
     NAMES,
     assert_same,
@@ -193,7 +194,7 @@ def test_accumulation_only_beyond_the_limit_and_schedules_count_gradients():
     inner = state.inner._replace(count=jnp.asarray(5, jnp.int32))
     state = state._replace(inner=inner, seen=jnp.asarray(2, jnp.int32))
     jax.eval_shape(lambda s: opt.update(PARAMS, s, PARAMS, value=1.0), state)
-    assert len([x for x in seen if isinstance(x, jax.core.Tracer)]) == 1
+    assert len([x for x in seen if isinstance(x, Tracer)]) == 1
     for limit in (0, 2.5):
         with pytest.raises(ConfigError, match=f"accumulate_beyond = {limit}"):
             make("celo", 40, accumulate_beyond=limit)

@@ -148,7 +148,7 @@ def test_stacked_padded_and_mapped(method: str) -> None:
         np.testing.assert_allclose(orthogonalize(xs, method), want, atol=1e-5)
         mapped = jax.jit(jax.vmap(lambda x: orthogonalize(x, method)))
         np.testing.assert_allclose(mapped(xs), want, atol=1e-5)
-        grown = np.pad(xs, ((0, 0), (0, 2), (0, 3)))
+        grown: Any = np.pad(xs, ((0, 0), (0, 2), (0, 3)))
         got = np.asarray(orthogonalize(grown, method))
         rows, cols = shape
         np.testing.assert_allclose(got[:, :rows, :cols], want, atol=1e-4)

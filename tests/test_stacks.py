@@ -118,7 +118,7 @@ def test_roles_and_axes_that_do_not_exist_are_refused() -> None:
         route = lopax.Route(stack_axes=(2,))
         lopax.optimizer("celo", num_steps=9, routes=[route]).init(params)
     with pytest.raises(ConfigError, match=r"lopax\.Route"):
-        lopax.optimizer("celo", num_steps=9, routes=["w"])
+        lopax.optimizer("celo", num_steps=9, routes=["w"])  # type: ignore[list-item]
 
 
 def celo2_states(routes: Any, params: Any) -> dict[str, str]:

@@ -74,7 +74,7 @@ def run_together(x: Any, matrix: tuple[int, int], cut: int, method: str) -> Any:
 def test_shards_as_the_whole(shape: tuple[int, ...], method: str) -> None:
     x, inner = matrix(shape), (len(shape) - 2, len(shape) - 1)
     short = inner[0] if shape[-2] <= shape[-1] else inner[1]
-    for pair in (inner, inner[::-1]):
+    for pair in (inner, (inner[1], inner[0])):
         for cut in range(len(shape)):
             if cut == short and method in ("turbo", "mud"):
                 with pytest.raises(UnsupportedParameter, match=r"whole rows.*shorter"):

@@ -4,6 +4,7 @@ runs past their end, steps that are always skipped, factors far from one."""
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,9 @@ from lopax._core.sizes import FLOOR, LIMIT, VECTOR_FLOOR
 
 SHAPES = ((), (6,), (12, 5), (3, 4, 5), (6, 4, 3, 3))
 USUAL = (1.0, 1.0, 5**-0.5, 4**-0.5, 36**-0.5)  # one over the root of the fan-in
-RELATIVE = ("celo", "velo")
+FLOORS = {"size_floor": FLOOR, "vector_floor": VECTOR_FLOOR}
+BOUNDS = {"celo": {**FLOORS, "size_limit": LIMIT}, "velo": FLOORS}
+RELATIVE = tuple(BOUNDS)
 BUNDLED = ("celo", "celo_adam", "celo2")
 
 
@@ -36,6 +39,7 @@ def stepped(name, starts, steps, **options):
     for p in params:
         p.grad = torch.randn(p.shape)
     options.setdefault("theta", adam_like_theta(name))
+    options = BOUNDS.get(name, {}) | options
     optimizer = make(name, params, num_steps=steps, **options)
     for _ in range(steps):
         optimizer.step(loss=1.0)
@@ -61,7 +65,7 @@ def test_steps_follow_the_size_between_its_bounds(name, factor):
         for x, size in zip(starts, sizes, strict=True)
     ]
     plain, fused = (stepped(name, starts, 1, backend=b) for b in ("plain", "fused"))
-    free = {"size_floor": 0.0, "vector_floor": 0.0}
+    free: dict[str, Any] = {"size_floor": 0.0, "vector_floor": 0.0}
     if name == "celo":
         free["size_limit"] = None
     elif factor > 1.0:

@@ -33,8 +33,8 @@ class LearnedRate(LearnedOptimizer):
         del params, value, extra
         rate = jnp.exp(theta["rate"][0])
         updates = jax.tree.map(lambda g: -rate * g, grads)
-        zero = jnp.zeros(())
-        info = Info(rate, jnp.asarray(False), zero, zero, zero)
+        zero, none = jnp.zeros(()), jnp.asarray(-1, jnp.int32)
+        info = Info(rate, jnp.asarray(False), none, zero, zero, zero)
         return updates, {"steps": state["steps"] + 1}, info
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from lopax._core import tree as trees
 from lopax._core.errors import ConfigError
@@ -110,7 +111,7 @@ def horizon(num_steps: Any) -> Count:
     Accepted: an integer, a float that is whole, an array of one such, traced or not.
     Raises `ConfigError` for everything else and outside 1 ... `MAX_STEPS`.
     """
-    if isinstance(num_steps, jax.core.Tracer):
+    if isinstance(num_steps, Tracer):
         return num_steps.astype(jnp.int32).reshape(())
     number = None
     if not isinstance(num_steps, (bool, str, bytes)) and np.size(num_steps) == 1:

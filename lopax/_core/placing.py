@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 _FIRST = 1009  # larger than any number of decays or units
@@ -48,11 +49,12 @@ def is_axes(x: Any) -> bool:
 
 def sharding_of(param: Any) -> NamedSharding | None:
     """How a concrete array is split by a mesh of several devices; None if it is not."""
-    if isinstance(param, jax.core.Tracer) or not isinstance(param, jax.Array):
+    if isinstance(param, Tracer) or not isinstance(param, jax.Array):
         return None
     found = param.sharding
-    named = isinstance(found, NamedSharding) and found.mesh.size > 1
-    return found if named else None
+    if isinstance(found, NamedSharding) and found.mesh.size > 1:
+        return found
+    return None
 
 
 def like(param: Any, state: Any, init: Callable[[tuple[int, ...]], Any]) -> Any:

@@ -13,7 +13,7 @@ import math
 from typing import NamedTuple
 
 FLOOR, VECTOR_FLOOR, LIMIT = 0.03, 0.01, 100.0
-"""What rules take by default: far enough from the usual size that networks with weights
+"""What bundled weights bring: far enough from the usual size that networks with weights
 a hundred times smaller or larger are still trained about as well. No tensor of the
 published runs that can be checked is outside, but for biases that start at zero."""
 
@@ -21,8 +21,8 @@ published runs that can be checked is outside, but for biases that start at zero
 class SizeBounds(NamedTuple):
     """In multiples of the usual size."""
 
-    floor: float = FLOOR
-    vector_floor: float = VECTOR_FLOOR
+    floor: float = 0.0
+    vector_floor: float = 0.0
     limit: float = math.inf
 
     @classmethod

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from lopax._core.errors import TaskError
 from lopax._core.types import Batch, Key, Params, Scalar, TaskState
@@ -202,7 +203,7 @@ def check_batches(task: Task, name: str, key: Key) -> None:
     """Raises `TaskError` if one key gives two batches: they come from an iterator or
     another random generator, and a compiled program would keep the first for ever."""
     first, second = (jax.tree.leaves(task.batch(key)) for _ in range(2))
-    if any(isinstance(x, jax.core.Tracer) for x in (*first, *second)):
+    if any(isinstance(x, Tracer) for x in (*first, *second)):
         return
     if len(first) != len(second) or not all(map(_same, first, second)):
         raise TaskError(

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from lopax._core import sizes
 from lopax._core.config import check_choice, check_range
 from lopax._core.lifting import Leaf
 from lopax._core.sizes import SizeBounds
@@ -56,15 +55,15 @@ class CeloConfig:
     within the bounds below."""
     exp_mult: float = 1e-3
     """Scale of the log-magnitude output."""
-    size_floor: float = sizes.FLOOR
+    size_floor: float = 0.0
     """A matrix counts as at least this times 1 / sqrt(fan-in), so that one that starts
-    at zero can leave it. Published: 0."""
-    vector_floor: float = sizes.VECTOR_FLOOR
-    """A vector or scalar counts as at least this large. Published: 0."""
-    size_limit: float | None = sizes.LIMIT
+    at zero can leave it. 0, as published and in meta-training, whose tasks are rescaled:
+    no floor. The bundled weights bring `sizes.FLOOR`, and the other two bounds."""
+    vector_floor: float = 0.0
+    """A vector or scalar counts as at least this large."""
+    size_limit: float | None = None
     """A tensor counts as at most this times its usual size, 1 / sqrt(fan-in) or for
-    vectors 1, so that steps cannot grow exponentially. Published: None,
-    without a limit."""
+    vectors 1, so that steps cannot grow exponentially. None: no limit."""
     trained_horizon: int | None = None
     """Longest run of meta-training. The steps of a longer one are multiplied by
     sqrt(trained_horizon / num_steps), without which it diverges. None: never, as

@@ -119,7 +119,8 @@ class STAR(CountedRule[Moments]):
         if c.precondition:
             learned = learned * _adam_scale(view)
         # Without a controller the published code still multiplies by exp(exp_mult).
-        one, zero = jnp.float32(1.0), jnp.float32(0.0)
+        one: Array = jnp.float32(1.0)
+        zero: Array = jnp.float32(0.0)
         gain = jnp.exp(c.exp_mult * by_unit.get(2, one))
         nominal = c.nominal * gain * _direction(c.nominal_direction, view)
         decay = c.weight_decay * jnp.exp(c.exp_mult * by_unit.get(3, zero)) * param

@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lopax._core import sizes
 from lopax._core.config import check_choice, check_range
 from lopax._core.lifting import Leaf
 from lopax._core.sizes import SizeBounds
@@ -70,11 +69,11 @@ class VeLOConfig:
     that keeps its sign grows exponentially; "clipped", that but at most `norm_limit`;
     "none"."""
     norm_limit: float = 1.0
-    size_floor: float = sizes.FLOOR
+    size_floor: float = 0.0
     """A matrix counts as at least this times 1 / sqrt(fan-in), so that one that starts
-    at zero can leave it. Published: 0."""
-    vector_floor: float = sizes.VECTOR_FLOOR
-    """A vector or scalar counts as at least this large. Published: 0."""
+    at zero can leave it (`sizes.FLOOR` is a good one). 0, as published: no floor."""
+    vector_floor: float = 0.0
+    """A vector or scalar counts as at least this large."""
     backend: str = "auto"
     """As Celo's."""
     frozen_lstm: bool = False

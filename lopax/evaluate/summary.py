@@ -245,7 +245,7 @@ def _row(summary: Summary, name: str, seed: int) -> Row:
         summary.reference,
         {t: summary.entries[name, t].speedup for t in summary.scored},
     )
-    own, other = (
+    ours, theirs = (
         {t: summary.entries[n, t].held_out for t in summary.scored}
         for n in (name, summary.reference)
     )
@@ -266,7 +266,7 @@ def _row(summary: Summary, name: str, seed: int) -> Row:
         in_seconds=None
         if timed is None
         else aggregate.bootstrap(aggregate.iqm, timed, seed=seed),
-        held_out=generalisation(own, other, summary.start, seed),
+        held_out=generalisation(ours, theirs, summary.start, seed),
         beats=beats,
         test=test,
         verdict=verdict(interval["iqm"], test, diverged, score.size, summary.reference),

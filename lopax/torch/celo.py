@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lopax._core import sizes
 from lopax._core.config import check_range
 from lopax._core.errors import ConfigError
 from lopax._core.sizes import SizeBounds
@@ -39,9 +38,9 @@ class CeloConfig:
     factored_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
     step_mult: float = 1e-3
     exp_mult: float = 1e-3
-    size_floor: float = sizes.FLOOR
-    vector_floor: float = sizes.VECTOR_FLOOR
-    size_limit: float | None = sizes.LIMIT
+    size_floor: float = 0.0
+    vector_floor: float = 0.0
+    size_limit: float | None = None
     trained_horizon: int | None = None
 
     def __post_init__(self) -> None:

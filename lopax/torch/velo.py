@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lopax._core import sizes
 from lopax._core.config import check_choice, check_range
 from lopax._core.sizes import SizeBounds
 from lopax.torch import elements, moments, progress, scheduler
@@ -45,8 +44,8 @@ class VeLOConfig:
     """Of every step: "rms", the tensor's root mean square; "clipped", that but at most
     `norm_limit`; "none"."""
     norm_limit: float = 1.0
-    size_floor: float = sizes.FLOOR
-    vector_floor: float = sizes.VECTOR_FLOOR
+    size_floor: float = 0.0
+    vector_floor: float = 0.0
     frozen_lstm: bool = False
     short_loss_history: bool = False
 

@@ -64,7 +64,7 @@ def averaged(
         )
         return updates, AveragedState(inside, average, count)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
 
 
 def averaged_params(state: Any, params: Params) -> Params:

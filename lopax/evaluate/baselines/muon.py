@@ -212,7 +212,7 @@ def normalise_neurons(decay: float, eps: float = 1e-10) -> optax.GradientTransfo
 
         return jax.tree.map(normalise, updates, axes, second), NeuronState(second)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
 def _times(rate: optax.Schedule, ratio: float) -> optax.Schedule:

@@ -131,7 +131,7 @@ def scale_by_soap(config: Soap) -> optax.GradientTransformation:
         shaped = [d.reshape(g.shape) for d, g in zip(directions, leaves, strict=True)]
         return treedef.unflatten(shaped), SoapState(step, tensors)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
 def _step(c: Soap, grad: Array, tensor: Turned, step: Array) -> tuple[Array, Turned]:
