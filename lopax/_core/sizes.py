@@ -12,10 +12,9 @@ import functools
 import math
 from typing import NamedTuple
 
-FLOOR, VECTOR_FLOOR, LIMIT = 0.03, 0.01, 100.0
-"""What bundled weights bring: far enough from the usual size that networks with weights
-a hundred times smaller or larger are still trained about as well. No tensor of the
-published runs that can be checked is outside, but for biases that start at zero."""
+FLOOR, VECTOR_FLOOR, LIMIT = 0.1, 0.01, 100.0
+"""What bundled weights bring. No tensor of the published runs that can be checked is
+outside, but for biases that start at zero."""
 
 
 class SizeBounds(NamedTuple):

@@ -57,7 +57,7 @@ class CeloConfig:
     """Scale of the log-magnitude output."""
     size_floor: float = 0.0
     """A matrix counts as at least this times 1 / sqrt(fan-in), so that one that starts
-    at zero can leave it. 0, as published and in meta-training, whose tasks are rescaled:
+    at zero can leave it. 0, as published and in meta-training (its tasks are rescaled):
     no floor. The bundled weights bring `sizes.FLOOR`, and the other two bounds."""
     vector_floor: float = 0.0
     """A vector or scalar counts as at least this large."""
