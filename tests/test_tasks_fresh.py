@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +21,8 @@ KEY = jax.random.key(3)
 
 
 def test_only_training_batches_are_changed_and_differently_each_time():
-    plain = tasks.task("digits_mlp_128x128", batch_size=32)
-    changed = fresh(plain, shift=1, noise=0.1, labels=0.5)
+    plain: Any = tasks.task("digits_mlp_128x128", batch_size=32)
+    changed: Any = fresh(plain, shift=1, noise=0.1, labels=0.5)
     draw = jax.jit(changed.batch, static_argnums=1)
     same = [
         changed.source.base.draw(jax.random.split(KEY)[0], s, 32) for s in ("test",)
@@ -35,9 +37,9 @@ def test_only_training_batches_are_changed_and_differently_each_time():
 
 
 def test_shifts_and_mirrors_move_pixels_and_invent_none():
-    plain = tasks.task("digits_conv", batch_size=16)
+    plain: Any = tasks.task("digits_conv", batch_size=16)
     for settings in ({"shift": 2}, {"flip": True}):
-        made = fresh(plain, **settings)
+        made: Any = fresh(plain, **settings)
         draw_key = jax.random.split(KEY)[0]
         base, _ = made.source.base.draw(draw_key, "train", 16)
         moved, _ = made.batch(KEY, "train")
@@ -55,8 +57,9 @@ def test_shifts_and_mirrors_move_pixels_and_invent_none():
 
 
 def test_freshness_that_makes_no_sense_is_refused():
+    wine: Any = tasks.task("wine_mlp")
     with pytest.raises(ConfigError, match="no square images: shift and flip"):
-        fresh(tasks.task("wine_mlp"), shift=1)
+        fresh(wine, shift=1)
     with pytest.raises(ConfigError, match=r"labels = 1\.5: must be a number"):
         Freshness(labels=1.5)
 
@@ -65,7 +68,7 @@ def test_freshness_that_makes_no_sense_is_refused():
 def test_the_losses_of_embedded_suites_have_a_floor(suite):
     """What can be fitted to the last digit is in none of them."""
     for member in SUITES[suite].tasks:
-        made = member.make()
+        made: Any = member.make()
         narrow = "narrow" in member.name or member.name.endswith("_lm")
         assert narrow or made.source.freshness.noise > 0
         again = made.batch(jax.random.key(0), "train")
@@ -121,10 +124,11 @@ def test_the_medium_suite_is_of_real_size_and_a_fraction_of_it_is_shorter():
     assert all(2_000 <= p.config.num_steps <= 5_000 for p in whole)
     part = evaluate.suite_problems("medium", fraction=0.05)
     assert [p.config.num_steps for p in part] == [150] * 5 + [100]
-    for bad in (
+    settings: Any = (
         {"fraction": 0.0},
         {"fraction": 2.0},
         {"fraction": 0.5, "num_steps": 9},
-    ):
+    )
+    for bad in settings:
         with pytest.raises(ConfigError, match="fraction"):
             evaluate.suite_problems("medium", **bad)
