@@ -66,10 +66,9 @@ def load_optimizer(
         )
     name = str(name)
     optimizer = architecture(name, **{**settings, **config})
-    theta = optimizer.theta_from_arrays(file.arrays)
-    if not allow_nonfinite:
-        check_finite(optimizer.theta_to_arrays(theta), f"theta for {name!r}")
-    return optimizer, theta
+    if not allow_nonfinite:  # of what the file holds: theta may be traced
+        check_finite(file.arrays, f"theta for {name!r}")
+    return optimizer, optimizer.theta_from_arrays(file.arrays)
 
 
 def _recognise(file: WeightsFile) -> str:

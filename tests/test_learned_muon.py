@@ -12,7 +12,8 @@ import pytest
 
 import lopax
 from lopax._core.errors import ConfigError, MissingHorizon
-from lopax.architectures import architecture, learned_muon
+from lopax.architectures import architecture
+from lopax.blocks.unit_ratios import unit_ratios
 
 SHAPES = {
     "dense": {"w": (24, 40), "b": (40,)},
@@ -134,8 +135,8 @@ def test_steps_follow_the_scale_of_the_network(scale: float) -> None:
 def test_usual_and_unusual_sizes() -> None:
     params = tree(0)
     leaves = jax.tree.leaves(params)  # conv kernel, conv scale, dense b, dense w, table
-    roles = ["matrix", "vector", "vector", "matrix", "embedding"]
-    ratio = lambda xs: np.asarray(learned_muon.unit_ratios(xs, roles))  # noqa: E731
+    matrices = [True, False, False, True, False]
+    ratio = lambda xs: np.asarray(unit_ratios(xs, matrices))  # noqa: E731
     np.testing.assert_array_equal(ratio(leaves), 1.0)
     # A zero-initialised matrix follows the others, one of its own size does not.
     leaves[3] = jnp.zeros_like(leaves[3])
@@ -144,14 +145,12 @@ def test_usual_and_unusual_sizes() -> None:
     leaves = jax.tree.leaves(params)
     leaves[3] = leaves[3] * 1e4
     three = [*leaves, leaves[0]]
-    found = np.asarray(learned_muon.unit_ratios(three, [*roles, "matrix"]))
+    found = np.asarray(unit_ratios(three, [*matrices, True]))
     np.testing.assert_allclose(found, [1.0, 1.0, 1.0, found[3], 1.0, 1.0])
     assert 5e3 < found[3] < 2e4
-    assert learned_muon.unit_ratios([], []).shape == (0,)
+    assert unit_ratios([], []).shape == (0,)
     zeros = [jnp.zeros((3, 4)), jnp.zeros((0, 3))]
-    np.testing.assert_array_equal(
-        learned_muon.unit_ratios(zeros, ["matrix", "matrix"]), 1.0
-    )
+    np.testing.assert_array_equal(unit_ratios(zeros, [True, True]), 1.0)
 
 
 def test_zero_initialised_tensors_move_from_the_first_step() -> None:

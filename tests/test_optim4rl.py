@@ -106,7 +106,10 @@ def test_rules_against_numpy(name):
     found = np.asarray(run(theta, jnp.asarray(grads, jnp.float32)))
     exact = jax.tree.map(lambda x: np.asarray(x, np.float64), theta)
     for i in range(4):
-        expected = reference(name, exact, grads[:, i], 0.02)
+        # `linear_optim` waits for the first gradient that is not zero.
+        waits = int(np.argmax(grads[:, i] != 0.0)) if name == "linear_optim" else 0
+        acting = reference(name, exact, grads[waits:, i], 0.02)
+        expected = np.concatenate([np.zeros(waits), acting])
         np.testing.assert_allclose(found[:, i], expected, rtol=2e-5, atol=1e-9)
 
 

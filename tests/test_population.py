@@ -355,7 +355,7 @@ def test_bad_settings_are_refused_clearly(families):
     bad("size = 0", population={"size": 0})
     bad("at least 2 members", population={"size": 1})
     bad("factors = .*numbers > 0", population={"factors": [1.0, 0.0]})
-    bad("needs numbers > 0", population={"factors": []})
+    bad("needs finite numbers > 0", population={"factors": []})
     bad("copies none", population={"selection": "none"})
     bad("interval = 3: must be a multiple of", population={"interval": 3})
     bad("multiple of the population's interval = 6", population={"interval": 6})

@@ -124,6 +124,7 @@ def test_the_role_adam_is_adam(correction: bool) -> None:
         torch.testing.assert_close(param.detach(), p)
 
 
+@pytest.mark.filterwarnings("ignore::lopax.torch.HorizonWarning")  # on purpose
 @pytest.mark.parametrize("kind", ["adam", "learned"])
 def test_celo2_s_schedule(kind: str) -> None:
     """Beside constant steps, those of a schedule are half a cosine's."""

@@ -77,6 +77,7 @@ def test_windows_run_over_the_whole_text():
 def test_a_tokenizer_is_trained_once_and_a_broken_file_replaced(tmp_path, monkeypatch):
     pytest.importorskip("tokenizers")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("LOPAX_CACHE_DIR", raising=False)
     calls, train = [], tokens._train
     monkeypatch.setattr(
         tokens, "_train", lambda *a: (calls.append(1), train(*a))[1]

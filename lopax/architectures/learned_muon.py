@@ -35,12 +35,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from lopax._core import polar, routing
 from lopax._core.config import check_choice, check_range
-from lopax._core.lifting import Leaf
+from lopax._core.lifting import Leaf, rms
 from lopax._core.optimizer import Info, OptState
 from lopax._core.routing import Route
 from lopax._core.tensor_rule import TensorRule
@@ -48,6 +47,7 @@ from lopax._core.types import Count, Key, Params, Scalar, Theta, Updates
 from lopax.blocks import accumulators
 from lopax.blocks.orthogonalize import orthogonalize
 from lopax.blocks.tensor_features import mean
+from lopax.blocks.unit_ratios import matrix_shape, unit_ratios
 from lopax.nets import initializers, linear
 
 ROLES = ("matrix", "vector", "embedding")
@@ -55,10 +55,6 @@ KNOTS = 9
 TYPICAL_STEPS = 1000.0
 """Run length at which the learned power of the horizon is one."""
 TYPICAL_SIDE = 128.0
-BAND = 5.0
-"""Networks whose weights are within this factor of the usual size are usual."""
-OWN_BAND = 20.0
-"""A tensor further than this from the rest of its network counts by itself."""
 TRACE = 0.95
 """Decay of the running averages of a tensor's features."""
 NUM_TRACES = 6
@@ -161,24 +157,21 @@ class LearnedMuon(TensorRule[Shared, StepContext, Adaptive]):
 
     def init_theta(self, key: Key) -> Theta:
         c = self.config
-        roles = len(ROLES)
-        head = {
-            "w": jnp.zeros((c.hidden, NUM_OUTPUTS)),
-            "b": jnp.zeros((NUM_OUTPUTS,)),
-        }
+
+        def zeros(*shape: int) -> Array:
+            return jnp.zeros(shape, jnp.float32)
+
+        weights = 1 + len(c.decays)
         return {
-            "size": jnp.zeros((roles,)),
-            "horizon": jnp.zeros((roles,)),
-            "shape": jnp.zeros((2,)),
-            "schedule": jnp.zeros((KNOTS,)),
-            "momenta": {
-                "start": jnp.zeros((1 + len(c.decays),)),
-                "slope": jnp.zeros((1 + len(c.decays),)),
-            },
-            "blend": jnp.zeros(()),
+            "size": zeros(len(ROLES)),
+            "horizon": zeros(len(ROLES)),
+            "shape": zeros(2),
+            "schedule": zeros(KNOTS),
+            "momenta": {"start": zeros(weights), "slope": zeros(weights)},
+            "blend": zeros(),
             "network": {
                 "hidden": initializers.linear(key, NUM_FEATURES, c.hidden),
-                "head": head,
+                "head": {"w": zeros(c.hidden, NUM_OUTPUTS), "b": zeros(NUM_OUTPUTS)},
             },
         }
 
@@ -202,8 +195,8 @@ class LearnedMuon(TensorRule[Shared, StepContext, Adaptive]):
     def see_start(
         self, shared: Shared, places: Sequence[Leaf], tensors: Sequence[Array]
     ) -> Shared:
-        roles = [self.role(leaf) for leaf in places]
-        return shared._replace(units=unit_ratios(tensors, roles))
+        matrices = [self.role(leaf) == "matrix" for leaf in places]
+        return shared._replace(units=unit_ratios(tensors, matrices))
 
     def update(
         self,
@@ -225,7 +218,7 @@ class LearnedMuon(TensorRule[Shared, StepContext, Adaptive]):
     ) -> Float[Array, "10+roles"]:
         """The tensor's features of this step, before the common ones."""
         del theta
-        shape = _matrix_shape(param.shape)
+        shape = matrix_shape(param.shape)
         smaller, ratio = min(shape), shape[1] / max(shape[0], 1)
         role = self.role(leaf)
         static = [
@@ -251,7 +244,7 @@ class LearnedMuon(TensorRule[Shared, StepContext, Adaptive]):
             _log_ratio(power["s"], power["f"]),
             _log_ratio(mean(jnp.square(grad)), mean(jnp.abs(grad)) ** 2),
         ]
-        weight = 0.5 * jnp.log(mean(jnp.square(param)) + 1e-30)
+        weight = jnp.log(rms(param) + 1e-30)
         return jnp.concatenate(
             [jnp.stack([*traces, weight]), jnp.asarray(static, jnp.float32)]
         )
@@ -316,7 +309,9 @@ class LearnedMuon(TensorRule[Shared, StepContext, Adaptive]):
         shapes = 2.0 * summaries[:, NUM_TRACES + 1 : NUM_TRACES + 3]
         shaped = jnp.dot(shapes, theta["shape"], precision="highest")
         place = fraction * (KNOTS - 1)
-        hats = jnp.maximum(0.0, 1.0 - jnp.abs(place - jnp.arange(KNOTS)))
+        hats = jnp.maximum(
+            0.0, 1.0 - jnp.abs(place - jnp.arange(KNOTS, dtype=jnp.float32))
+        )
         knots = jnp.dot(hats, theta["schedule"], precision="highest")
         return log_sizes + roles[:, 0] * shaped + knots
 
@@ -339,7 +334,7 @@ class LearnedMuon(TensorRule[Shared, StepContext, Adaptive]):
         direction = weights[0] * grad + jnp.tensordot(unbiased, momenta, 1)
         second = state.second
         if self.role(index) == "matrix":
-            rows, columns = _matrix_shape(grad.shape)
+            rows, columns = matrix_shape(grad.shape)
             flat = direction.reshape(rows, columns)
             moved = orthogonalize(flat, self.config.orthogonalizer)
             if self.config.learned:
@@ -356,35 +351,6 @@ class LearnedMuon(TensorRule[Shared, StepContext, Adaptive]):
         if self.config.weight_decay:
             delta = delta - self.config.weight_decay * context.decay * param
         return delta, Adaptive(momenta, second)
-
-
-def unit_ratios(tensors: Sequence[Array], roles: Sequence[str]) -> Float[Array, "N"]:
-    """How much larger each tensor [*s] is than usual, 1 where it is about usual.
-
-    A matrix is compared with 1 / sqrt(fan in). The ratio of the network is the median
-    over its matrices that are not zero, and one within a factor of `BAND`; a matrix
-    that is off the network's by more than `OWN_BAND` has its own.
-    """
-    if not tensors:
-        return jnp.ones((0,), jnp.float32)
-    matrix = np.asarray([r == "matrix" for r in roles])
-    logs = []
-    for x in tensors:
-        fan_in = max(_matrix_shape(x.shape)[0], 1)
-        logs.append(0.5 * jnp.log(mean(jnp.square(x)) * fan_in + 1e-38))
-    log_ratios = jnp.stack(logs)
-    known = matrix & (log_ratios > -40.0)
-    usual = jnp.nanmedian(jnp.where(known, log_ratios, jnp.nan))
-    usual = jnp.where(jnp.any(known), usual, 0.0)
-    own = jnp.where(
-        known & (jnp.abs(log_ratios - usual) > math.log(OWN_BAND)), log_ratios, usual
-    )
-    return jnp.where(jnp.abs(own) > math.log(BAND), jnp.exp(own), 1.0)
-
-
-def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(in, out): all axes but the last together, and the last."""
-    return math.prod(shape[:-1]), shape[-1]
 
 
 def _unit(x: Array) -> Array:
