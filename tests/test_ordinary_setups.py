@@ -90,8 +90,10 @@ class TestEveryArchitecture:
             return first, step(opt, plain, grads_plain)
 
         (u, state), (v, other) = quick_jit(both)(mixed["z"], grads["z"])
-        assert_same(u["z"].real, v["z"]["real"], 1e-6)
-        assert_same(u["z"].imag, v["z"]["imag"], 1e-6)
+        # Orthogonalisation amplifies the rounding of two ways to compile one sum.
+        close = 1e-4 if name == "learned_muon" else 1e-6
+        assert_same(u["z"].real, v["z"]["real"], close)
+        assert_same(u["z"].imag, v["z"]["imag"], close)
         assert np.all(u["z"].imag != 0) and u["z"].dtype == jnp.complex64
         assert_same(u["f"], v["f"], 1e-6)
         assert u["n"].dtype == jnp.int32 and not np.any(u["n"])
