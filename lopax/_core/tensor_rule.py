@@ -40,6 +40,8 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
     grad_clip: ClassVar[float] = 1000.0
     param_like: ClassVar[tuple[str, ...]] = ()
     """Fields of a tensor's state that have the tensor's size, whatever its role."""
+    roles: ClassVar[tuple[str, ...]] = ()
+    """What `Route.role` may be; () for rules that treat all tensors alike."""
     user_routes: tuple[Route, ...] = ()
 
     def routed(self, routes: Any) -> Self:
@@ -50,15 +52,10 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         routing.check_roles(self, found.user_routes, None, self.roles)
         return found
 
-    @property
-    def roles(self) -> Sequence[str]:
-        """What `Route.role` may be; () for rules that treat all tensors alike."""
-        return ()
-
     def role(self, leaf: Leaf) -> str:
-        """One of `roles`; for rules that have some."""
-        del leaf
-        return ""
+        """One of `roles`; for rules that have some, and a default in their settings."""
+        default = getattr(getattr(self, "config", None), "default_role", "")
+        return routing.role_of(leaf.name, leaf.shape, self.routes, default)
 
     @property
     def routes(self) -> tuple[Route, ...]:

@@ -141,6 +141,7 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
     """What both variants do; the state of a tensor depends on its role."""
 
     needs_loss: ClassVar[bool] = False
+    roles: ClassVar[tuple[str, ...]] = ROLES
     reference: ClassVar[str] = "Moudgil et al., 2026, arXiv 2602.19142"
     param_like: ClassVar[tuple[str, ...]] = ("second",)
     config: Celo2Config
@@ -148,15 +149,6 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
     @property
     def needs_horizon(self) -> bool:  # type: ignore[override]
         return self.config.schedule != "constant"
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ROLES
-
-    def role(self, leaf: Leaf) -> str:
-        """One of `ROLES`."""
-        c = self.config
-        return routing.role_of(leaf.name, leaf.shape, self.routes, c.default_role)
 
     def init_theta(self, key: Key) -> Theta:
         c = self.config

@@ -137,6 +137,7 @@ class LearnedMuon(TensorRule[Shared, StepContext, Adaptive]):
 
     name: ClassVar[str] = "learned_muon"
     needs_loss: ClassVar[bool] = False
+    roles: ClassVar[tuple[str, ...]] = ROLES
     needs_horizon: ClassVar[bool] = True
     reference: ClassVar[str] = "this project; Muon: Jordan et al., 2024"
 
@@ -146,14 +147,6 @@ class LearnedMuon(TensorRule[Shared, StepContext, Adaptive]):
     @property
     def decays(self) -> tuple[float, ...]:
         return self.config.decays if self.config.learned else self.config.decays[:1]
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ROLES
-
-    def role(self, leaf: Leaf) -> str:
-        default = self.config.default_role
-        return routing.role_of(leaf.name, leaf.shape, self.routes, default)
 
     def init_theta(self, key: Key) -> Theta:
         c = self.config

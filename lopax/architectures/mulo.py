@@ -80,6 +80,7 @@ class MuLO(FusedRule, CountedRule[Moments]):
     """See the module docstring."""
 
     name: ClassVar[str] = "mulo"
+    roles: ClassVar[tuple[str, ...]] = ROLES
     reference: ClassVar[str] = "Thérien et al., 2024, arXiv 2406.00153"
     param_like: ClassVar[tuple[str, ...]] = ("second",)
     grad_clip: ClassVar[float] = adafac_net.GRADIENT_BOUND
@@ -87,14 +88,6 @@ class MuLO(FusedRule, CountedRule[Moments]):
     def __init__(self, config: MuLOConfig | None = None):
         self.config = config or MuLOConfig()
         self._rule = AdafacMLP(self.config.element_rule)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ROLES
-
-    def role(self, leaf: Leaf) -> str:
-        default = self.config.default_role
-        return routing.role_of(leaf.name, leaf.shape, self.routes, default)
 
     def width_factor(self, leaf: Leaf) -> float:
         """What the tensor's step is multiplied by."""
