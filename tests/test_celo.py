@@ -214,5 +214,8 @@ def test_bad_settings_name_value_and_range():
         architecture("celo", start="adm")
     with pytest.raises(UnknownName, match="did you mean 'hidden'"):
         architecture("celo", hiden=4)
-    with pytest.raises(ConfigError, match="kernel is for hidden = 4, 8, 32 "):
+    with pytest.raises(ConfigError, match="kernel is for hidden = 4, 8, 32, not 16"):
         architecture("celo", hidden=16, backend="fused")
+    for decays in ((0.9, 0.99), (0.9, 0.99, 1.0), (-0.1, 0.5, 0.9)):
+        with pytest.raises(ConfigError, match=r"momentum_decays = .*three numbers in"):
+            architecture("celo", momentum_decays=decays)

@@ -14,12 +14,13 @@ import lopax
 ROOT = Path(lopax.__file__).parent
 BELOW = {
     "_core": set(),
+    "rules": {"_core"},
     "nets": {"_core"},
-    "blocks": {"_core", "nets"},
+    "blocks": {"_core", "nets", "rules"},
     "pretrained": {"_core"},
     "data": {"_core"},
-    "kernels": {"_core", "nets", "blocks", "pretrained"},
-    "architectures": {"_core", "nets", "blocks", "kernels"},
+    "kernels": {"_core", "nets", "blocks", "pretrained", "rules"},
+    "architectures": {"_core", "nets", "blocks", "kernels", "rules"},
     "theta": {"_core", "architectures", "pretrained", "_version"},
     "tasks": {"_core", "nets", "data", "architectures"},
     "estimators": {"_core", "tasks", "architectures"},
@@ -31,14 +32,14 @@ BELOW = {
     "inventory": {
         "_core", "architectures", "blocks", "pretrained", "tasks", "theta",
     },
-    "torch": {"_core", "_version", "pretrained"},
+    "torch": {"_core", "_version", "pretrained", "rules"},
     "evaluate": {
         "_core", "_version", "architectures", "data", "tasks", "pretrained", "theta",
         "optax", "kernels",
     },
     "analysis": {
         "_core", "_version", "architectures", "blocks", "evaluate", "kernels", "nets",
-        "pretrained", "tasks", "theta",
+        "pretrained", "rules", "tasks", "theta",
     },
     "reproductions": {
         "_core", "analysis", "architectures", "evaluate", "meta", "tasks", "theta",

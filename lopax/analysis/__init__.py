@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from lopax.analysis.adaptation import Adaptation, adaptation_curve
 from lopax.analysis.directions import REFERENCES, Directions, compare_directions
-from lopax.analysis.elements import ElementNet, element_net, has_element_net
+from lopax.analysis.elements import NamedInputs, element_net, has_element_net
 from lopax.analysis.fixed_points import FixedPoints, find_fixed_points
 from lopax.analysis.importance import Importance, feature_importance
 from lopax.analysis.linearise import (
@@ -57,7 +57,6 @@ __all__ = [
     "REFERENCES",
     "Adaptation",
     "Directions",
-    "ElementNet",
     "FixedPoints",
     "GradientResponse",
     "HeavyBall",
@@ -66,6 +65,7 @@ __all__ = [
     "Invariances",
     "Linearisation",
     "Modes",
+    "NamedInputs",
     "RecurrentView",
     "StatePCA",
     "UpdateFunction",

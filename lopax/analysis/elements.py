@@ -7,7 +7,7 @@ away without touching the architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -19,19 +19,14 @@ from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.types import Count, Theta
 from lopax.architectures.adafac_mlp import AdafacMLP
 from lopax.architectures.celo import Celo
-from lopax.architectures.celo2 import EPS, Celo2, Celo2Base
+from lopax.architectures.celo2 import Celo2, Celo2Base
 from lopax.architectures.mulo import MuLO
 from lopax.architectures.star import STAR
 from lopax.architectures.velo import VeLO
-from lopax.blocks import accumulators, element_features, time_features
-from lopax.blocks.element_features import (
-    ADAFAC_GROUPS,
-    CELO2_MATRIX_GROUPS,
-    VELO_GROUPS,
-    ElementView,
-    FeatureGroup,
-)
-from lopax.blocks.normalize import matrix_rms_scale, rms_scale
+from lopax.blocks import element_net as plain
+from lopax.blocks import time_features
+from lopax.rules.channels import GROUPS
+from lopax.rules.element_net import ElementNet
 
 
 class InputGroup(NamedTuple):
@@ -43,22 +38,21 @@ class InputGroup(NamedTuple):
     channels: int
 
 
-class ElementNet(NamedTuple):
-    """What is known of an architecture's per-element network."""
+class NamedInputs(NamedTuple):
+    """The inputs of an architecture's per-element network."""
 
     key: str  # where theta keeps it
-    groups: tuple[FeatureGroup, ...]
-    scale: Callable[[Array], Array]  # a channel's normaliser
-    timed: bool  # eleven features of the step count follow the groups
+    net: ElementNet
+    timed: bool  # eleven features of the step count follow the channels
 
     @property
     def inputs(self) -> tuple[InputGroup, ...]:
         """All groups in order, time included."""
         found, start = [], 0
-        for group in self.groups:
+        for group in (GROUPS[name] for name in self.net.channels):
             meaning = group.meaning.replace("+-", "±")
-            found.append(InputGroup(group.name, meaning, start, group.channels))
-            start += group.channels
+            found.append(InputGroup(group.name, meaning, start, group.width))
+            start += group.width
         if self.timed:
             meaning = "steps made so far"
             found.append(InputGroup("time", meaning, start, time_features.NUM_TIME))
@@ -83,12 +77,12 @@ class ElementNet(NamedTuple):
         for grad, param, state in zip(grads, params, states, strict=True):
             if not hasattr(state, "factored") or not grad.size:
                 continue
-            if self.groups is CELO2_MATRIX_GROUPS and grad.ndim < 2:
+            net = self.net
+            if net.seen(grad.ndim) != net.channels:
                 continue
-            views = accumulators.factored_views(state.factored, grad.shape)
-            view = ElementView(grad, param, state.momenta, state.second, views)
-            channels = element_features.compute(self.groups, view)
-            rows.append(jnp.stack([jnp.mean(x * self.scale(x)) for x in channels]))
+            view = plain.ElementView(grad, state, param, net.epsilons)
+            seen = plain.channels(net.channels, view)
+            rows.append(jnp.stack([jnp.mean(x * plain.scale(net, x)) for x in seen]))
         mean = jnp.mean(jnp.stack(rows), axis=0)
         if self.timed:
             mean = jnp.concatenate([mean, time_features.tanh_of_step(step)])
@@ -121,40 +115,29 @@ class ElementNet(NamedTuple):
         )
 
 
-def _all_axes(x: Array) -> Array:
-    return rms_scale(x)
-
-
-def _matrix_axes(x: Array) -> Array:
-    return matrix_rms_scale(x, EPS)
-
-
-_VELO = ElementNet("rule", VELO_GROUPS, _all_axes, False)
-_ADAFAC = ElementNet("net", ADAFAC_GROUPS, _all_axes, True)
-_CELO2 = ElementNet("rule", CELO2_MATRIX_GROUPS, _matrix_axes, False)
-_NETS: dict[type[LearnedOptimizer], ElementNet] = {
-    Celo: _VELO,
-    Celo2: _CELO2,
-    Celo2Base: _CELO2,
-    VeLO: _VELO._replace(key="bank"),
-    AdafacMLP: _ADAFAC,
-    STAR: _ADAFAC,
-    MuLO: _ADAFAC,
+_KEYS: dict[type[LearnedOptimizer], tuple[str, bool]] = {
+    Celo: ("rule", False),
+    Celo2: ("rule", False),
+    Celo2Base: ("rule", False),
+    VeLO: ("bank", False),
+    AdafacMLP: ("net", True),
+    STAR: ("net", True),
+    MuLO: ("net", True),
 }
 
 
 def has_element_net(optimizer: LearnedOptimizer) -> bool:
     """Whether `element_net` knows the architecture."""
-    return isinstance(optimizer, tuple(_NETS))
+    return isinstance(optimizer, tuple(_KEYS))
 
 
-def element_net(optimizer: LearnedOptimizer) -> ElementNet:
-    """The per-element network of an architecture; raises `NotApplicable` if it has
-    none with named inputs."""
-    for kind, net in _NETS.items():
+def element_net(optimizer: LearnedOptimizer) -> NamedInputs:
+    """What the per-element network of an architecture sees; raises `NotApplicable` if
+    it has none with named inputs."""
+    for kind, (key, timed) in _KEYS.items():
         if isinstance(optimizer, kind):
-            return net
-    names = ", ".join(k.name for k in _NETS)
+            return NamedInputs(key, optimizer.config.element_net, timed)
+    names = ", ".join(k.name for k in _KEYS)
     raise NotApplicable(
         f"{optimizer.name!r} has no per-element network with named inputs, so there is "
         f"no feature to take away: importance works for {names}. For "

@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from lopax._core.config import check_range
@@ -25,10 +24,10 @@ from lopax._core.lifting import Leaf
 from lopax._core.types import Count, Key, Theta
 from lopax.blocks import adafac_net, moments
 from lopax.blocks.counted_rule import CountedRule
-from lopax.blocks.element_features import ADAFAC_GROUPS
 from lopax.blocks.moments import Moments
 from lopax.kernels import elements as kernel
-from lopax.kernels.elements import Form, FusedRule, Part
+from lopax.kernels.elements import FusedRule
+from lopax.rules.element_net import ElementNet, Numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,9 +54,8 @@ class AdafacMLPConfig:
         kernel.check_backend(self)
 
     @property
-    def fits_kernel(self) -> bool:
-        """Whether the fused kernel covers these sizes."""
-        return self.hidden in kernel.WIDTHS
+    def element_net(self) -> ElementNet:
+        return adafac_net.element_net(self.hidden, 2, self.exp_mult)
 
 
 class AdafacMLP(FusedRule, CountedRule[Moments]):
@@ -82,23 +80,15 @@ class AdafacMLP(FusedRule, CountedRule[Moments]):
         del theta
         return self.config.step_mult
 
-    def form(self) -> Form:
-        rows = kernel.rows_of(ADAFAC_GROUPS)
-        return Form(rows=rows, exp_mult=self.config.exp_mult, vector_eps=1e-6)
-
-    def part(self, theta: Theta, context: Count, leaf: Leaf, param: Array) -> Part:
+    def numbers(
+        self, theta: Theta, context: Count, leaf: Leaf, param: Array
+    ) -> Numbers:
         del leaf, param
-        return Part(*adafac_net.at_step(theta, context), self.config.step_mult)
+        return Numbers(*adafac_net.at_step(theta, context), self.config.step_mult)
 
-    def elements(
-        self, part: Part, grad: Array, state: Moments, param: Array
-    ) -> tuple[Array, Moments]:
-        c = self.config
-        (direction, magnitude), _, state = adafac_net.elements(
-            part.net, part.decays, grad, state, param, c.unrolled
-        )
-        delta = -direction * jnp.exp(c.exp_mult * magnitude) * part.scale
-        return jnp.where(moments.reached(state), delta, 0.0), state
+    @property
+    def unrolled(self) -> bool | None:
+        return self.config.unrolled
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         if not adafac_net.is_published(arrays):

@@ -24,14 +24,14 @@ from lopax._core.config import check_choice, check_range
 from lopax._core.lifting import Leaf
 from lopax._core.sizes import SizeBounds
 from lopax._core.types import Count, Key, Scalar, Theta
-from lopax.blocks import accumulators, element_features, moments, scheduler
-from lopax.blocks.element_features import VELO_GROUPS
-from lopax.blocks.moments import Decays, Moments
-from lopax.blocks.normalize import rms_scale, tensor_size
+from lopax.blocks import moments, scheduler
+from lopax.blocks.moments import Moments
 from lopax.blocks.scheduler import SchedulerState
 from lopax.kernels import elements as kernel
-from lopax.kernels.elements import Form, FusedRule, Part
+from lopax.kernels.elements import FusedRule
 from lopax.nets import mlp
+from lopax.rules import channels
+from lopax.rules.element_net import Decays, ElementNet, Numbers, check_decays
 
 STARTS = ("random", "falling", "adam")
 FALLING = (3.0, 0.05)
@@ -83,6 +83,7 @@ class CeloConfig:
         check_range(self, "hidden", low=2)
         check_range(self, "lstm", low=1)
         check_range(self, "second_decay", low=0.0, below=1.0)
+        check_decays(self, "momentum_decays", "factored_decays")
         check_range(self, "step_mult", above=0.0)
         check_range(self, "exp_mult", low=0.0)
         check_range(self, "size_floor", low=0.0)
@@ -93,14 +94,12 @@ class CeloConfig:
             check_range(self, "trained_horizon", low=1)
 
     @property
-    def fits_kernel(self) -> bool:
-        """Whether the fused kernel covers these sizes."""
-        counts = (len(self.momentum_decays), len(self.factored_decays))
-        return self.hidden in kernel.WIDTHS and counts == (3, 3)
-
-    @property
     def bounds(self) -> SizeBounds:
         return SizeBounds.to(self.size_floor, self.vector_floor, self.size_limit)
+
+    @property
+    def element_net(self) -> ElementNet:
+        return ElementNet(self.hidden, exp_mult=self.exp_mult, bounds=self.bounds)
 
     @property
     def decays(self) -> Decays:
@@ -122,7 +121,7 @@ class Celo(FusedRule):
     def init_theta(self, key: Key) -> Theta:
         c = self.config
         k_rule, k_scheduler = jax.random.split(key)
-        inputs = element_features.count(VELO_GROUPS)
+        inputs = channels.count(channels.VELO)
         rule = mlp.init(k_rule, (inputs, c.hidden, c.hidden, 2))
         schedule = scheduler.init_theta(k_scheduler, c.lstm)
         if c.start != "random":
@@ -138,12 +137,8 @@ class Celo(FusedRule):
         return scheduler.init(theta["scheduler"], num_steps)
 
     def init_tensor(self, theta: Theta, param: Array) -> Moments:
-        c = self.config
-        return Moments(
-            momenta=accumulators.zeros(len(c.momentum_decays), param),
-            second=jnp.zeros(param.shape, jnp.float32),
-            factored=accumulators.factored_init(param.shape, len(c.factored_decays)),
-        )
+        del theta
+        return moments.init(param)
 
     def group_key(self, leaf: Leaf) -> str | None:
         # A call to the kernel costs little however many there are.
@@ -168,31 +163,17 @@ class Celo(FusedRule):
         scale = c.step_mult * multiplier * scheduler.beyond(shared, c.trained_horizon)
         return shared, scale, scale
 
-    def form(self) -> Form:
-        return Form(exp_mult=self.config.exp_mult, bounds=self.config.bounds)
-
-    def part(self, theta: Theta, context: Scalar, leaf: Leaf, param: Array) -> Part:
+    def numbers(
+        self, theta: Theta, context: Scalar, leaf: Leaf, param: Array
+    ) -> Numbers:
         del leaf, param
-        return Part(theta["rule"], self.config.decays, context)
-
-    def elements(
-        self, part: Part, grad: Array, state: Moments, param: Array
-    ) -> tuple[Array, Moments]:
-        state = moments.update(state, grad, part.decays)
-        view = moments.view(state, grad, param)
-        channels = element_features.compute(VELO_GROUPS, view)
-        direction, magnitude = mlp.apply(
-            part.net, channels, [rms_scale(x) for x in channels]
-        )
-        scale = part.scale * tensor_size(param, self.config.bounds)
-        delta = -direction * jnp.exp(self.config.exp_mult * magnitude) * scale
-        return jnp.where(moments.reached(state), delta, 0.0), state
+        return Numbers(theta["rule"], self.config.decays, context)
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         w1 = arrays.get("ff_mod_stack/~/w1")
         if w1 is None or w1.shape[0] != 1:
             return arrays  # a bank of MLPs: another architecture; shapes are reported
-        bank = mlp.from_published(arrays, "ff_mod_stack/~/", len(VELO_GROUPS), (0, 1))
+        bank = mlp.from_published(arrays, "ff_mod_stack/~/", len(channels.VELO), (0, 1))
         found = {f"rule/{k}": v[0] for k, v in bank.items()}
         schedule = scheduler.from_published(arrays)
         return found | {f"scheduler/{k}": v for k, v in schedule.items()}
@@ -206,7 +187,7 @@ def _adam_like(rule: Theta) -> Theta:
     receives a gradient. The direction has unit root mean square; the gain makes a
     step of about one per cent of the tensor's.
     """
-    channel, gain = 3 + 3 + 1, 10.0  # the first channel of the group "adam"
+    channel, gain = channels.places(["adam"])[0], 10.0
     w0 = 0.1 * rule["w0"]
     w0 = w0.at[:, :2].set(0.0).at[channel, 0].set(1.0).at[channel, 1].set(-1.0)
     w1 = 0.1 * rule["w1"]

@@ -45,18 +45,14 @@ from lopax._core.lifting import Leaf
 from lopax._core.routing import Route
 from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count, Flag, Key, Scalar, Theta
-from lopax.blocks import element_features, moments
-from lopax.blocks.element_features import (
-    CELO2_MATRIX_GROUPS,
-    CELO2_VECTOR_GROUPS,
-    FeatureGroup,
-)
-from lopax.blocks.moments import Decays, Moments
+from lopax.blocks import element_net, moments
+from lopax.blocks.moments import Moments
 from lopax.blocks.normalize import matrix_rms_scale
 from lopax.blocks.orthogonalize import orthogonalize
 from lopax.kernels import elements as kernel
-from lopax.kernels.elements import Part
-from lopax.nets import dense_mlp, mlp
+from lopax.nets import mlp
+from lopax.rules import channels
+from lopax.rules.element_net import Decays, ElementNet, Epsilons, Numbers
 
 ROLES = ("orthogonal", "learned", "adam")
 SCHEDULES = ("constant", "cosine")
@@ -112,9 +108,16 @@ class Celo2Config:
         kernel.check_backend(self)
 
     @property
-    def fits_kernel(self) -> bool:
-        """Whether the fused kernel covers these sizes."""
-        return self.hidden in kernel.WIDTHS
+    def element_net(self) -> ElementNet:
+        return ElementNet(
+            hidden=self.hidden,
+            outputs=2 if self.exp_mult else 1,
+            exp_mult=self.exp_mult,
+            vector_channels=channels.CELO2_VECTOR,
+            epsilons=Epsilons(second=1e-8, channel=EPS),
+            per_matrix=True,
+            hold_unreached=False,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +155,7 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
 
     def init_theta(self, key: Key) -> Theta:
         c = self.config
-        inputs = element_features.count(CELO2_MATRIX_GROUPS)
+        inputs = channels.count(channels.VELO)
         outputs = 2 if c.exp_mult else 1
         return {"rule": mlp.init(key, (inputs, c.hidden, c.hidden, outputs))}
 
@@ -206,8 +209,9 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
         if role == "adam":
             direction, state = self._adam(context.step, flat, state)
         else:
-            part = Part(_rows(theta["rule"], flat.ndim), DECAYS, -1.0)
-            direction, state = self._elements(part, flat, state, param)
+            net = self.config.element_net
+            numbers = Numbers(theta["rule"], DECAYS, -1.0)
+            direction, state = element_net.step(net, numbers, flat, state, param)
         delta = self._delta(role, context, direction, state, param)
         return delta.reshape(grad.shape), state
 
@@ -222,22 +226,15 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
         finite: Flag,
         bound: float,
     ) -> tuple[Array, Any]:
-        c, role, flat = self.config, self.role(index), self._as_matrices(grad)
+        role, flat = self.role(index), self._as_matrices(grad)
         if not self._fused(index):
             return super().step_or_keep(
                 theta, context, index, grad, state, param, finite, bound
             )
         param = self._as_matrices(param)
-        form = kernel.Form(
-            rows=kernel.rows_of(_groups(flat.ndim)),
-            exp_mult=c.exp_mult,
-            second_eps=1e-8,
-            channel_eps=EPS,
-            hold_unreached=False,
-        )
-        part = Part(_rows(theta["rule"], flat.ndim), DECAYS, -1.0)
+        numbers = Numbers(theta["rule"], DECAYS, -1.0)
         direction, state = kernel.step_or_keep(
-            form, self._elements, part, flat, state, param, finite, bound
+            self.config.element_net, numbers, flat, state, param, finite, bound
         )
         delta = self._delta(role, context, direction, state, param)
         return jnp.where(finite, delta.reshape(grad.shape), 0.0), state
@@ -261,20 +258,6 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
             direction = jnp.where(moments.reached(state), direction, 0.0)
         return -size * (direction + c.weight_decay * param)
 
-    def _elements(
-        self, part: Part, grad: Array, state: Moments, param: Array
-    ) -> tuple[Array, Moments]:
-        """Minus the scale times a direction of any size, and the next accumulators."""
-        state = moments.update(state, grad, part.decays)
-        view = moments.view(state, grad, param)
-        channels = element_features.compute(_groups(grad.ndim), view)
-        scales = [matrix_rms_scale(x, EPS) for x in channels]
-        outputs = dense_mlp.apply(part.net, channels, scales)
-        direction = jnp.broadcast_to(outputs[0], grad.shape)
-        if self.config.exp_mult:
-            direction = direction * jnp.exp(self.config.exp_mult * outputs[1])
-        return -part.scale * direction, state
-
     def _adam(
         self, step: Count, grad: Array, state: AdamMoments
     ) -> tuple[Array, AdamMoments]:
@@ -295,17 +278,8 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
         if w1 is None or w1.ndim != 2:
             return arrays
         outputs = (0, 1) if self.config.exp_mult else (0,)
-        rule = mlp.from_published(arrays, prefix, len(CELO2_MATRIX_GROUPS), outputs)
+        rule = mlp.from_published(arrays, prefix, len(channels.VELO), outputs)
         return {f"rule/{k}": v for k, v in rule.items()}
-
-
-def _rows(net: Theta, rank: int) -> Theta:
-    """Vectors have the first 15 channels only: the first 15 rows of the weights."""
-    return {**net, "w0": net["w0"][: element_features.count(_groups(rank))]}
-
-
-def _groups(rank: int) -> tuple[FeatureGroup, ...]:
-    return CELO2_MATRIX_GROUPS if rank >= 2 else CELO2_VECTOR_GROUPS
 
 
 class Celo2(_Celo2Rule):

@@ -33,7 +33,8 @@ from lopax.architectures.adafac_mlp import AdafacMLP, AdafacMLPConfig
 from lopax.blocks import adafac_net
 from lopax.blocks.counted_rule import CountedRule
 from lopax.blocks.moments import Moments
-from lopax.kernels.elements import Form, FusedRule, Part
+from lopax.kernels.elements import FusedRule
+from lopax.rules.element_net import ElementNet, Numbers
 
 ROLES = ("hidden", "other")
 
@@ -61,9 +62,8 @@ class MuLOConfig:
         _ = self.element_rule  # which checks the rest
 
     @property
-    def fits_kernel(self) -> bool:
-        """Whether the fused kernel covers these sizes."""
-        return self.element_rule.fits_kernel
+    def element_net(self) -> ElementNet:
+        return self.element_rule.element_net
 
     @property
     def element_rule(self) -> AdafacMLPConfig:
@@ -105,14 +105,8 @@ class MuLO(FusedRule, CountedRule[Moments]):
     def step_scale(self, theta: Theta) -> float:
         return self._rule.step_scale(theta)
 
-    def form(self) -> Form:
-        return self._rule.form()
-
-    def part(self, theta: Theta, context: Count, leaf: Leaf, param: Array) -> Part:
-        part = self._rule.part(theta, context, leaf, param)
-        return part._replace(scale=part.scale * self.width_factor(leaf))
-
-    def elements(
-        self, part: Part, grad: Array, state: Moments, param: Array
-    ) -> tuple[Array, Moments]:
-        return self._rule.elements(part, grad, state, param)
+    def numbers(
+        self, theta: Theta, context: Count, leaf: Leaf, param: Array
+    ) -> Numbers:
+        found = self._rule.numbers(theta, context, leaf, param)
+        return found._replace(scale=found.scale * self.width_factor(leaf))

@@ -24,17 +24,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from lopax._core.config import check_choice, check_range
 from lopax._core.lifting import Leaf
 from lopax._core.types import Count, Key, Theta
-from lopax.blocks import adafac_net, moments
+from lopax.blocks import adafac_net, element_net, moments
 from lopax.blocks.counted_rule import CountedRule
-from lopax.blocks.element_features import ElementView
+from lopax.blocks.element_net import ElementView
 from lopax.blocks.moments import Moments
+from lopax.rules.element_net import ElementNet, Numbers
 
 DIRECTIONS = ("sgd", "sgdm", "aggmo", "adam", "adam_aggmo")
 
@@ -70,6 +70,17 @@ class STARConfig:
         check_range(self, "weight_decay", low=0.0, below=1.0)
         check_choice(self, "nominal_direction", DIRECTIONS)
 
+    @property
+    def published_outputs(self) -> tuple[int, ...]:
+        """Which of the published network's four outputs the settings use."""
+        used = (True, True, self.nominal_controller, self.decay_controller)
+        return tuple(i for i, use in enumerate(used) if use)
+
+    @property
+    def element_net(self) -> ElementNet:
+        outputs = len(self.published_outputs)
+        return adafac_net.element_net(self.hidden, outputs, self.exp_mult)
+
 
 class STAR(CountedRule[Moments]):
     """See the module docstring."""
@@ -82,15 +93,8 @@ class STAR(CountedRule[Moments]):
     def __init__(self, config: STARConfig | None = None):
         self.config = config or STARConfig()
 
-    @property
-    def published_outputs(self) -> tuple[int, ...]:
-        """Which of the published network's four outputs the settings use."""
-        c = self.config
-        used = (True, True, c.nominal_controller, c.decay_controller)
-        return tuple(i for i, use in enumerate(used) if use)
-
     def init_theta(self, key: Key) -> Theta:
-        outputs = len(self.published_outputs)
+        outputs = self.config.element_net.outputs
         return adafac_net.init_theta(key, self.config.hidden, outputs)
 
     def init_tensor(self, theta: Theta, param: Array) -> Moments:
@@ -113,11 +117,13 @@ class STAR(CountedRule[Moments]):
         del index
         c = self.config
         net, decays = adafac_net.at_step(theta, context)
-        outputs, view, state = adafac_net.elements(net, decays, grad, state, param)
-        by_unit = dict(zip(self.published_outputs, outputs, strict=True))
+        outputs, view, state = element_net.outputs(
+            c.element_net, Numbers(net, decays, 1.0), grad, state, param
+        )
+        by_unit = dict(zip(c.published_outputs, outputs, strict=True))
         learned = by_unit[0] * jnp.exp(c.exp_mult * by_unit[1]) * c.step_mult
         if c.precondition:
-            learned = learned * _adam_scale(view)
+            learned = learned * view.rsqrt
         # Without a controller the published code still multiplies by exp(exp_mult).
         one: Array = jnp.float32(1.0)
         zero: Array = jnp.float32(0.0)
@@ -130,11 +136,7 @@ class STAR(CountedRule[Moments]):
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         if not adafac_net.is_published(arrays) or arrays["nn/~/w2"].shape[1] != 4:
             return arrays
-        return adafac_net.from_published(arrays, self.published_outputs)
-
-
-def _adam_scale(view: ElementView) -> Array:
-    return jax.lax.rsqrt(view.second + 1e-6)
+        return adafac_net.from_published(arrays, self.config.published_outputs)
 
 
 def _direction(kind: str, view: ElementView) -> Array:
@@ -144,4 +146,4 @@ def _direction(kind: str, view: ElementView) -> Array:
     average = kind in ("aggmo", "adam_aggmo")
     momentum = jnp.mean(view.momenta, axis=0) if average else view.momenta[-1]
     adaptive = kind in ("adam", "adam_aggmo")
-    return momentum * _adam_scale(view) if adaptive else momentum
+    return momentum * view.rsqrt if adaptive else momentum

@@ -28,22 +28,17 @@ from lopax._core.config import check_choice, check_range
 from lopax._core.lifting import Leaf
 from lopax._core.sizes import SizeBounds
 from lopax._core.types import Count, Key, Scalar, Theta
-from lopax.blocks import (
-    element_features,
-    loss_history,
-    moments,
-    scheduler,
-    time_features,
-)
+from lopax.blocks import loss_history, moments, scheduler, time_features
 from lopax.blocks import tensor_features as tensors
-from lopax.blocks.element_features import VELO_GROUPS
 from lopax.blocks.loss_history import LossHistory
 from lopax.blocks.moments import PUBLISHED_DECAYS, Moments
-from lopax.blocks.normalize import rms_scale, safe_rsqrt, tensor_size
+from lopax.blocks.normalize import safe_rsqrt, tensor_size
 from lopax.kernels import elements as kernel
-from lopax.kernels.elements import Form, FusedRule, Part
-from lopax.nets import dense_mlp, initializers, linear, lstm, mlp
+from lopax.kernels.elements import FusedRule
+from lopax.nets import initializers, linear, lstm, mlp
 from lopax.nets.lstm import LSTMState
+from lopax.rules import channels
+from lopax.rules.element_net import ElementNet, Numbers
 
 NUM_SHARED_INPUTS = time_features.NUM_FRACTION + loss_history.NUM_FEATURES
 NUM_TENSOR_INPUTS = 12
@@ -101,9 +96,9 @@ class VeLOConfig:
         return SizeBounds(self.size_floor, self.vector_floor)
 
     @property
-    def fits_kernel(self) -> bool:
-        """Whether the fused kernel covers these sizes."""
-        return self.hidden in kernel.WIDTHS
+    def element_net(self) -> ElementNet:
+        bounds = self.bounds if self.norm_factor == "rms" else None
+        return ElementNet(self.hidden, exp_mult=self.exp_mult, bounds=bounds)
 
 
 class VeLOShared(NamedTuple):
@@ -132,7 +127,7 @@ class VeLO(FusedRule):
         c = self.config
         k_bank, k_mix, k_skip, k_lstm, k_controls, k_head = jax.random.split(key, 6)
         inputs = NUM_SHARED_INPUTS + NUM_TENSOR_INPUTS
-        sizes = (element_features.count(VELO_GROUPS), c.hidden, c.hidden, 2)
+        sizes = (channels.count(channels.VELO), c.hidden, c.hidden, 2)
         return {
             "initial": {
                 "hidden": jnp.zeros((c.lstm,), jnp.float32),
@@ -217,37 +212,16 @@ class VeLO(FusedRule):
         scale = c.step_mult * jnp.mean(jnp.abs(multiplier))
         return VeLOShared(history, carried), VeLOContext(nets, multiplier), scale
 
-    def form(self) -> Form:
-        c = self.config
-        return Form(
-            exp_mult=c.exp_mult, bounds=c.bounds if c.norm_factor == "rms" else None
-        )
-
-    def part(
+    def numbers(
         self, theta: Theta, context: VeLOContext, leaf: Leaf, param: Array
-    ) -> Part:
+    ) -> Numbers:
         del theta
         c = self.config
         net = jax.tree.map(lambda w: w[int(leaf)], context.nets)
         scale = context.multiplier[int(leaf)] * c.step_mult
         if c.norm_factor == "clipped":
             scale = scale * jnp.minimum(tensor_size(param, c.bounds), c.norm_limit)
-        return Part(net, PUBLISHED_DECAYS, scale)
-
-    def elements(
-        self, part: Part, grad: Array, state: Moments, param: Array
-    ) -> tuple[Array, Moments]:
-        c = self.config
-        state = moments.update(state, grad, part.decays)
-        view = moments.view(state, grad, param)
-        channels = element_features.compute(VELO_GROUPS, view)
-        scales = [rms_scale(x) for x in channels]
-        direction, magnitude = dense_mlp.apply(part.net, channels, scales)
-        scale = part.scale
-        if c.norm_factor == "rms":
-            scale = scale * tensor_size(param, c.bounds)
-        delta = -direction * jnp.exp(c.exp_mult * magnitude) * scale
-        return jnp.where(moments.reached(state), delta, 0.0), state
+        return Numbers(net, PUBLISHED_DECAYS, scale)
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         controls = "rnn_params/rnn_to_controls"
@@ -255,5 +229,5 @@ class VeLO(FusedRule):
             return arrays
         found = scheduler.from_published(arrays)
         found |= {f"controls/{k}": arrays[f"{controls}/{k}"] for k in ("w", "b")}
-        bank = mlp.from_published(arrays, "ff_mod_stack/~/", len(VELO_GROUPS), (0, 1))
+        bank = mlp.from_published(arrays, "ff_mod_stack/~/", len(channels.VELO), (0, 1))
         return found | {f"bank/{k}": v for k, v in bank.items()}

@@ -10,20 +10,29 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from lopax._core.types import Count, Key, Theta
-from lopax.blocks import element_features, moments, time_features
-from lopax.blocks.element_features import ADAFAC_GROUPS, ElementView
-from lopax.blocks.moments import Decays, Moments
-from lopax.blocks.normalize import rms_scale
-from lopax.nets import dense_mlp, mlp
+from lopax.blocks import moments, time_features
+from lopax.nets import mlp
+from lopax.rules import channels
+from lopax.rules.element_net import Decays, ElementNet, Epsilons
 
-NUM_INPUTS = element_features.count(ADAFAC_GROUPS) + time_features.NUM_TIME
+NUM_INPUTS = channels.count(channels.ADAFAC) + time_features.NUM_TIME
 
 GRADIENT_BOUND = 1e9
 """The publications clip nothing. Beyond this bound the square of a squared gradient
 would leave float32's range, and the published rules produce NaN."""
+
+
+def element_net(hidden: int, outputs: int, exp_mult: float = 0.0) -> ElementNet:
+    """What the network sees, and of which size it is."""
+    return ElementNet(
+        hidden=hidden,
+        outputs=outputs,
+        exp_mult=exp_mult,
+        channels=channels.ADAFAC,
+        epsilons=Epsilons(vector=1e-6),
+    )
 
 
 def init_theta(key: Key, hidden: int, outputs: int) -> Theta:
@@ -41,34 +50,11 @@ def at_step(theta: Theta, step: Count) -> tuple[Theta, Decays]:
     - `step`: [] int32, updates made before this one.
     """
     net = theta["net"]
-    channels = NUM_INPUTS - time_features.NUM_TIME
+    first = NUM_INPUTS - time_features.NUM_TIME
     times = time_features.tanh_of_step(step)
-    late = jnp.dot(times, net["w0"][channels:], precision="highest")
-    net = {**net, "w0": net["w0"][:channels], "b0": net["b0"] + late}
+    late = jnp.dot(times, net["w0"][first:], precision="highest")
+    net = {**net, "w0": net["w0"][:first], "b0": net["b0"] + late}
     return net, moments.learned_decays(theta["decays"])
-
-
-def elements(
-    net: Theta,
-    decays: Decays,
-    grad: Array,
-    state: Moments,
-    param: Array,
-    unrolled: bool | None = None,
-) -> tuple[list[Array], ElementView, Moments]:
-    """The network's outputs for every element, what it saw, and the next state.
-
-    **Arguments:**
-
-    - `net`, `decays`: from `at_step`.
-    - `state`: the accumulators before this gradient.
-    - `unrolled`: how the network is computed, see `dense_mlp.apply`.
-    """
-    state = moments.update(state, grad, decays)
-    view = moments.view(state, grad, param)
-    channels = element_features.compute(ADAFAC_GROUPS, view)
-    scales = [rms_scale(x) for x in channels]
-    return dense_mlp.apply(net, channels, scales, unrolled), view, state
 
 
 def from_published(arrays: dict[str, Any], outputs: tuple[int, ...]) -> dict[str, Any]:

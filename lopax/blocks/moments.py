@@ -13,16 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from lopax.blocks import accumulators
 from lopax.blocks.accumulators import Factored
-from lopax.blocks.element_features import ElementView
-
-
-class Decays(NamedTuple):
-    """One decay per accumulator: floats, or arrays when they are meta-learned."""
-
-    momenta: Any  # [3]
-    second: Any  # [1]
-    factored: Any  # [3]
-
+from lopax.rules.element_net import Decays
 
 PUBLISHED_DECAYS = Decays((0.9, 0.99, 0.999), (0.999,), (0.9, 0.99, 0.999))
 """What VeLO, Adafac-MLP, STAR and Celo start from or use."""
@@ -58,12 +49,6 @@ def update(state: Moments, grad: Array, decays: Decays) -> Moments:
 def reached(state: Moments) -> Bool[Array, "*s"]:
     """Which elements ever saw a gradient other than zero."""
     return accumulators.reached(state.momenta, state.second[None])
-
-
-def view(state: Moments, grad: Array, param: Array) -> ElementView:
-    """What element features are computed from; `state` is the updated one."""
-    views = accumulators.factored_views(state.factored, grad.shape)
-    return ElementView(grad, param, state.momenta, state.second, views)
 
 
 def zero_offsets() -> dict[str, Array]:

@@ -1,10 +1,8 @@
-"""A per-element rule's step for one tensor as one call, where there is a kernel.
+"""The step of an element network for one tensor as one call, where a kernel covers it.
 
-Celo, VeLO, Celo2, Adafac-MLP and µLO keep the same accumulators and put a small MLP on
-(some of) the same 30 channels; what differs is a handful of constants (`Form`). The
-kernel takes the network, the decays, the step's scale and the guard flag as operands
-and is batched by XLA's FFI, so that `vmap` over particles and thetas becomes one call
-over a batch. Its derivative is that of the plain rule.
+The kernel takes the network, the decays, the step's scale and the guard flag as
+operands and is batched by XLA's FFI, so that `vmap` over particles and thetas becomes
+one call over a batch. Its derivative is that of the plain form.
 """
 
 from __future__ import annotations
@@ -12,8 +10,8 @@ from __future__ import annotations
 import abc
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,52 +21,24 @@ from jaxtyping import Array
 from lopax._core.config import check_choice
 from lopax._core.errors import ConfigError
 from lopax._core.lifting import Leaf
-from lopax._core.sizes import SizeBounds
 from lopax._core.tensor_rule import TensorRule, guarded
 from lopax._core.types import Flag, Theta
-from lopax.blocks import element_features
+from lopax.blocks import element_net
 from lopax.blocks.accumulators import Factored, factored_dims
-from lopax.blocks.element_features import VELO_GROUPS, FeatureGroup
-from lopax.blocks.moments import Decays, Moments
+from lopax.blocks.moments import Moments
 from lopax.kernels import build
+from lopax.rules import channels
+from lopax.rules.channels import VELO
+from lopax.rules.element_net import ARRAYS, Decays, ElementNet, Numbers
 
 BACKENDS = ("auto", "plain", "fused")
 WIDTHS = (4, 8, 32)
-NUM_INPUTS = element_features.count(VELO_GROUPS)
+NUM_INPUTS = channels.count(VELO)
 
 _TARGET = "lopax_element_step"
-_ARRAYS = ("w0", "b0", "w1", "b1", "w2", "b2")
 
 
-def rows_of(groups: Sequence[FeatureGroup]) -> tuple[int, ...]:
-    """Which of the kernel's inputs these groups' channels are, by the groups' names."""
-    first, at = {}, 0
-    for group in VELO_GROUPS:
-        first[group.name], at = at, at + group.channels
-    return tuple(first[g.name] + i for g in groups for i in range(g.channels))
-
-
-ALL_ROWS = rows_of(VELO_GROUPS)
-
-
-class Form(NamedTuple):
-    """The static part of a rule. Its step is -direction exp(exp_mult magnitude) scale,
-    times the tensor's size if there are `bounds` of it."""
-
-    rows: tuple[int, ...] = ALL_ROWS
-    """Which of the kernel's inputs the rows of w0 belong to."""
-    exp_mult: float = 0.0
-    second_eps: float = 1e-6
-    """Added to the second moment under the root."""
-    channel_eps: float = 1e-5
-    """Added to a channel's mean square under the root of its normaliser."""
-    vector_eps: float = 0.0
-    """Added to a vector's second moment in its factored momenta."""
-    bounds: SizeBounds | None = None
-    """Where the step is times the tensor's size: what counts as its least and most."""
-    hold_unreached: bool = True
-    """Whether elements that never saw a gradient other than zero have a step of zero;
-    else the rule sees to that."""
+ALL_ROWS = channels.places(VELO)
 
 
 class HasBackend(Protocol):
@@ -78,7 +48,7 @@ class HasBackend(Protocol):
     def backend(self) -> str: ...
 
     @property
-    def fits_kernel(self) -> bool: ...
+    def element_net(self) -> ElementNet: ...
 
 
 class FactoredLayout(NamedTuple):
@@ -119,18 +89,26 @@ def why_not() -> str | None:
 def check_backend(config: HasBackend) -> None:
     """Raises `ConfigError` for a kernel that does not exist."""
     check_choice(config, "backend", BACKENDS)
-    if config.backend == "fused" and not config.fits_kernel:
+    if config.backend == "fused" and (reason := not_covered(config.element_net)):
         raise ConfigError(
-            f"{type(config).__name__}.backend = 'fused': the kernel is for hidden = "
-            f"{', '.join(map(str, WIDTHS))} and three decays each; use "
-            "backend='plain'"
+            f"{type(config).__name__}.backend = 'fused': {reason}; use backend='plain'"
         )
+
+
+def not_covered(net: ElementNet) -> str | None:
+    """What of a network the kernel cannot do; None if it covers it."""
+    if net.hidden not in WIDTHS:
+        widths = ", ".join(map(str, WIDTHS))
+        return f"the kernel is for hidden = {widths}, not {net.hidden}"
+    if net.outputs > 2:
+        return f"the kernel is for one or two outputs, not {net.outputs}"
+    return None
 
 
 def chosen(config: HasBackend, size: int) -> bool:
     """Whether a tensor of `size` elements is stepped by the kernel. Raises
     `ConfigError` where it is asked for and cannot be built."""
-    if config.backend == "plain" or not config.fits_kernel or size == 0:
+    if config.backend == "plain" or size == 0 or not_covered(config.element_net):
         return False
     if available():
         return True
@@ -142,39 +120,31 @@ def chosen(config: HasBackend, size: int) -> bool:
     return False
 
 
-class Part(NamedTuple):
-    """What the step of one tensor depends on beside the tensor."""
-
-    net: Theta  # the MLP: w0 [rows, hidden], b0, w1, b1, w2 [hidden, 1 or 2], b2
-    decays: Decays
-    scale: Any  # []
-
-
 def step_or_keep(
-    form: Form,
-    plain: Callable[[Part, Array, Moments, Array], tuple[Array, Moments]],
-    part: Part,
+    net: ElementNet,
+    numbers: Numbers,
     grad: Array,
     state: Moments,
     param: Array,
     finite: Flag,
     bound: float,
+    unrolled: bool | None = None,
 ) -> tuple[Array, Moments]:
-    """`TensorRule.step_or_keep` for the rule `plain(part, grad, state, param)`.
+    """`TensorRule.step_or_keep` for `element_net.step`.
 
-    `plain` itself is used on every platform but the CPU and for derivatives.
+    That is what runs on every platform but the CPU, and for derivatives.
     """
-    shapes = tuple((name, part.net[name].shape) for name in _ARRAYS)
-    run = _program(form, plain, shapes, bound)
-    momenta, second, factored = part.decays
+    shapes = tuple((name, numbers.network[name].shape) for name in ARRAYS)
+    run = _program(net, grad.ndim, shapes, bound, unrolled)
+    momenta, second, factored = numbers.decays
     rates = [jnp.asarray(d, jnp.float32) for d in (momenta, factored, second)]
     delta, momenta, second, *factored = run(
         grad,
         param,
         *(state.momenta, state.second, *state.factored),
-        _flatten(part.net, form.rows),
+        _flatten(numbers.network, net, grad.ndim),
         jnp.concatenate(rates),
-        jnp.asarray(part.scale, jnp.float32),
+        jnp.asarray(numbers.scale, jnp.float32),
         finite.astype(jnp.float32),
     )
     return delta, Moments(momenta, second, Factored(*factored))
@@ -182,22 +152,24 @@ def step_or_keep(
 
 @functools.lru_cache(maxsize=128)
 def _program(
-    form: Form,
-    plain: Callable[[Part, Array, Moments, Array], tuple[Array, Moments]],
-    net: tuple[tuple[str, tuple[int, ...]], ...],
+    net: ElementNet,
+    rank: int,
+    arrays: tuple[tuple[str, tuple[int, ...]], ...],
     bound: float,
+    unrolled: bool | None,
 ) -> Callable[..., Any]:
     """The step of arrays alone. Tensors of one shape share what is traced of it."""
-    shapes = dict(net)
+    shapes = dict(arrays)
 
     def reference(*operands: Array) -> tuple[Array, ...]:
-        grad, param, momenta, second, row, col, full, net, rates, scale, keep = operands
+        grad, param, momenta, second, *factored = operands[:7]
+        flat, rates, scale, keep = operands[7:]
         decays = Decays(rates[:3], rates[6:], rates[3:6])
-        part = Part(_unflatten(net, form.rows, shapes), decays, scale)
-        state = Moments(momenta, second, Factored(row, col, full))
+        numbers = Numbers(_unflatten(flat, net, rank, shapes), decays, scale)
+        state = Moments(momenta, second, Factored(*factored))
 
         def step(grad: Array) -> tuple[Array, Moments]:
-            return plain(part, grad, state, param)
+            return element_net.step(net, numbers, grad, state, param, unrolled)
 
         delta, new = guarded(step, grad, state, keep != 0, bound)
         return delta, new.momenta, new.second, *new.factored
@@ -206,7 +178,7 @@ def _program(
     def run(*operands: Array) -> tuple[Array, ...]:
         return jax.lax.platform_dependent(
             *operands,
-            cpu=lambda *o: _call(form, shapes["b0"][0], bound, *o),
+            cpu=lambda *o: _call(net, bound, *o),
             default=reference,
         )
 
@@ -218,24 +190,17 @@ def _program(
 
 
 class FusedRule(TensorRule[Any, Any, Moments]):
-    """Template: a rule whose step is `elements`, by the kernel where that is chosen."""
+    """Template: a rule whose step is one element network, by the kernel where that is
+    chosen."""
 
     config: Any
-    """Settings with `backend` and `fits_kernel`."""
+    """Settings with `backend` and `element_net`."""
+    unrolled: ClassVar[bool | None] = None
+    """How the plain form computes the network, see `dense_mlp.apply`."""
 
     @abc.abstractmethod
-    def form(self) -> Form:
-        """What distinguishes the rule from the others the kernel serves."""
-
-    @abc.abstractmethod
-    def part(self, theta: Theta, context: Any, leaf: Leaf, param: Array) -> Part:
-        """What one tensor's step depends on."""
-
-    @abc.abstractmethod
-    def elements(
-        self, part: Part, grad: Array, state: Moments, param: Array
-    ) -> tuple[Array, Moments]:
-        """The rule as its publication has it: the reference the kernel is held to."""
+    def numbers(self, theta: Theta, context: Any, leaf: Leaf, param: Array) -> Numbers:
+        """What one tensor's step depends on beside the tensor."""
 
     def step(
         self,
@@ -246,8 +211,11 @@ class FusedRule(TensorRule[Any, Any, Moments]):
         state: Moments,
         param: Array,
     ) -> tuple[Array, Moments]:
-        part = self.part(theta, context, index, param)
-        return self.elements(part, grad, state, param)
+        net, numbers = (
+            self.config.element_net,
+            self.numbers(theta, context, index, param),
+        )
+        return element_net.step(net, numbers, grad, state, param, self.unrolled)
 
     def step_or_keep(
         self,
@@ -264,46 +232,58 @@ class FusedRule(TensorRule[Any, Any, Moments]):
             return super().step_or_keep(
                 theta, context, index, grad, state, param, finite, bound
             )
-        part = self.part(theta, context, index, param)
+        numbers = self.numbers(theta, context, index, param)
+        net = self.config.element_net
         return step_or_keep(
-            self.form(), self.elements, part, grad, state, param, finite, bound
+            net, numbers, grad, state, param, finite, bound, self.unrolled
         )
 
 
-def _flatten(net: Theta, rows: tuple[int, ...]) -> Array:
+def _places(net: ElementNet, rank: int) -> tuple[Any, Any]:
+    """The kernel's inputs a tensor of this rank has, and their rows of w0."""
+    inputs = channels.places(net.seen(rank))
+    return np.asarray(inputs), np.asarray(net.rows(rank))
+
+
+def _flatten(network: Theta, net: ElementNet, rank: int) -> Array:
     """The MLP's arrays as one vector in the kernel's order; what it lacks is zero."""
-    missing = 2 - net["b2"].shape[0]
-    w0 = net["w0"]
-    if rows != ALL_ROWS:
-        w0 = jnp.zeros((NUM_INPUTS, w0.shape[1]), w0.dtype).at[np.array(rows)].set(w0)
+    missing = 2 - network["b2"].shape[0]
+    w0 = network["w0"]
+    if net.seen(rank) != VELO:
+        inputs, rows = _places(net, rank)
+        empty = jnp.zeros((NUM_INPUTS, w0.shape[1]), w0.dtype)
+        w0 = empty.at[inputs].set(w0[rows])
     full = {
-        **net,
+        **network,
         "w0": w0,
-        "w2": jnp.pad(net["w2"], ((0, 0), (0, missing))),
-        "b2": jnp.pad(net["b2"], (0, missing)),
+        "w2": jnp.pad(network["w2"], ((0, 0), (0, missing))),
+        "b2": jnp.pad(network["b2"], (0, missing)),
     }
-    return jnp.concatenate([full[name].reshape(-1) for name in _ARRAYS])
+    return jnp.concatenate([full[name].reshape(-1) for name in ARRAYS])
 
 
 def _unflatten(
-    flat: Array, rows: tuple[int, ...], shapes: dict[str, tuple[int, ...]]
+    flat: Array, net: ElementNet, rank: int, shapes: dict[str, tuple[int, ...]]
 ) -> Theta:
     hidden, outputs = shapes["w2"]
     sizes = {**shapes, "w0": (NUM_INPUTS, hidden), "w2": (hidden, 2), "b2": (2,)}
-    net, at = {}, 0
-    for name in _ARRAYS:
+    network, at = {}, 0
+    for name in ARRAYS:
         size = math.prod(sizes[name])
-        net[name] = flat[at : at + size].reshape(sizes[name])
+        network[name] = flat[at : at + size].reshape(sizes[name])
         at += size
+    if net.seen(rank) != VELO:
+        inputs, rows = _places(net, rank)
+        empty = jnp.zeros(shapes["w0"], flat.dtype)
+        network["w0"] = empty.at[rows].set(network["w0"][inputs])
     return {
-        **net,
-        "w0": net["w0"][np.array(rows)],
-        "w2": net["w2"][:, :outputs],
-        "b2": net["b2"][:outputs],
+        **network,
+        "w2": network["w2"][:, :outputs],
+        "b2": network["b2"][:outputs],
     }
 
 
-def _call(form: Form, hidden: int, bound: float, *operands: Array) -> tuple[Array, ...]:
+def _call(net: ElementNet, bound: float, *operands: Array) -> tuple[Array, ...]:
     grad, param, momenta, second, row, col, full, *rest = operands
     where = layout(grad.shape)
     if where.vector:
@@ -311,7 +291,7 @@ def _call(form: Form, hidden: int, bound: float, *operands: Array) -> tuple[Arra
     else:
         p_state, q_state = (row, col) if where.row_is_p else (col, row)
     outputs = (param, momenta, second, p_state, q_state)
-    least, most = form.bounds.of(grad.shape) if form.bounds else (1.0, 1.0)
+    least, most = net.bounds.of(grad.shape) if net.bounds else (1.0, 1.0)
     call = jax.ffi.ffi_call(
         _TARGET,
         [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in outputs],
@@ -323,16 +303,16 @@ def _call(form: Form, hidden: int, bound: float, *operands: Array) -> tuple[Arra
         *outputs,
         *rest,
         dims=np.asarray(where.dims, np.int64),
-        hidden=np.int64(hidden),
-        exp_mult=np.float32(form.exp_mult),
+        hidden=np.int64(net.hidden),
+        exp_mult=np.float32(net.exp_mult),
         grad_clip=np.float32(bound),
-        second_eps=np.float32(form.second_eps),
-        channel_eps=np.float32(form.channel_eps),
-        vector_eps=np.float32(form.vector_eps),
-        by_size=form.bounds is not None,
+        second_eps=np.float32(net.epsilons.second),
+        channel_eps=np.float32(net.epsilons.channel),
+        vector_eps=np.float32(net.epsilons.vector),
+        by_size=net.bounds is not None,
         least=np.float32(least),
         most=np.float32(most),
-        hold=bool(form.hold_unreached),
+        hold=bool(net.hold_unreached),
         row_is_p=bool(where.row_is_p),
         vector=bool(where.vector),
     )

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from lopax._core.config import check_range
+from lopax.rules import channels
+from lopax.rules.element_net import ElementNet, Epsilons, Numbers
 from lopax.torch import elements, moments
-from lopax.torch.elements import ElementRule, Network
+from lopax.torch.elements import ElementRule
 from lopax.torch.rule import Advance, Rows, constant
 from lopax.torch.theta import published_mlp
 
-FEATURES = elements.Features(elements.ADAFAC, second_eps=1e-6, vector_eps=1e-6)
 TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 
 
@@ -38,6 +39,15 @@ class AdafacMLPConfig:
         check_range(self, "step_mult", above=0.0)
         check_range(self, "exp_mult", low=0.0)
 
+    @property
+    def element_net(self) -> ElementNet:
+        return ElementNet(
+            self.hidden,
+            exp_mult=self.exp_mult,
+            channels=channels.ADAFAC,
+            epsilons=Epsilons(vector=1e-6),
+        )
+
 
 class AdafacMLPRule(ElementRule):
     """See the module docstring."""
@@ -50,12 +60,12 @@ class AdafacMLPRule(ElementRule):
 
     @classmethod
     def theta_shapes(cls, config: AdafacMLPConfig) -> dict[str, tuple[int, ...]]:
-        inputs = FEATURES.count + len(TIME_SCALES)
+        net = config.element_net
         return {
             "decays/momenta": (3,),
             "decays/second": (1,),
             "decays/factored": (3,),
-            **elements.net_shapes("net", (inputs, config.hidden, config.hidden, 2)),
+            **elements.under("net", net, net.num_channels + len(TIME_SCALES)),
         }
 
     @classmethod
@@ -63,8 +73,7 @@ class AdafacMLPRule(ElementRule):
         cls, config: AdafacMLPConfig, theta: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         del config
-        weights = moments.constants(moments.learned(theta))
-        return {**weights, "time_scales": constant(TIME_SCALES)}
+        return {**moments.learned(theta), "time_scales": constant(TIME_SCALES)}
 
     @classmethod
     def translate_published(
@@ -93,7 +102,7 @@ class AdafacMLPRule(ElementRule):
         del fraction
         updates, theta = shared["updates"], self.theta
         times = torch.tanh(updates.float() / theta["time_scales"] - 1.0)
-        late = theta["net/w0"][FEATURES.count :]
+        late = theta["net/w0"][self.net.num_channels :]
         bias = theta["net/b0"] + (times.unsqueeze(1) * late).sum(0)
         return Advance(
             shared={"updates": updates + 1},
@@ -101,6 +110,6 @@ class AdafacMLPRule(ElementRule):
             context={"b0": bias.expand(rows.count, -1)},
         )
 
-    def network(self, context: Mapping[str, Tensor], scale: Tensor) -> Network:
-        arrays = elements.arrays(self.theta, "net") | {"b0": context["b0"]}
-        return Network(FEATURES, arrays, self.config.exp_mult, -scale.reshape(1), None)
+    def numbers(self, context: Mapping[str, Tensor], scale: Tensor) -> Numbers:
+        network = elements.network(self.theta, "net") | {"b0": context["b0"]}
+        return Numbers(network, moments.decays(self.theta), scale.reshape(1))

@@ -15,15 +15,12 @@ import torch
 from torch import Tensor
 
 from lopax._core.config import check_range
-from lopax._core.errors import ConfigError
 from lopax._core.sizes import SizeBounds
+from lopax.rules.element_net import ElementNet, Numbers, check_decays
 from lopax.torch import elements, moments, scheduler
-from lopax.torch.elements import ElementRule, Network
-from lopax.torch.moments import Weights
-from lopax.torch.rule import Advance, Rows, constant
+from lopax.torch.elements import ElementRule
+from lopax.torch.rule import Advance, Rows
 from lopax.torch.theta import published_mlp, published_scheduler
-
-FEATURES = elements.Features(elements.VELO, second_eps=1e-6)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,16 +53,15 @@ class CeloConfig:
             check_range(self, "size_limit", above=0.0)
         if self.trained_horizon is not None:
             check_range(self, "trained_horizon", low=1)
-        for name in ("momentum_decays", "factored_decays"):
-            decays = getattr(self, name)
-            if len(decays) != 3 or not all(0.0 <= d < 1.0 for d in decays):
-                raise ConfigError(
-                    f"CeloConfig.{name} = {decays!r}: must be three numbers in [0, 1)"
-                )
+        check_decays(self, "momentum_decays", "factored_decays")
 
     @property
     def bounds(self) -> SizeBounds:
         return SizeBounds.to(self.size_floor, self.vector_floor, self.size_limit)
+
+    @property
+    def element_net(self) -> ElementNet:
+        return ElementNet(self.hidden, exp_mult=self.exp_mult, bounds=self.bounds)
 
 
 class CeloRule(ElementRule):
@@ -78,20 +74,17 @@ class CeloRule(ElementRule):
 
     @classmethod
     def theta_shapes(cls, config: CeloConfig) -> dict[str, tuple[int, ...]]:
-        sizes = (FEATURES.count, config.hidden, config.hidden, 2)
-        return elements.net_shapes("rule", sizes) | scheduler.shapes(config.lstm)
+        rule = elements.under("rule", config.element_net)
+        return rule | scheduler.shapes(config.lstm)
 
     @classmethod
     def constants(
         cls, config: CeloConfig, theta: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         del theta
-        weights = Weights(
-            1.0 - constant(config.momentum_decays),
-            constant([1.0 - config.second_decay]),
-            1.0 - constant(config.factored_decays),
-        )
-        return moments.constants(weights) | scheduler.constants()
+        c = config
+        decays = moments.fixed(c.momentum_decays, c.second_decay, c.factored_decays)
+        return decays | scheduler.constants()
 
     @classmethod
     def translate_published(
@@ -119,7 +112,7 @@ class CeloRule(ElementRule):
         longer = scheduler.beyond(shared, c.trained_horizon)
         return Advance(shared, c.step_mult * multiplier * longer)
 
-    def network(self, context: Mapping[str, Tensor], scale: Tensor) -> Network:
+    def numbers(self, context: Mapping[str, Tensor], scale: Tensor) -> Numbers:
         del context
-        c, arrays = self.config, elements.arrays(self.theta, "rule")
-        return Network(FEATURES, arrays, c.exp_mult, -scale.reshape(1), c.bounds)
+        network = elements.network(self.theta, "rule")
+        return Numbers(network, moments.decays(self.theta), scale.reshape(1))

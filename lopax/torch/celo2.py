@@ -28,6 +28,8 @@ from torch import Tensor
 from lopax._core import polar
 from lopax._core.config import check_choice, check_range
 from lopax._core.routing import Route, check_roles, role_of, vectors_and_tables
+from lopax.rules import channels
+from lopax.rules.element_net import ElementNet, Epsilons, Numbers
 from lopax.torch import elements, moments
 from lopax.torch.geometry import Accumulator
 from lopax.torch.orthogonalize import orthogonalize_batch
@@ -38,11 +40,6 @@ ROLES = ("orthogonal", "learned", "adam")
 SCHEDULES = ("constant", "cosine")
 CONVOLUTIONS = ("slices", "flat")
 EPS = 1e-9
-MATRIX = elements.Features(
-    elements.VELO, second_eps=1e-8, norm_eps=EPS, per_matrix=True
-)
-VECTOR = MATRIX._replace(names=elements.VELO[:9])
-"""Vectors, which have no rows and columns: the first 15 channels."""
 ADAM_ROUTES = vectors_and_tables("adam")
 
 
@@ -77,6 +74,18 @@ class Celo2Config:
         check_choice(self, "orthogonalizer", polar.CHOICES)
         check_roles(self, self.routes, self.default_role, ROLES)
 
+    @property
+    def element_net(self) -> ElementNet:
+        return ElementNet(
+            hidden=self.hidden,
+            outputs=2 if self.exp_mult else 1,
+            exp_mult=self.exp_mult,
+            vector_channels=channels.CELO2_VECTOR,
+            epsilons=Epsilons(second=1e-8, channel=EPS),
+            per_matrix=True,
+            hold_unreached=False,
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Celo2BaseConfig(Celo2Config):
@@ -104,16 +113,14 @@ class Celo2Rule(Rule):
 
     @classmethod
     def theta_shapes(cls, config: Celo2Config) -> dict[str, tuple[int, ...]]:
-        outputs = 2 if config.exp_mult else 1
-        sizes = (MATRIX.count, config.hidden, config.hidden, outputs)
-        return elements.net_shapes("rule", sizes)
+        return elements.under("rule", config.element_net)
 
     @classmethod
     def constants(
         cls, config: Celo2Config, theta: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         del config, theta
-        return moments.constants(moments.fixed(moments.THREE, 0.95, moments.THREE))
+        return moments.fixed(moments.THREE, 0.95, moments.THREE)
 
     @classmethod
     def translate_published(
@@ -172,16 +179,13 @@ class Celo2Rule(Rule):
     ) -> Generator[list[Sum], list[Tensor], Tensor]:
         """[B, *s] of unit root mean square per matrix, zero where there never was a
         gradient."""
-        factors = yield from moments.update(batch, self.theta, alive)
-        net = elements.Network(
-            features=VECTOR if batch.axes is None else MATRIX,
-            arrays=elements.arrays(self.theta, "rule"),
-            exp_mult=self.config.exp_mult,
-            scale=torch.ones_like(alive).reshape(1),
-            bounds=None,
-            hold_unreached=False,
+        numbers = Numbers(
+            network=elements.network(self.theta, "rule"),
+            decays=moments.decays(self.theta),
+            scale=-torch.ones_like(alive).reshape(1),
         )
-        direction = yield from elements.evaluate(batch, factors, net)
+        net = self.config.element_net
+        direction = yield from elements.step(batch, net, numbers, alive)
         if batch.role == "orthogonal" and batch.axes is not None:
             direction = yield from orthogonalize_batch(
                 direction, batch, self.config.orthogonalizer

@@ -1,24 +1,25 @@
-"""The per-element network of Celo, VeLO, Celo2 and Adafac-MLP, for a batch of tensors.
+"""The plain form of an element network in torch, for a batch of tensors.
 
-A rule names the blocks of channels its network sees, in the published order. Channels
-that depend on a row or a column alone enter the first layer as vectors; the others are
-computed twice, once for their mean squares and once for the step, and summed into the
-hidden units one at a time. Nothing of shape [..., channels] is built.
+What `lopax.rules.element_net` describes. Channels that depend on a row or a column
+alone enter the first layer as vectors; the others are computed twice, once for their
+mean squares and once for the step, and summed into the hidden units one at a time.
+Nothing of shape [..., channels] is built.
 """
 
 from __future__ import annotations
 
 import abc
 import functools
-import itertools
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lopax._core.sizes import SizeBounds
+from lopax.rules import channels
+from lopax.rules.channels import CLIP, COL, ELEMENT, GROUPS, LINE_EPS, ROW
+from lopax.rules.element_net import ARRAYS, SIZE_EPS, ElementNet, Numbers
 from lopax.torch import moments
 from lopax.torch.geometry import Accumulator
 from lopax.torch.moments import Factors
@@ -30,105 +31,40 @@ CPU_CHUNK, GPU_CHUNK = 1 << 15, 1 << 22
 
 
 class View(NamedTuple):
-    """A range of a batch of tensors, as [B, k, *s] with k one or three."""
+    """A range of a batch of tensors, as [B, k, *s] with k one or three: the terms of
+    channels with a value per element."""
 
     grad: Tensor
+    clipped_grad: Tensor
     param: Tensor
     momenta: Tensor
     second: Tensor
-    rsqrt: Tensor  # of the second moment
-    factor: Tensor  # of the factored second moment
-    momenta_factor: Tensor  # the same, for momenta
+    rsqrt: Tensor
+    factor: Tensor
+    momenta_factor: Tensor
 
 
-BLOCKS: dict[str, tuple[int, Callable[[View], Tensor]]] = {
-    "grad": (1, lambda v: v.grad),
-    "clipped_grad": (1, lambda v: v.grad.clamp(-0.1, 0.1)),
-    "param": (1, lambda v: v.param),
-    "momenta": (3, lambda v: v.momenta),
-    "second": (1, lambda v: v.second),
-    "adam": (3, lambda v: v.momenta * v.rsqrt),
-    "rsqrt": (1, lambda v: v.rsqrt),
-    "factored_grad": (3, lambda v: v.grad * v.factor),
-    "rms_grad": (1, lambda v: v.grad * v.rsqrt),
-    "factored_momenta": (3, lambda v: v.momenta * v.momenta_factor),
-}
-"""Channels with a value per element: their number, and how they are computed."""
-
-LINES = {"row": 3, "col": 3, "row_rsqrt": 3, "col_rsqrt": 3}
-"""Channels with a value per row or per column."""
-
-VELO = (
-    *("grad", "clipped_grad", "param", "momenta", "second", "adam", "rsqrt"),
-    *("factored_grad", "rms_grad", "row", "col", "row_rsqrt", "col_rsqrt"),
-    "factored_momenta",
-)
-"""The 30 channels of VeLO, Celo and Celo2, in the published order."""
-
-ADAFAC = tuple(name for name in VELO if name not in ("clipped_grad", "rms_grad"))
-"""The 28 channels of Adafac-MLP, in the published order."""
+def network(theta: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The MLP of theta as `Numbers` has it: the same for all tensors."""
+    return {name: theta[f"{prefix}/{name}"].unsqueeze(0) for name in ARRAYS}
 
 
-class Features(NamedTuple):
-    """What a network sees, and how it is brought to order one."""
-
-    names: tuple[str, ...]  # of blocks and lines
-    second_eps: float  # in the reciprocal root of the second moment
-    vector_eps: float = 0.0  # for a vector's momenta over its factored second moment
-    norm_eps: float = 1e-5  # in the channels' root mean square
-    per_matrix: bool = False  # which is over the tensor, or over each matrix of it
-
-    @property
-    def count(self) -> int:
-        """Number of channels."""
-        return sum(width(name) for name in self.names)
-
-    def rows(self, w0: Tensor, names: Iterable[str]) -> Tensor:
-        """The rows of first-layer weights [..., C, H] that belong to some channels."""
-        kept = []
-        for name in names:
-            before = self.names[: self.names.index(name)]
-            start = sum(width(other) for other in before)
-            kept.append(w0[..., start : start + width(name), :])
-        return torch.cat(kept, dim=-2)
-
-
-NET = ("w0", "b0", "w1", "b1", "w2", "b2")
-NORM_EPS = 1e-9
-"""Under the root of a parameter's mean square, where it is a factor of the step."""
-
-
-def net_shapes(prefix: str, sizes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Shapes of an MLP's arrays by path name; `sizes` from inputs to outputs."""
-    shapes = {}
-    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        shapes[f"{prefix}/w{i}"] = (fan_in, fan_out)
-        shapes[f"{prefix}/b{i}"] = (fan_out,)
-    return shapes
-
-
-def arrays(theta: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The MLP of theta as `Network` wants it: the same for all tensors."""
-    return {name: theta[f"{prefix}/{name}"].unsqueeze(0) for name in NET}
-
-
-class Network(NamedTuple):
-    """A network for R tensors (R = 1: for any number), and what becomes of it."""
-
-    features: Features
-    arrays: Mapping[str, Tensor]  # "w0" [R, C, H], "b0" [R, H], ...; 1 or 2 outputs
-    exp_mult: float  # of the second output, the logarithm of a magnitude
-    scale: Tensor  # [R] what the result is multiplied by,
-    bounds: SizeBounds | None  # times the parameters' size within these, or not
-    hold_unreached: bool = True  # zero where there never was a gradient
+def under(prefix: str, net: ElementNet, inputs: int | None = None) -> dict[str, Any]:
+    """The shapes of a network's arrays by path name."""
+    return {f"{prefix}/{k}": shape for k, shape in net.shapes(inputs).items()}
 
 
 class ElementRule(Rule):
     """A rule of which a tensor's step is one network, applied to every element."""
 
+    @property
+    def net(self) -> ElementNet:
+        return self.config.element_net
+
     @abc.abstractmethod
-    def network(self, context: Mapping[str, Tensor], scale: Tensor) -> Network:
-        """The network for tensors with this context, each [B, ...].
+    def numbers(self, context: Mapping[str, Tensor], scale: Tensor) -> Numbers:
+        """What the tensors with this context, each [B, ...], step by: arrays [R, ...]
+        and a scale [R], R the number of tensors, or 1 for all.
 
         `scale`: [] what `advance` returned.
         """
@@ -138,35 +74,35 @@ class ElementRule(Rule):
         return moments.accumulators(rank, axes)
 
     def step(self, batch: TensorBatch, scale: Tensor, alive: Tensor) -> Steps:
-        factors = yield from moments.update(batch, self.theta, alive)
-        net = self.network(batch.context, scale)
-        net = net._replace(scale=net.scale * alive)
-        return (yield from evaluate(batch, factors, net))
+        numbers = self.numbers(batch.context, scale)
+        numbers = numbers._replace(scale=numbers.scale * alive)
+        return (yield from step(batch, self.net, numbers, alive))
 
 
-def evaluate(
-    batch: TensorBatch, factors: Factors, net: Network
+def step(
+    batch: TensorBatch, net: ElementNet, numbers: Numbers, alive: Tensor
 ) -> Generator[list[Sum], list[Tensor], Tensor]:
-    """scale * direction * exp(exp_mult * magnitude) [B, *s], in place of grads."""
-    features, exp_mult = net.features, net.exp_mult
-    blocks = [name for name in features.names if name in BLOCKS]
+    """The step [B, *s], in place of grads; updates the accumulators."""
+    factors = yield from moments.update(batch, numbers.decays, alive)
+    names = net.seen(len(batch.shape))
+    lines = {o: [n for n in names if GROUPS[n].over == o] for o in (ELEMENT, ROW, COL)}
+    blocks, row_names, col_names = lines[ELEMENT], lines[ROW], lines[COL]
     every = tuple(range(len(batch.shape)))
-    over = batch.matrix if features.per_matrix else every
+    over = batch.matrix if net.per_matrix else every
     d1, d0 = batch.axes or (None, None)
-    row_names, col_names = _lines(features, "row"), _lines(features, "col")
     row, col = _with_rsqrt(factors.row), _with_rsqrt(factors.col)
     # A row moment has size one along d0, which is complete in every shard.
     row_over = tuple(a for a in over if a != d0)
     col_over = tuple(a for a in over if a != d1)
     cuts = _cuts(batch)
-    asked = [Sum(_sums_over_cuts(batch, factors, features, blocks, cuts, over), over)]
+    asked = [Sum(_sums_over_cuts(batch, factors, net, blocks, cuts, over), over)]
     if row_names:
         asked.append(Sum(_square_sums([row], over), row_over))
         asked.append(Sum(_square_sums([col], over), col_over))
     sums = yield asked
     mean = sums[0] / _count(batch, over)
-    w0, eps = net.arrays["w0"], features.norm_eps
-    weights = features.rows(w0, blocks)
+    w0, eps = numbers.network["w0"], net.epsilons.channel
+    weights = _rows(net, w0, blocks)
     stacked = mean[0, 0].numel() > 1  # normalisers that differ within a tensor
     if stacked:
         normal = _spread(torch.rsqrt(eps + mean), batch, over)
@@ -174,20 +110,20 @@ def evaluate(
     else:
         # The normalisers go into the first layer's weights, [B, channels, H, ...].
         weights = _folded(weights, mean, eps)
-    start = _at(net.arrays["b0"], batch.grads.unsqueeze(1))
+    start = _at(numbers.network["b0"], batch.grads.unsqueeze(1))
     if row_names:
         row_mean = sums[1] / _count(batch, row_over)
         col_mean = sums[2] / _count(batch, col_over)
-        row_weights = _folded(features.rows(w0, row_names), row_mean, eps)
-        col_weights = _folded(features.rows(w0, col_names), col_mean, eps)
+        row_weights = _folded(_rows(net, w0, row_names), row_mean, eps)
+        col_weights = _folded(_rows(net, w0, col_names), col_mean, eps)
         from_rows = _mix(row, row_weights) + start
         from_cols = _mix(col, col_weights)
     else:
         from_rows = from_cols = None
-    at = sum(BLOCKS[name][0] for name in blocks[: blocks.index("param")])
-    factor = net.scale
+    factor = -numbers.scale
     if net.bounds is not None:
-        size = torch.sqrt(mean[:, at].flatten() + NORM_EPS)
+        at = channels.places(["param"], blocks)[0]
+        size = torch.sqrt(mean[:, at].flatten() + SIZE_EPS)
         factor = factor * size.clamp(*net.bounds.of(batch.shape, batch.matrix))
     for cut in cuts:
         if from_rows is None or from_cols is None:
@@ -196,13 +132,13 @@ def evaluate(
             hidden = start.expand(shape).clone()
         else:
             hidden = cut(from_rows, 2) + cut(from_cols, 2)
-        values = _channels(batch, factors, features, blocks, cut)
+        values = _channels(batch, factors, net, blocks, cut)
         if stacked:
             values = _normalised(values, cut(normal, 2))
-        out = _mlp(values, weights, hidden, net.arrays)
+        out = _mlp(values, weights, hidden, numbers.network)
         update = out[:, 0]
-        if exp_mult and out.shape[1] > 1:
-            update = update * torch.exp(exp_mult * out[:, 1])
+        if net.exp_mult:
+            update = update * torch.exp(net.exp_mult * out[:, 1])
         # The gradient's buffer is the batch's own; the update takes its place.
         torch.mul(update, _at(factor, update), out=cut(batch.grads, 1))
     if net.hold_unreached:
@@ -237,46 +173,47 @@ def _cuts(batch: TensorBatch) -> list[_Cut]:
 def _channels(
     batch: TensorBatch,
     factors: Factors,
-    features: Features,
+    net: ElementNet,
     blocks: Iterable[str],
     cut: _Cut,
 ) -> Iterator[Tensor]:
     """The channels with a value per element, in order, as blocks [B, k, *s]."""
     second = cut(batch.state["second"], 1).unsqueeze(1)
     factor = cut(factors.row_scale, 2) * cut(factors.col_scale, 2)
-    if batch.axes is None and "factored_momenta" in features.names:
-        # Published without an epsilon where `vector_eps` is 0. A moment is 1e-33 or
-        # more once it was updated; the bound is for skipped first steps, where it is
-        # zero.
-        full = cut(factors.row, 2) + features.vector_eps
+    if batch.axes is None and "factored_momenta" in blocks:
+        # Published without an epsilon where `epsilons.vector` is 0. A moment is 1e-33
+        # or more once it was updated; the bound is for skipped first steps, where it
+        # is zero.
+        full = cut(factors.row, 2) + net.epsilons.vector
         momenta_factor = torch.rsqrt(full.clamp_min(1e-36))
     else:
         momenta_factor = factor
+    grad = cut(batch.grads, 1).unsqueeze(1)
     view = View(
-        grad=cut(batch.grads, 1).unsqueeze(1),
+        grad=grad,
+        clipped_grad=grad.clamp(-CLIP, CLIP) if "clipped_grad" in blocks else grad,
         param=cut(batch.params, 1).unsqueeze(1),
         momenta=cut(batch.state["momenta"], 2),
         second=second,
-        rsqrt=torch.rsqrt(second + features.second_eps),
+        rsqrt=torch.rsqrt(second + net.epsilons.second),
         factor=factor,
         momenta_factor=momenta_factor,
     )
     for name in blocks:
-        yield BLOCKS[name][1](view)
+        yield GROUPS[name].of(view)
 
 
 def _sums_over_cuts(
     batch: TensorBatch,
     factors: Factors,
-    features: Features,
+    net: ElementNet,
     blocks: Iterable[str],
     cuts: list[_Cut],
     over: tuple[int, ...],
 ) -> Tensor:
     """[B, channels, ...] sums of squares over some axes, which keep size one."""
     parts = [
-        _square_sums(_channels(batch, factors, features, blocks, cut), over)
-        for cut in cuts
+        _square_sums(_channels(batch, factors, net, blocks, cut), over) for cut in cuts
     ]
     if 0 in over:
         return functools.reduce(torch.add, parts)
@@ -301,18 +238,18 @@ def _count(batch: TensorBatch, over: tuple[int, ...]) -> int:
     return math.prod(batch.shape[a] for a in over)
 
 
-def width(name: str) -> int:
-    """Number of channels of a block or line."""
-    return LINES[name] if name in LINES else BLOCKS[name][0]
-
-
-def _lines(features: Features, kind: str) -> list[str]:
-    return [name for name in (kind, f"{kind}_rsqrt") if name in features.names]
+def _rows(net: ElementNet, w0: Tensor, names: Iterable[str]) -> Tensor:
+    """The rows of first-layer weights [..., C, H] that belong to some groups."""
+    parts = []
+    for name in names:
+        start = channels.places([name], net.channels)[0]
+        parts.append(w0[..., start : start + GROUPS[name].width, :])
+    return torch.cat(parts, dim=-2)
 
 
 def _with_rsqrt(x: Tensor) -> Tensor:
     """[B, 3, ...] -> [B, 6, ...]: row (or column) moments and their inverse roots."""
-    return torch.cat([x, torch.rsqrt(x + 1e-8)], 1)
+    return torch.cat([x, torch.rsqrt(x + LINE_EPS)], 1)
 
 
 def _folded(weights: Tensor, mean_square: Tensor, eps: float) -> Tensor:

@@ -6,7 +6,7 @@ Where the compiled library is kept, and when it is trusted: `lopax._core.native_
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from torch import Tensor
 
 from lopax._core import native_build
 from lopax._core.native_build import NativeUnavailable
-from lopax.torch.elements import BLOCKS, VELO, ElementRule, Network, width
+from lopax.rules import channels
+from lopax.rules.channels import ELEMENT, GROUPS, VELO
+from lopax.rules.element_net import ElementNet, Numbers
+from lopax.torch.elements import ElementRule
 from lopax.torch.errors import BackendUnavailable
 from lopax.torch.geometry import Blocks
 from lopax.torch.memory import share_memory
@@ -147,12 +150,12 @@ class FusedCPU:
                 k: torch.stack([e.context[k] for e in entries])
                 for k in entries[0].context
             }
-            net = rule.network(told, scale)
-            packed = _packed(rule.theta, net)
+            net, numbers = rule.net, rule.numbers(told, scale)
+            packed = _packed(net, numbers)
             # One network for each tensor, or one for all.
             stride = packed.stride(0) * packed.element_size() * (len(packed) > 1)
             self._table["rule"] = packed.data_ptr() + stride * np.arange(len(entries))
-            self._table["scale"] = net.scale.numpy()
+            self._table["scale"] = -numbers.scale.numpy()
             self._table["relative"] = net.bounds is not None
             if net.bounds is not None:
                 between = np.array([net.bounds.of(e.shape, e.matrix) for e in entries])
@@ -233,9 +236,9 @@ def _moment_sizes(table: Any) -> tuple[Any, Any]:
     return np.where(vector, 3 * table["n"], rows), np.where(vector, 0, cols)
 
 
-def _packed(theta: Mapping[str, Tensor], net: Network) -> Tensor:
+def _packed(net: ElementNet, numbers: Numbers) -> Tensor:
     """The C struct `Rule` for each network [R, floats]."""
-    arrays, features = net.arrays, net.features
+    arrays = numbers.network
     count = max(len(a) for a in arrays.values())
     whole = {k: a.expand(count, *a.shape[1:]) for k, a in arrays.items()}
     w0 = whole["w0"]
@@ -244,21 +247,18 @@ def _packed(theta: Mapping[str, Tensor], net: Network) -> Tensor:
         """First-layer weights of channels; zero for those the network has not."""
         parts = []
         for name in names:
-            absent = w0.new_zeros(count, width(name), w0.shape[2])
-            known = name in features.names
-            parts.append(features.rows(w0, [name]) if known else absent)
+            if name in net.channels:
+                parts.append(w0[:, list(channels.places([name], net.channels))])
+            else:
+                parts.append(w0.new_zeros(count, GROUPS[name].width, w0.shape[2]))
         return torch.cat(parts, 1)
 
     row, col = rows(("row", "row_rsqrt")), rows(("col", "col_rsqrt"))
-    settings = [
-        theta["momentum_weights"],
-        theta["factored_weights"],
-        theta["second_weights"],
-        w0.new_tensor([net.exp_mult, features.vector_eps]),
-    ]
+    momenta, second, factored = (1.0 - d for d in numbers.decays)
+    more = w0.new_tensor([net.exp_mult, net.epsilons.vector])
     parts = [
-        torch.cat(settings).expand(count, -1),
-        rows([name for name in VELO if name in BLOCKS]),
+        torch.cat([momenta, factored, second, more]).expand(count, -1),
+        rows([name for name in VELO if GROUPS[name].over == ELEMENT]),
         whole["b0"],
         row,
         col,

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lopax.rules.channels import ELEMENT, GROUPS, places
+from lopax.torch import moments
 from lopax.torch.celo import CeloRule
 from lopax.torch.celo_adam import CeloAdamRule
 from lopax.torch.cuda_tables import CHUNK, ITEM, OUT, Tables
@@ -28,6 +30,11 @@ BLOCK = 512  # elements of a program at a time
 RED = 64  # tiles of the factored sums
 ROWS = 1024
 _WRITTEN = np.array([True, False, True, True, True, True])
+PACKED = (
+    tuple(g.name for g in GROUPS.values() if g.over == ELEMENT),
+    *(("row", "row_rsqrt"), ("col", "col_rsqrt")),
+)
+"""The order of the channels whose first-layer weights the kernels are given."""
 NATIVE = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -146,14 +153,14 @@ class FusedCelo(FusedCUDA):
         theta, c = rule.theta, rule.config
         w0 = theta["rule/w0"]
         parts = [
-            *(w0[:15], w0[27:], w0[15:18], w0[21:24], w0[18:21], w0[24:27]),
+            *(w0[list(places(names))] for names in PACKED),
             theta["rule/b0"],
             *(theta[f"rule/{k}"] for k in ("w1", "b1", "w2", "b2")),
         ]
         self._theta = torch.cat([p.flatten() for p in parts])
-        second = theta["momentum_weights"].new_tensor([1.0 - c.second_decay])
-        self._rates = torch.cat([theta["momentum_weights"], second])
-        self._factored = theta["factored_weights"].clone()
+        momenta, second, factored = (1.0 - d for d in moments.decays(theta))
+        self._rates = torch.cat([momenta, second])
+        self._factored = factored
         self._exp_mult, self._bounds = c.exp_mult, c.bounds
 
     def _examine(self, tables: Tables, flaw: Tensor) -> None:

@@ -13,19 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lopax.rules.element_net import Decays
 from lopax.torch.geometry import Accumulator
 from lopax.torch.rule import Sum, TensorBatch, constant
 
 THREE = (0.9, 0.99, 0.999)
 """The decays of momenta and factored moments most publications use, or start from."""
-
-
-class Weights(NamedTuple):
-    """One minus the decay of each accumulator."""
-
-    momentum: Tensor  # [3]
-    second: Tensor  # [1]
-    factored: Tensor  # [3]
 
 
 class Factors(NamedTuple):
@@ -37,33 +30,39 @@ class Factors(NamedTuple):
     col_scale: Tensor
 
 
-def fixed(momenta: Any, second: float, factored: Any) -> Weights:
-    """From decays that are settings: three numbers, one, three."""
-    return Weights(*(1.0 - constant(d) for d in (momenta, (second,), factored)))
+def fixed(momenta: Any, second: float, factored: Any) -> dict[str, Tensor]:
+    """Decays that are settings, as a rule keeps them beside theta: three numbers, one,
+    three."""
+    return _constants(Decays(*(constant(d) for d in (momenta, (second,), factored))))
 
 
-def learned(theta: dict[str, Tensor]) -> Weights:
+def learned(theta: dict[str, Tensor]) -> dict[str, Tensor]:
     """From meta-learned offsets: decays 1 - (1 - d) exp(10 t), kept in [0, 1].
 
     The order of operations is the published one: for decays near one only four digits
     of 1 - d survive in float32, and another order would be another decay.
     """
 
-    def weight(initial: tuple[float, ...], offsets: Tensor) -> Tensor:
+    def decay(initial: tuple[float, ...], offsets: Tensor) -> Tensor:
         start = torch.log(1.0 - constant(initial)) / 10.0
-        decay = 1.0 - torch.exp((start + offsets) * 10.0)
-        return 1.0 - decay.clamp(0.0, 1.0)
+        return (1.0 - torch.exp((start + offsets) * 10.0)).clamp(0.0, 1.0)
 
-    return Weights(
-        momentum=weight(THREE, theta["decays/momenta"]),
-        second=weight((0.999,), theta["decays/second"]),
-        factored=weight(THREE, theta["decays/factored"]),
+    return _constants(
+        Decays(
+            momenta=decay(THREE, theta["decays/momenta"]),
+            second=decay((0.999,), theta["decays/second"]),
+            factored=decay(THREE, theta["decays/factored"]),
+        )
     )
 
 
-def constants(weights: Weights) -> dict[str, Tensor]:
-    """The weights as a rule keeps them beside theta."""
-    return {f"{name}_weights": w for name, w in weights._asdict().items()}
+def _constants(decays: Decays) -> dict[str, Tensor]:
+    return {f"{name}_decays": d for name, d in decays._asdict().items()}
+
+
+def decays(theta: Mapping[str, Tensor]) -> Decays:
+    """What `fixed` or `learned` made, of a rule's constants."""
+    return Decays(*(theta[f"{name}_decays"] for name in Decays._fields))
 
 
 def accumulators(rank: int, axes: Any) -> dict[str, Accumulator]:
@@ -81,21 +80,21 @@ def accumulators(rank: int, axes: Any) -> dict[str, Accumulator]:
 
 
 def update(
-    batch: TensorBatch, theta: dict[str, Tensor], alive: Tensor
+    batch: TensorBatch, decays: Decays, alive: Tensor
 ) -> Generator[list[Sum], list[Tensor], Factors]:
     """Moves the accumulators by the gradients, and reads off the factored ones.
 
-    `theta` has what `constants` made; with `alive` 0 nothing changes. The moments'
-    1e-30 is added after the mean; in float32 that is the same.
+    With `alive` 0 nothing changes. The moments' 1e-30 is added after the mean; in
+    float32 that is the same.
     """
     state, grads = batch.state, batch.grads
+    momenta, second, factored = ((1.0 - d) * alive for d in decays)
     square = grads * grads
-    _blend(state["momenta"], grads, theta["momentum_weights"] * alive)
-    state["second"].lerp_(square, (theta["second_weights"] * alive).squeeze(0))
-    weights = theta["factored_weights"] * alive
+    _blend(state["momenta"], grads, momenta)
+    state["second"].lerp_(square, second.squeeze(0))
     if batch.axes is None:
         full = state["full"]
-        _blend(full, square + 1e-30, weights)
+        _blend(full, square + 1e-30, factored)
         one = torch.ones_like(full[:, :, :1])
         return Factors(full, full, safe_rsqrt(full + 1e-9), one)
     d1, d0 = batch.axes
@@ -105,8 +104,8 @@ def update(
         Sum(square.sum(1 + d1), (d1,)),
     ]
     del square
-    _blend(row, row_sum / batch.shape[d0] + 1e-30, weights)
-    _blend(col, col_sum / batch.shape[d1] + 1e-30, weights)
+    _blend(row, row_sum / batch.shape[d0] + 1e-30, factored)
+    _blend(col, col_sum / batch.shape[d1] + 1e-30, factored)
     axis = 2 + (d1 - 1 if d1 > d0 else d1)
     (total,) = yield [Sum(row.sum(axis, keepdim=True), (d1,))]
     mean = total / batch.shape[d1]

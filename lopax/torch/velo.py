@@ -19,9 +19,9 @@ from torch import Tensor
 
 from lopax._core.config import check_choice, check_range
 from lopax._core.sizes import SizeBounds
+from lopax.rules.element_net import ARRAYS, SIZE_EPS, ElementNet, Numbers
 from lopax.torch import elements, moments, progress, scheduler
-from lopax.torch.celo import FEATURES
-from lopax.torch.elements import ElementRule, Network
+from lopax.torch.elements import ElementRule
 from lopax.torch.geometry import Accumulator
 from lopax.torch.recurrent import affine, layer_shapes, lstm, product
 from lopax.torch.rule import Advance, Rows, Steps, Sum
@@ -64,6 +64,11 @@ class VeLOConfig:
     def bounds(self) -> SizeBounds:
         return SizeBounds(self.size_floor, self.vector_floor)
 
+    @property
+    def element_net(self) -> ElementNet:
+        bounds = self.bounds if self.norm_factor == "rms" else None
+        return ElementNet(self.hidden, exp_mult=self.exp_mult, bounds=bounds)
+
 
 class VeLORule(ElementRule):
     """See the module docstring."""
@@ -76,8 +81,7 @@ class VeLORule(ElementRule):
 
     @classmethod
     def theta_shapes(cls, config: VeLOConfig) -> dict[str, tuple[int, ...]]:
-        sizes = (FEATURES.count, config.hidden, config.hidden, 2)
-        bank = elements.net_shapes("bank", sizes)
+        bank = elements.under("bank", config.element_net)
         inputs = progress.NUM_INPUTS + NUM_TENSOR_INPUTS
         return {
             **scheduler.shapes(config.lstm, inputs, prefix=""),
@@ -90,8 +94,8 @@ class VeLORule(ElementRule):
         cls, config: VeLOConfig, theta: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         del config, theta
-        weights = moments.fixed(moments.THREE, 0.999, moments.THREE)
-        return moments.constants(weights) | scheduler.constants()
+        decays = moments.fixed(moments.THREE, 0.999, moments.THREE)
+        return decays | scheduler.constants()
 
     @classmethod
     def translate_published(
@@ -158,7 +162,7 @@ class VeLORule(ElementRule):
             _log_magnitude(variance_v * scale * scale),
         ]
         if self.config.norm_factor == "clipped":
-            rms = (p_sum / count + elements.NORM_EPS).sqrt()
+            rms = (p_sum / count + SIZE_EPS).sqrt()
             least, _ = self.config.bounds.of(shape, matrix)
             size = rms.clamp(min=least).clamp(max=self.config.norm_limit)
             columns.append(size.unsqueeze(1))
@@ -182,7 +186,7 @@ class VeLORule(ElementRule):
         multiplier = affine(theta, "head", hidden)[:, 0]
         sizes = rows.summaries[:, -1] if c.norm_factor == "clipped" else 1.0
         nets = {"multiplier": c.step_mult * multiplier * sizes}
-        for name in elements.NET:
+        for name in ARRAYS:
             bank = theta[f"bank/{name}"]
             summed = product(controls, bank.flatten(1)).unflatten(1, bank.shape[1:])
             nets[name] = (c.bank_mult / c.bank) * summed
@@ -194,12 +198,10 @@ class VeLORule(ElementRule):
             context=nets,
         )
 
-    def network(self, context: Mapping[str, Tensor], scale: Tensor) -> Network:
+    def numbers(self, context: Mapping[str, Tensor], scale: Tensor) -> Numbers:
         del scale
-        multiplier = -context["multiplier"]
-        c = self.config
-        bounds = c.bounds if c.norm_factor == "rms" else None
-        return Network(FEATURES, context, c.exp_mult, multiplier, bounds)
+        network = {name: context[name] for name in ARRAYS}
+        return Numbers(network, moments.decays(self.theta), context["multiplier"])
 
 
 def _squares(x: Tensor) -> Tensor:
