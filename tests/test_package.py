@@ -15,12 +15,12 @@ ROOT = Path(lopax.__file__).parent
 BELOW = {
     "_core": set(),
     "rules": {"_core"},
+    "native": {"_core", "rules"},
     "nets": {"_core"},
-    "blocks": {"_core", "nets", "rules"},
+    "blocks": {"_core", "native", "nets", "rules"},
     "pretrained": {"_core"},
     "data": {"_core"},
-    "kernels": {"_core", "nets", "blocks", "pretrained", "rules"},
-    "architectures": {"_core", "nets", "blocks", "kernels", "rules"},
+    "architectures": {"_core", "nets", "blocks", "rules"},
     "theta": {"_core", "architectures", "pretrained", "_version"},
     "tasks": {"_core", "nets", "data", "architectures"},
     "estimators": {"_core", "tasks", "architectures"},
@@ -32,13 +32,13 @@ BELOW = {
     "inventory": {
         "_core", "architectures", "blocks", "pretrained", "tasks", "theta",
     },
-    "torch": {"_core", "_version", "pretrained", "rules"},
+    "torch": {"_core", "_version", "native", "pretrained", "rules"},
     "evaluate": {
         "_core", "_version", "architectures", "data", "tasks", "pretrained", "theta",
-        "optax", "kernels",
+        "optax",
     },
     "analysis": {
-        "_core", "_version", "architectures", "blocks", "evaluate", "kernels", "nets",
+        "_core", "_version", "architectures", "blocks", "evaluate", "nets",
         "pretrained", "rules", "tasks", "theta",
     },
     "reproductions": {

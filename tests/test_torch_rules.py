@@ -20,8 +20,9 @@ from torch_common import (
 
 import lopax.torch as lt
 from lopax._core.config import to_dict
+from lopax.native.blocks import Blocks
 from lopax.pretrained.files import write_arrays
-from lopax.torch.geometry import Blocks, factored_axes
+from lopax.torch.geometry import factored_axes
 
 GOLDEN = {
     "celo": ("celo", {}),
@@ -121,25 +122,39 @@ def random_grads(shapes, steps, seed=0):
         ]
 
 
+FORMS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in FUSED_CPU),
+    ("celo", {"hidden": 8, "size_floor": 0.1, "vector_floor": 0.5, "size_limit": 2.0}),
+    ("velo", {"hidden": 12, "norm_factor": "clipped", "norm_limit": 0.1}),
+    ("adafac_mlp", {"hidden": 33}),
+    ("celo2", {"hidden": 8, "convolutions": "slices", "schedule": "constant"}),
+    ("celo2_base", {"hidden": 9, "exp_mult": 0.1}),
+    ("celo2_base", {"hidden": 4, "convolutions": "flat"}),
+]
+"""Rules the C core steps, with settings over those of the tests."""
+
+
 @pytest.mark.parametrize("layout", ["out_in", "in_out"])
-@pytest.mark.parametrize("name", FUSED_CPU)
-def test_fused_cpu_equals_plain(name, layout):
+@pytest.mark.parametrize(("name", "settings"), FORMS)
+def test_fused_cpu_equals_plain(name, settings, layout):
     needs_compiler()
+    theta = random_theta(name, **settings)
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(s, generator=generator) * 0.3 for s in SHAPES]
     runs = {}
     for kind in ("plain", "fused"):
         params = [torch.nn.Parameter(p.clone()) for p in start]
-        optimizer = make(
-            name, params, backend=kind, layout=layout, weight_decay=0.1, lr=0.7
-        )
+        more = {"theta": theta, "weight_decay": 0.1, "lr": 0.7, **settings}
+        optimizer = make(name, params, backend=kind, layout=layout, **more)
         for grads in random_grads(SHAPES, 8):
             for p, g in zip(params, grads, strict=True):
                 p.grad = torch.tensor(g)
             optimizer.step(loss=1.0)
         runs[kind] = params, [optimizer.state[p] for p in params]
     for a, b, first in zip(runs["plain"][0], runs["fused"][0], start, strict=True):
-        torch.testing.assert_close(a - first, b - first, rtol=1e-4, atol=1e-7)
+        # Orthogonalising amplifies the rounding of small directions.
+        rtol, atol = (1e-3, 1e-5) if name == "celo2" else (1e-4, 2e-7)
+        torch.testing.assert_close(a - first, b - first, rtol=rtol, atol=atol)
         assert not a.numel() or not torch.equal(a, first)
     for a, b in zip(runs["plain"][1], runs["fused"][1], strict=True):
         for key in a:

@@ -13,7 +13,7 @@ from quick_compile import quick_jit
 
 import lopax
 from lopax.architectures import ARCHITECTURES, architecture
-from lopax.kernels import elements
+from lopax.native import xla
 from lopax.optax.adapter import from_rule
 
 STEPS = 20
@@ -75,7 +75,7 @@ def backends(name: str) -> list[dict[str, Any]]:
     if "backend" not in fields:
         return [{}]
     found = [{"backend": "plain"}]
-    return [*found, {"backend": "fused"}] if elements.available() else found
+    return [*found, {"backend": "fused"}] if xla.why_not(4) is None else found
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES.names("*"))

@@ -14,7 +14,7 @@ from lopax.torch import fused_cpu
 from lopax.torch.errors import BackendUnavailable
 
 NAMES = tuple(lt.RULES)
-FUSED_CPU = ("celo", "velo", "adafac_mlp")
+FUSED_CPU = ("celo", "velo", "adafac_mlp", "celo2", "celo2_base")
 FUSED_CUDA = ("celo", "celo_adam")
 NEEDS_LOSS = tuple(n for n in NAMES if lt.RULES[n].rule_class.needs_loss)
 
@@ -35,12 +35,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Settings with which the tests make a rule, over its defaults."""
 
 
-def random_theta(name: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """Meta-parameters of a sensible size: weights of order 1/sqrt(fan-in)."""
+def random_theta(name: str, seed: int = 0, **settings: Any) -> dict[str, np.ndarray]:
+    """Meta-parameters of a sensible size: weights of order 1/sqrt(fan-in).
+
+    `settings`: over those of the tests.
+    """
     rule = lt.RULES[name].rule_class
     generator = np.random.default_rng(seed)
     arrays = {}
-    config = from_dict(rule.config_class, SETTINGS.get(name, {}))
+    config = from_dict(rule.config_class, {**SETTINGS.get(name, {}), **settings})
     for path, shape in rule.theta_shapes(config).items():
         fan_in = shape[-2] if len(shape) >= 2 else 25
         if path.startswith("decays/"):  # offsets, in which a decay is exponential
@@ -60,7 +63,7 @@ def make(name: str, params: Any, num_steps: Any = 50, **options: Any):
 def needs_compiler() -> None:
     """Skips the test where the fused CPU kernels cannot be built."""
     try:
-        fused_cpu.library(4)
+        fused_cpu.core(4)
     except BackendUnavailable as error:
         pytest.skip(str(error))
 

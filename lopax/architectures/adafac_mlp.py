@@ -24,9 +24,8 @@ from lopax._core.lifting import Leaf
 from lopax._core.types import Count, Key, Theta
 from lopax.blocks import adafac_net, moments
 from lopax.blocks.counted_rule import CountedRule
+from lopax.blocks.element_rule import ElementRule, check_backend
 from lopax.blocks.moments import Moments
-from lopax.kernels import elements as kernel
-from lopax.kernels.elements import FusedRule
 from lopax.rules.element_net import ElementNet, Numbers
 
 
@@ -51,14 +50,14 @@ class AdafacMLPConfig:
         check_range(self, "hidden", low=1)
         check_range(self, "step_mult", above=0.0)
         check_range(self, "exp_mult", low=0.0)
-        kernel.check_backend(self)
+        check_backend(self)
 
     @property
     def element_net(self) -> ElementNet:
         return adafac_net.element_net(self.hidden, 2, self.exp_mult)
 
 
-class AdafacMLP(FusedRule, CountedRule[Moments]):
+class AdafacMLP(ElementRule, CountedRule[Moments]):
     """See the module docstring."""
 
     name: ClassVar[str] = "adafac_mlp"

@@ -13,7 +13,6 @@ third output) does not act on the result and is neither stored nor perturbed her
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, ClassVar
 
 import jax
@@ -25,10 +24,9 @@ from lopax._core.lifting import Leaf
 from lopax._core.sizes import SizeBounds
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import moments, scheduler
+from lopax.blocks.element_rule import ElementRule, check_backend, why_plain
 from lopax.blocks.moments import Moments
 from lopax.blocks.scheduler import SchedulerState
-from lopax.kernels import elements as kernel
-from lopax.kernels.elements import FusedRule
 from lopax.nets import mlp
 from lopax.rules import channels
 from lopax.rules.element_net import Decays, ElementNet, Numbers, check_decays
@@ -78,7 +76,7 @@ class CeloConfig:
 
     def __post_init__(self) -> None:
         check_choice(self, "start", STARTS)
-        kernel.check_backend(self)
+        check_backend(self)
         check_range(self, "phase", low=1, high=2)
         check_range(self, "hidden", low=2)
         check_range(self, "lstm", low=1)
@@ -106,7 +104,7 @@ class CeloConfig:
         return Decays(self.momentum_decays, (self.second_decay,), self.factored_decays)
 
 
-class Celo(FusedRule):
+class Celo(ElementRule):
     """See the module docstring. Example: `lopax.optimizer("celo", num_steps=2_000)`."""
 
     name: ClassVar[str] = "celo"
@@ -142,7 +140,7 @@ class Celo(FusedRule):
 
     def group_key(self, leaf: Leaf) -> str | None:
         # A call to the kernel costs little however many there are.
-        return None if kernel.chosen(self.config, math.prod(leaf.shape)) else ""
+        return None if why_plain(self.config, leaf.shape) is None else ""
 
     def advance(
         self,

@@ -45,11 +45,10 @@ from lopax._core.lifting import Leaf
 from lopax._core.routing import Route
 from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count, Flag, Key, Scalar, Theta
-from lopax.blocks import element_net, moments
+from lopax.blocks import element_net, element_rule, moments
 from lopax.blocks.moments import Moments
 from lopax.blocks.normalize import matrix_rms_scale
 from lopax.blocks.orthogonalize import orthogonalize
-from lopax.kernels import elements as kernel
 from lopax.nets import mlp
 from lopax.rules import channels
 from lopax.rules.element_net import Decays, ElementNet, Epsilons, Numbers
@@ -105,7 +104,7 @@ class Celo2Config:
         check_range(self, "b1", low=0.0, below=1.0)
         check_range(self, "b2", low=0.0, below=1.0)
         routing.check_roles(self, self.routes, self.default_role, ROLES)
-        kernel.check_backend(self)
+        element_rule.check_backend(self)
 
     @property
     def element_net(self) -> ElementNet:
@@ -179,12 +178,11 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
         return None if role == "adam" or self._fused(leaf) else role
 
     def _fused(self, leaf: Leaf) -> bool:
-        """Whether the kernel steps a tensor: it normalises over the whole of it, the
-        rule over its last two axes."""
-        c, rank = self.config, len(leaf.shape)
-        matrix = rank <= 2 or (rank >= 4 and c.convolutions == "flat")
-        size = math.prod(leaf.shape)
-        return self.role(leaf) != "adam" and matrix and kernel.chosen(c, size)
+        """Whether the kernel steps a tensor."""
+        if self.role(leaf) == "adam":
+            return False
+        shape = self._matrix_shape(leaf.shape)
+        return element_rule.why_plain(self.config, shape) is None
 
     def advance(
         self, theta: Theta, shared: Count, value: Any, fraction: Scalar, summaries: Any
@@ -233,7 +231,7 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
             )
         param = self._as_matrices(param)
         numbers = Numbers(theta["rule"], DECAYS, -1.0)
-        direction, state = kernel.step_or_keep(
+        direction, state = element_rule.step_or_keep(
             self.config.element_net, numbers, flat, state, param, finite, bound
         )
         delta = self._delta(role, context, direction, state, param)
@@ -241,8 +239,12 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
 
     def _as_matrices(self, x: Array) -> Array:
         """A convolution's kernel as one matrix, if it is to be one."""
-        flat = self.config.convolutions == "flat" and x.ndim >= 4
-        return x.reshape(-1, x.shape[-1]) if flat else x
+        return x.reshape(self._matrix_shape(x.shape))
+
+    def _matrix_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if self.config.convolutions == "flat" and len(shape) >= 4:
+            return math.prod(shape[:-1]), shape[-1]
+        return shape
 
     def _delta(
         self, role: str, context: Stage, direction: Array, state: Any, param: Array

@@ -32,8 +32,8 @@ from lopax._core.types import Count, Key, Theta
 from lopax.architectures.adafac_mlp import AdafacMLP, AdafacMLPConfig
 from lopax.blocks import adafac_net
 from lopax.blocks.counted_rule import CountedRule
+from lopax.blocks.element_rule import ElementRule
 from lopax.blocks.moments import Moments
-from lopax.kernels.elements import FusedRule
 from lopax.rules.element_net import ElementNet, Numbers
 
 ROLES = ("hidden", "other")
@@ -76,7 +76,7 @@ class MuLOConfig:
         )
 
 
-class MuLO(FusedRule, CountedRule[Moments]):
+class MuLO(ElementRule, CountedRule[Moments]):
     """See the module docstring."""
 
     name: ClassVar[str] = "mulo"

@@ -30,11 +30,10 @@ from lopax._core.sizes import SizeBounds
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import loss_history, moments, scheduler, time_features
 from lopax.blocks import tensor_features as tensors
+from lopax.blocks.element_rule import ElementRule, check_backend
 from lopax.blocks.loss_history import LossHistory
 from lopax.blocks.moments import PUBLISHED_DECAYS, Moments
 from lopax.blocks.normalize import safe_rsqrt, tensor_size
-from lopax.kernels import elements as kernel
-from lopax.kernels.elements import FusedRule
 from lopax.nets import initializers, linear, lstm, mlp
 from lopax.nets.lstm import LSTMState
 from lopax.rules import channels
@@ -88,7 +87,7 @@ class VeLOConfig:
         check_range(self, "norm_limit", above=0.0)
         check_range(self, "size_floor", low=0.0)
         check_range(self, "vector_floor", low=0.0)
-        kernel.check_backend(self)
+        check_backend(self)
 
     @property
     def bounds(self) -> SizeBounds:
@@ -111,7 +110,7 @@ class VeLOContext(NamedTuple):
     multiplier: Float[Array, "tensors"]
 
 
-class VeLO(FusedRule):
+class VeLO(ElementRule):
     """See the module docstring."""
 
     name: ClassVar[str] = "velo"

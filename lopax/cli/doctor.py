@@ -56,8 +56,7 @@ def facts() -> dict[str, str]:
     from lopax._core.cache import cache_dir
     from lopax.data import available, data_dir, list_datasets
     from lopax.inventory import optimizer_facts
-    from lopax.kernels import build
-    from lopax.kernels import elements as kernel
+    from lopax.native import xla
     from lopax.pretrained import list_weights
 
     found = {"lopax": __version__, "python": sys.version.split()[0]}
@@ -68,8 +67,8 @@ def facts() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     found["devices"] = ", ".join(str(d) for d in jax.devices())
-    found["C++ compiler"] = shlex.join(build.compiler() or []) or "none"
-    found["kernel in JAX"] = _used(kernel.why_not())
+    found["C++ compiler"] = shlex.join(xla.compiler() or []) or "none"
+    found["kernel in JAX"] = _used(xla.why_not(4))
     found["kernel in torch"] = _used(_torch_why_not())
     found["kernel folder"] = str(cache_dir() / "native")
     found["data folder"] = str(data_dir())
@@ -98,7 +97,7 @@ def _torch_why_not() -> str | None:
     except ImportError as error:
         return f"no torch ({error})"
     try:
-        fused_cpu.library(4)
+        fused_cpu.core(4)
     except BackendUnavailable as error:
         return str(error)
     return None
@@ -140,9 +139,9 @@ def _kernel_agrees() -> str | None:
     import jax.numpy as jnp
 
     from lopax.architectures import architecture
-    from lopax.kernels import elements as kernel
+    from lopax.native import xla
 
-    if not kernel.available():
+    if xla.why_not(4):
         return None
     params = {"w": jax.random.normal(jax.random.key(0), (24, 40)), "b": jnp.ones(7)}
     results = []

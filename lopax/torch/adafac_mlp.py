@@ -102,7 +102,7 @@ class AdafacMLPRule(ElementRule):
         del fraction
         updates, theta = shared["updates"], self.theta
         times = torch.tanh(updates.float() / theta["time_scales"] - 1.0)
-        late = theta["net/w0"][self.net.num_channels :]
+        late = theta["net/w0"][self.config.element_net.num_channels :]
         bias = theta["net/b0"] + (times.unsqueeze(1) * late).sum(0)
         return Advance(
             shared={"updates": updates + 1},

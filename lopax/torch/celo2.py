@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -162,6 +162,18 @@ class Celo2Rule(Rule):
             scale = scale * 0.5 * (1.0 + torch.cos(math.pi * fraction.clamp_max(1.0)))
         return Advance(shared, scale)
 
+    def element_net(self, role: str) -> ElementNet | None:
+        return None if role == "adam" else self.config.element_net
+
+    def numbers(self, context: Mapping[str, Tensor], scale: Tensor) -> Numbers:
+        """The network's step is the direction itself."""
+        del context
+        return Numbers(
+            network=elements.network(self.theta, "rule"),
+            decays=moments.decays(self.theta),
+            scale=-torch.ones_like(scale).reshape(1),
+        )
+
     def step(self, batch: TensorBatch, scale: Tensor, alive: Tensor) -> Steps:
         c = self.config
         rate = -scale * alive
@@ -179,12 +191,8 @@ class Celo2Rule(Rule):
     ) -> Generator[list[Sum], list[Tensor], Tensor]:
         """[B, *s] of unit root mean square per matrix, zero where there never was a
         gradient."""
-        numbers = Numbers(
-            network=elements.network(self.theta, "rule"),
-            decays=moments.decays(self.theta),
-            scale=-torch.ones_like(alive).reshape(1),
-        )
         net = self.config.element_net
+        numbers = self.numbers(batch.context, alive)
         direction = yield from elements.step(batch, net, numbers, alive)
         if batch.role == "orthogonal" and batch.axes is not None:
             direction = yield from orthogonalize_batch(
@@ -195,6 +203,8 @@ class Celo2Rule(Rule):
         (squares,) = yield [Sum(squares, batch.matrix)]
         count = math.prod(batch.shape[a] for a in batch.matrix)
         direction = direction * torch.rsqrt(EPS + squares / count)
+        if batch.all_reached:
+            return direction
         return direction.masked_fill_(moments.unreached(batch.state), 0.0)
 
     def _adam(self, batch: TensorBatch, alive: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Triton kernels for Celo's row and column statistics.
 
-A tensor is [A, X, B, Y, C] (`geometry.Blocks`); `U` arrays lack X, `W` arrays lack Y.
-Sums over an axis are cut into chunks, whose partial sums are added in order.
+A tensor is [A, X, B, Y, C] (`native.blocks.Blocks`); `U` arrays lack X, `W` arrays lack
+Y. Sums over an axis are cut into chunks, whose partial sums are added in order.
 """
 
 from __future__ import annotations

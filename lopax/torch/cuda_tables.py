@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lopax.native.blocks import Blocks
 from lopax.torch.errors import BackendUnavailable
-from lopax.torch.geometry import Blocks
 from lopax.torch.plain import Entry
 from lopax.torch.working_copies import Operand
 

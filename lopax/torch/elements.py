@@ -8,11 +8,10 @@ Nothing of shape [..., channels] is built.
 
 from __future__ import annotations
 
-import abc
 import functools
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,17 +56,11 @@ def under(prefix: str, net: ElementNet, inputs: int | None = None) -> dict[str, 
 class ElementRule(Rule):
     """A rule of which a tensor's step is one network, applied to every element."""
 
-    @property
-    def net(self) -> ElementNet:
+    only_elements: ClassVar[bool] = True
+
+    def element_net(self, role: str) -> ElementNet:
+        del role
         return self.config.element_net
-
-    @abc.abstractmethod
-    def numbers(self, context: Mapping[str, Tensor], scale: Tensor) -> Numbers:
-        """What the tensors with this context, each [B, ...], step by: arrays [R, ...]
-        and a scale [R], R the number of tensors, or 1 for all.
-
-        `scale`: [] what `advance` returned.
-        """
 
     def accumulators(self, rank: int, axes: Any, role: str) -> dict[str, Accumulator]:
         del role
@@ -76,13 +69,17 @@ class ElementRule(Rule):
     def step(self, batch: TensorBatch, scale: Tensor, alive: Tensor) -> Steps:
         numbers = self.numbers(batch.context, scale)
         numbers = numbers._replace(scale=numbers.scale * alive)
-        return (yield from step(batch, self.net, numbers, alive))
+        net = self.element_net(batch.role)
+        return (yield from step(batch, net, numbers, alive))
 
 
 def step(
     batch: TensorBatch, net: ElementNet, numbers: Numbers, alive: Tensor
 ) -> Generator[list[Sum], list[Tensor], Tensor]:
-    """The step [B, *s], in place of grads; updates the accumulators."""
+    """The step [B, *s], in place of grads; updates the accumulators. What a kernel has
+    done already is not done again."""
+    if batch.elements is not None:
+        return batch.elements
     factors = yield from moments.update(batch, numbers.decays, alive)
     names = net.seen(len(batch.shape))
     lines = {o: [n for n in names if GROUPS[n].over == o] for o in (ELEMENT, ROW, COL)}

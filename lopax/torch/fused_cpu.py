@@ -1,30 +1,31 @@
-"""Fused kernels for the CPU: `celo_cpu.c`, compiled on first use.
+"""The C core of element networks for torch on the CPU: tables of addresses, and calls.
 
-Where the compiled library is kept, and when it is trusted: `lopax._core.native_build`.
+A rule that is nothing but its element network is stepped in two calls for all tensors.
+For a rule that makes something else of the network's step (Celo2 orthogonalises it),
+the core computes that step for one group of equal tensors at a time, and the rule does
+the rest. What the core does not cover goes the plain way.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lopax._core import native_build
 from lopax._core.native_build import NativeUnavailable
-from lopax.rules import channels
-from lopax.rules.channels import ELEMENT, GROUPS, VELO
-from lopax.rules.element_net import ElementNet, Numbers
-from lopax.torch.elements import ElementRule
+from lopax.native import library, tables
+from lopax.native.blocks import Blocks
+from lopax.native.coverage import not_covered, tensor_not_covered
+from lopax.rules.element_net import ARRAYS, ElementNet, Numbers
+from lopax.torch import plain
 from lopax.torch.errors import BackendUnavailable
-from lopax.torch.geometry import Blocks
 from lopax.torch.memory import share_memory
 from lopax.torch.plain import Entry, PlainBackend
-from lopax.torch.rule import Rule
+from lopax.torch.rule import Rule, complete
 from lopax.torch.working_copies import (
     Operand,
     add_updates,
@@ -32,111 +33,75 @@ from lopax.torch.working_copies import (
     outside_graphs,
 )
 
-SOURCE, *HEADERS = (
-    Path(__file__).with_name(name)
-    for name in ("celo_cpu.c", "celo_cpu.h", "celo_cpu_view.h")
-)
-BAND = 1 << 15
-"""Elements in a unit of work, about."""
-
-_POINTERS = ("param", "momenta", "second", "row", "col", "grad", "scratch", "rule")
-_GEOMETRY = ("n", "a", "x", "b", "y", "c", "band", "items", "row_over_x", "vector")
 _OPERANDS = ("grad", "param", "momenta", "second", "row", "col")
 _WRITTEN = np.array([[False], [True], [True], [True], [True], [True]])
-_TENSOR = np.dtype(
-    [
-        *((name, np.uintp) for name in _POINTERS),
-        *((name, np.int64) for name in (*_GEOMETRY, "update_only", "relative")),
-        *((name, np.float32) for name in ("lr", "decay", "limit", "scale")),
-        *((name, np.float32) for name in ("least", "most")),
-    ],
-    align=True,
-)
 
 
 def create(rule: Rule) -> FusedCPU:
     """The backend for a rule.
 
-    Raises `BackendUnavailable` if there is no kernel for it, or none can be built.
+    Raises `BackendUnavailable` if the core does not cover it, or cannot be had.
     """
-    if not isinstance(rule, ElementRule):
+    nets = [rule.element_net(role) for role in rule.roles or ("",)]
+    net = next((n for n in nets if n is not None), None)
+    if net is None:
         raise BackendUnavailable(
             f"there is no fused CPU kernel for {rule.name!r}; use backend='plain'"
         )
-    return FusedCPU(library(rule.config.hidden))
+    reason = not_covered(net)
+    if reason is not None:
+        raise BackendUnavailable(f"{rule.name!r}: {reason}; use backend='plain'")
+    return FusedCPU(core(net.hidden))
 
 
-def library(hidden: int) -> Any:
-    """The kernels for MLPs of this width; built or taken from the cache.
+def core(hidden: int) -> Any:
+    """The core for networks of this width; built or taken from the cache.
 
     Raises `BackendUnavailable` where there is no C compiler, or it fails, or
     `LOPAX_KERNELS=off`.
     """
     try:
-        command = native_build.compiler("CC", ("cc", "gcc"))
-        loaded = native_build.load(
-            native_build.Source(
-                name="celo_cpu",
-                files=(SOURCE, *HEADERS),
-                command=(*command, *_options(), f"-DHIDDEN={hidden}"),
-                libraries=("-lm",),
-                symbols=("scratch_floats", "celo_begin", "celo_finish"),
-            )
-        )
+        return library.load(hidden)
     except NativeUnavailable as error:
         raise BackendUnavailable(
             f"the fused CPU kernels cannot be had: {error}. Use backend='plain'.",
             expected=error.expected,
         ) from None
-    tensors, count = ctypes.c_void_p, ctypes.c_int64
-    loaded.scratch_floats.argtypes = [tensors]
-    loaded.scratch_floats.restype = ctypes.c_int64
-    loaded.celo_begin.argtypes = [tensors, count, ctypes.c_int]
-    loaded.celo_begin.restype = ctypes.c_int
-    loaded.celo_finish.argtypes = [tensors, count, ctypes.c_float, ctypes.c_int]
-    loaded.celo_finish.restype = None
-    return loaded
-
-
-def _options() -> list[str]:
-    """Compiler options; the instruction set is the one torch found on this machine,
-    so that a cache folder shared between machines is safe."""
-    vector = {
-        "AVX2": ["-mavx2", "-mfma"],
-        "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
-    }.get(torch.backends.cpu.get_cpu_capability(), [])
-    # Not -ffast-math: the order of sums is part of the result.
-    relaxed = ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
-    common = ["-std=c11", "-O3", "-ffp-contract=fast", "-fopenmp-simd", "-fPIC"]
-    return [*common, *relaxed, *vector, "-shared", "-pthread"]
 
 
 class FusedCPU:
-    """Steps all entries of a rule in two calls; see `backends.Backend`."""
+    """Steps the entries the core covers, and hands on the others; see
+    `backends.Backend`."""
 
     name = "fused"
 
-    def __init__(self, kernels: Any):
-        self._kernels = kernels
-        self._key: Any = None
-        self._table = np.zeros(0, _TENSOR)
-        self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")
-        self._operands: list[Operand] = []
-        self._addresses = self._sizes = np.zeros((6, 0), np.int64)
-        self._shared = False  # some tensors lie in the same memory
+    def __init__(self, core: Any):
+        self._core = core
         self._plain = PlainBackend()
+        self._covered: dict[Any, bool] = {}
+        self._key: Any = None
+        self._table = np.zeros(0, tables.TENSOR)
+        self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")
+        self._addresses = self._sizes = np.zeros((6, 0), np.int64)
+        self._others: Any = ()
+        self._shared = False  # some tensors lie in the same memory
+        self._groups: list[list[Entry]] = []
+        self._mine: list[Entry] = []
+        self._rest: list[Entry] = []
+        self._operands: list[Operand] = []
 
     @outside_graphs
     def begin(self, rule: Rule, entries: Sequence[Entry]) -> Tensor:
-        key = tuple((e.shape, e.axes) for e in entries)
+        self._sort(rule, entries)
+        key = tuple((e.shape, e.axes) for e in self._mine)
         if key != self._key:
             self._lay_out(key)
-        self._point(entries)
+        self._point(rule)
         if self._shared:  # threads would write to one place
             return self._plain.begin(rule, entries)
-        self._table["limit"] = rule.grad_clip
-        bad = self._kernels.celo_begin(*self._tensors(), torch.get_num_threads())
-        return torch.tensor(bool(bad), dtype=torch.bool, device="cpu")
+        bad = self._core.elements_begin(*self._tensors(), None, _threads())
+        found = torch.tensor(bool(bad), dtype=torch.bool, device="cpu")
+        return found | self._plain.begin(rule, self._rest) if self._rest else found
 
     @outside_graphs
     def finish(
@@ -145,66 +110,102 @@ class FusedCPU:
         if self._shared:
             self._plain.finish(rule, entries, scale, alive)
         elif alive.item():  # on the CPU nothing has to be waited for
-            assert isinstance(rule, ElementRule)
-            told = {
-                k: torch.stack([e.context[k] for e in entries])
-                for k in entries[0].context
-            }
-            net, numbers = rule.net, rule.numbers(told, scale)
-            packed = _packed(net, numbers)
-            # One network for each tensor, or one for all.
-            stride = packed.stride(0) * packed.element_size() * (len(packed) > 1)
-            self._table["rule"] = packed.data_ptr() + stride * np.arange(len(entries))
-            self._table["scale"] = -numbers.scale.numpy()
-            self._table["relative"] = net.bounds is not None
-            if net.bounds is not None:
-                between = np.array([net.bounds.of(e.shape, e.matrix) for e in entries])
-                self._table["least"], self._table["most"] = between.T
-            self._kernels.celo_finish(
-                *self._tensors(), scale.item(), torch.get_num_threads()
+            # `advance` has told the entries something since `begin`.
+            self._sort(rule, entries)
+            if self._mine:
+                kept = self._set_rule(rule, scale)
+                if rule.only_elements:
+                    self._finish(0, len(self._table), scale.item())
+                    add_updates(self._mine, self._operands)
+                else:
+                    self._finish_groups(rule, scale, alive)
+                del kept
+            if self._rest:
+                self._plain.finish(rule, self._rest, scale, alive)
+        self._operands, self._mine, self._rest, self._groups = [], [], [], []
+
+    def _sort(self, rule: Rule, entries: Sequence[Entry]) -> None:
+        """Which entries the core steps, equal ones together."""
+        self._rest = [e for e in entries if not self._covers(rule, e)]
+        self._mine = [e for e in entries if self._covers(rule, e)]
+        if not rule.only_elements:
+            self._groups = plain.grouped(self._mine)
+            self._mine = [e for group in self._groups for e in group]
+
+    def _covers(self, rule: Rule, e: Entry) -> bool:
+        key = (e.role, e.shape, e.axes, e.matrix)
+        if key not in self._covered:
+            net = rule.element_net(e.role)
+            self._covered[key] = net is not None and not tensor_not_covered(
+                net, e.shape, e.axes, e.matrix
             )
-            add_updates(entries, self._operands)
-        self._operands = []
+        return self._covered[key]
 
     def _tensors(self) -> tuple[int, int]:
         return self._table.ctypes.data, len(self._table)
 
+    def _finish(self, first: int, count: int, decay: float) -> None:
+        start = self._table.ctypes.data + first * tables.TENSOR.itemsize
+        self._core.elements_finish(start, count, decay, 1, None, _threads())
+
+    def _finish_groups(self, rule: Rule, scale: Tensor, alive: Tensor) -> None:
+        at, table = 0, self._table
+        for members in self._groups:
+            count, shape = len(members), members[0].shape
+            step = torch.empty((count, *shape), dtype=torch.float32, device="cpu")
+            here = slice(at, at + count)
+            size = step[0].numel() * step.element_size()
+            table["out"][here] = step.data_ptr() + size * np.arange(count)
+            self._finish(at, count, 0.0)
+            batch = plain.batch_of(
+                rule, members, step, bool(table["unreached"][here].any())
+            )
+            update = complete(rule.step(batch, scale, alive))
+            plain.commit(members, batch, update, scale * alive)
+            at += count
+
     def _lay_out(self, key: Sequence[Any]) -> None:
-        """Geometry and scratch memory, which hold as long as the shapes do."""
-        table = np.zeros(len(key), _TENSOR)
+        """Geometry, which holds as long as the shapes do."""
+        table = np.zeros(len(key), tables.TENSOR)
         for row, (shape, axes) in zip(table, key, strict=True):
             blocks = Blocks.of(shape, axes)
-            size = int(np.prod(shape))
-            slice_size = max(1, blocks.b * blocks.y * blocks.c)
-            # At least 8 slices to a band: partial sums over X stay small.
-            least = 8 if axes is not None else 1
-            band = max(least, -(-BAND // slice_size))
-            items = blocks.a * -(-blocks.x // band) if size else 0
             for name in ("a", "x", "b", "y", "c", "row_over_x"):
                 row[name] = getattr(blocks, name)
-            row["n"], row["band"], row["items"] = size, band, items
             row["vector"] = axes is None
-        base = table.ctypes.data
+        self._table, self._key = table, tuple(key)
+        self._rules = np.zeros(0, tables.RULE)
+
+    def _set_bands(self) -> None:
+        """How tensors are cut, and their scratch memory; depends on the rule's flags
+        too."""
+        table, base = self._table, self._table.ctypes.data
         needs = [
-            self._kernels.scratch_floats(base + i * _TENSOR.itemsize)
+            self._core.elements_prepare(base + i * tables.TENSOR.itemsize)
             for i in range(len(table))
         ]
         starts = np.concatenate([[0], np.cumsum(needs)])
         size = int(starts[-1])
         self._scratch = torch.empty(size, dtype=torch.float32, device="cpu")
         table["scratch"] = self._scratch.data_ptr() + 4 * starts[:-1]
-        self._table, self._key = table, tuple(key)
         n, rows, cols = table["n"], *_moment_sizes(table)
         self._sizes = 4 * np.stack([n, n, 3 * n, n, rows, cols]).astype(np.int64)
         self._addresses = np.zeros_like(self._sizes)
 
-    def _point(self, entries: Sequence[Entry]) -> None:
+    def _point(self, rule: Rule) -> None:
         """The step's pointers and settings."""
-        table = self._table
-        self._operands = operands(entries, (torch.float32,))
+        table, mine = self._table, self._mine
+        net = _net(rule, mine)
+        if net is not None and not len(self._rules):
+            ranks = [tables.rule(net, rank, rule.grad_clip) for rank in (1, 2)]
+            self._rules = np.concatenate(ranks)
+            where = np.where(table["vector"] != 0, 0, self._rules.itemsize)
+            table["rule"] = self._rules.ctypes.data + where
+            self._set_bands()
+        self._operands = operands(mine, (torch.float32,))
         table["param"] = [o.param.data_ptr() for o in self._operands]
         table["grad"] = [o.grad.data_ptr() for o in self._operands]
-        table["update_only"] = [not o.direct for o in self._operands]
+        table["out"] = table["param"]
+        table["add"] = [o.direct for o in self._operands]
         for name, alternative in (
             ("momenta", "momenta"),
             ("second", "second"),
@@ -213,17 +214,77 @@ class FusedCPU:
         ):
             table[name] = [
                 (e.state[name] if name in e.state else e.state[alternative]).data_ptr()
-                for e in entries
+                for e in mine
             ]
-        table["lr"] = [float(e.lr) for e in entries]
-        table["decay"] = [e.weight_decay for e in entries]
+        table["lr"] = [float(e.lr) for e in mine]
+        table["decay"] = [e.weight_decay for e in mine]
+        if not rule.only_elements:  # the rule makes the update, from the bare step
+            table["add"], table["lr"], table["decay"] = 0, 1.0, 0.0
         addresses = np.stack([table[name] for name in _OPERANDS]).astype(np.int64)
-        if not np.array_equal(addresses, self._addresses):
+        others = [_extent(x) for e in self._rest for x in _arrays(e)]
+        if others != self._others or not np.array_equal(addresses, self._addresses):
             written = np.broadcast_to(_WRITTEN, addresses.shape)
+            more = np.array(others, np.int64).reshape(-1, 3)
             self._shared = share_memory(
-                addresses.ravel(), self._sizes.ravel(), written.ravel()
+                np.concatenate([addresses.ravel(), more[:, 0]]),
+                np.concatenate([self._sizes.ravel(), more[:, 1]]),
+                np.concatenate([written.ravel(), more[:, 2] != 0]),
             )
-            self._addresses = addresses
+            self._addresses, self._others = addresses, others
+
+    def _set_rule(self, rule: Rule, scale: Tensor) -> list[Tensor]:
+        """The network's pointers; what is returned must live until they are used."""
+        table, mine = self._table, self._mine
+        told = {k: torch.stack([e.context[k] for e in mine]) for k in mine[0].context}
+        net, numbers = _net(rule, mine), rule.numbers(told, scale)
+        assert net is not None
+        kept = _checked(net, numbers, len(mine))
+        for name, array in kept.items():
+            stride = array.stride(0) * array.element_size() * (len(array) > 1)
+            table[name] = array.data_ptr() + stride * np.arange(len(mine))
+        table["scale"] = numbers.scale.numpy()
+        if net.bounds is not None:
+            between = np.array([net.bounds.of(e.shape, e.matrix) for e in mine])
+            table["least"], table["most"] = between.T
+        return list(kept.values())
+
+
+def _threads() -> Any:
+    return ctypes.byref(ctypes.c_int(torch.get_num_threads()))
+
+
+def _net(rule: Rule, entries: Sequence[Entry]) -> ElementNet | None:
+    return rule.element_net(entries[0].role) if entries else None
+
+
+def _checked(net: ElementNet, numbers: Numbers, count: int) -> dict[str, Tensor]:
+    """The arrays the core reads, [R, ...] contiguous, R one or the number of tensors.
+
+    Raises `AssertionError` where a rule's numbers are not what its network says: the
+    core reads as much as that.
+    """
+    shapes, found = net.shapes(), {}
+    for name in ARRAYS:
+        array = numbers.network[name].to("cpu", torch.float32).contiguous()
+        each, wanted = array.shape[1:], shapes[name]
+        fits = each[1:] == wanted[1:] and each[0] >= wanted[0]
+        assert fits and len(array) in (1, count), (name, tuple(array.shape), wanted)
+        found[name] = array
+    momenta, second, factored = numbers.decays
+    decays = torch.cat([momenta, factored, second]).to("cpu", torch.float32)
+    assert decays.shape == (2 * len(momenta) + 1,) == (7,), decays.shape
+    return {**found, "decays": decays.unsqueeze(0)}
+
+
+def _arrays(e: Entry) -> list[tuple[Tensor, bool]]:
+    return [(e.grad, False), (e.param, True), *((x, True) for x in e.state.values())]
+
+
+def _extent(array: tuple[Tensor, bool]) -> tuple[int, int, bool]:
+    """Address, bytes from its first to its last element, and whether it is written."""
+    x, written = array
+    reach = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1
+    return x.data_ptr(), reach * x.element_size() if x.numel() else 0, written
 
 
 def _moment_sizes(table: Any) -> tuple[Any, Any]:
@@ -234,35 +295,3 @@ def _moment_sizes(table: Any) -> tuple[Any, Any]:
     cols = np.where(table["row_over_x"], over_y, over_x)
     vector = table["vector"] != 0
     return np.where(vector, 3 * table["n"], rows), np.where(vector, 0, cols)
-
-
-def _packed(net: ElementNet, numbers: Numbers) -> Tensor:
-    """The C struct `Rule` for each network [R, floats]."""
-    arrays = numbers.network
-    count = max(len(a) for a in arrays.values())
-    whole = {k: a.expand(count, *a.shape[1:]) for k, a in arrays.items()}
-    w0 = whole["w0"]
-
-    def rows(names: Sequence[str]) -> Tensor:
-        """First-layer weights of channels; zero for those the network has not."""
-        parts = []
-        for name in names:
-            if name in net.channels:
-                parts.append(w0[:, list(channels.places([name], net.channels))])
-            else:
-                parts.append(w0.new_zeros(count, GROUPS[name].width, w0.shape[2]))
-        return torch.cat(parts, 1)
-
-    row, col = rows(("row", "row_rsqrt")), rows(("col", "col_rsqrt"))
-    momenta, second, factored = (1.0 - d for d in numbers.decays)
-    more = w0.new_tensor([net.exp_mult, net.epsilons.vector])
-    parts = [
-        torch.cat([momenta, factored, second, more]).expand(count, -1),
-        rows([name for name in VELO if GROUPS[name].over == ELEMENT]),
-        whole["b0"],
-        row,
-        col,
-        row + col,
-        *(whole[name] for name in ("w1", "b1", "w2", "b2")),
-    ]
-    return torch.cat([p.flatten(1) for p in parts], 1).contiguous()

@@ -63,27 +63,27 @@ class PlainBackend:
         self, rule: Rule, entries: Sequence[Entry], scale: Tensor, alive: Tensor
     ) -> None:
         """Updates parameters and states in place."""
-        groups = _grouped(entries)
+        groups = grouped(entries)
 
-        def commit(batch: TensorBatch, members: list[Entry], update: Tensor) -> None:
-            _commit(members, batch, update, scale * alive)
+        def write(batch: TensorBatch, members: list[Entry], update: Tensor) -> None:
+            commit(members, batch, update, scale * alive)
 
         if any(e.sharding is not None for e in entries):
             batches = [_batch(rule, members) for members in groups]
             steps = [rule.step(b, scale, alive) for b in batches]
             updates = complete_together(steps, [m[0].sharding for m in groups])
             for batch, members, update in zip(batches, groups, updates, strict=True):
-                commit(batch, members, update)
+                write(batch, members, update)
             return
         for members in groups:  # one at a time: what a step needs is freed after it
             batch = _batch(rule, members)
-            commit(batch, members, complete(rule.step(batch, scale, alive)))
+            write(batch, members, complete(rule.step(batch, scale, alive)))
 
 
 def summaries(rule: Rule, entries: Sequence[Entry]) -> list[Tensor]:
     """What the rule's `summarise` says of each entry, [F] each."""
     placed = [e._replace(place=i) for i, e in enumerate(entries)]
-    groups = _grouped(placed)
+    groups = grouped(placed)
     steps = [
         rule.summarise(
             _params(members), _states(rule, members), first.shape, first.matrix
@@ -99,7 +99,7 @@ def summaries(rule: Rule, entries: Sequence[Entry]) -> list[Tensor]:
     return [r for r in rows if r is not None]
 
 
-def _grouped(entries: Sequence[Entry]) -> list[list[Entry]]:
+def grouped(entries: Sequence[Entry]) -> list[list[Entry]]:
     """Entries that can be stacked, together; the order is that of the entries."""
     groups: dict[Any, list[list[Entry]]] = {}
     ordered: list[list[Entry]] = []
@@ -134,16 +134,37 @@ def _states(rule: Rule, members: Sequence[Entry]) -> dict[str, Tensor]:
 
 
 def _batch(rule: Rule, members: Sequence[Entry]) -> TensorBatch:
-    first, clip = members[0], rule.grad_clip
-    params = _params(members)
+    clip, params = rule.grad_clip, _params(members)
     # A new tensor in any case, which the rule may write to.
     grads = torch.nan_to_num(
         _stack([e.grad for e in members]).float(), nan=0.0, posinf=clip, neginf=-clip
     )
+    grads = grads.clamp_(-clip, clip).reshape(params.shape).contiguous()
+    return _as_batch(members, grads, params, _states(rule, members))
+
+
+def batch_of(
+    rule: Rule, members: Sequence[Entry], elements: Tensor, unreached: bool
+) -> TensorBatch:
+    """A batch of which a kernel has computed the network's step [B, *s], and stepped
+    the accumulators. `unreached`: whether the rule has to look for elements that never
+    saw a gradient."""
+    state = _states(rule, members) if unreached else {}
+    found = _as_batch(members, elements, _params(members), state)
+    return found._replace(elements=elements, all_reached=not unreached)
+
+
+def _as_batch(
+    members: Sequence[Entry],
+    grads: Tensor,
+    params: Tensor,
+    state: dict[str, Tensor],
+) -> TensorBatch:
+    first = members[0]
     return TensorBatch(
-        grads=grads.clamp_(-clip, clip).reshape(params.shape).contiguous(),
+        grads=grads,
         params=params,
-        state=_states(rule, members),
+        state=state,
         shape=first.shape,
         axes=first.axes,
         matrix=first.matrix,
@@ -153,7 +174,7 @@ def _batch(rule: Rule, members: Sequence[Entry]) -> TensorBatch:
     )
 
 
-def _commit(
+def commit(
     members: Sequence[Entry], batch: TensorBatch, update: Tensor, rate: Tensor
 ) -> None:
     """Writes states back, then parameters: p + lr (update - rate * decay * p)."""

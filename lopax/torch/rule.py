@@ -20,6 +20,7 @@ from torch import Tensor
 from lopax._core.config import from_dict
 from lopax._core.published import translate
 from lopax._core.routing import Route
+from lopax.rules.element_net import ElementNet, Numbers
 from lopax.torch import theta as thetas
 from lopax.torch.geometry import Accumulator
 
@@ -49,6 +50,8 @@ class TensorBatch(NamedTuple):
     context: Mapping[
         str, Tensor
     ]  # each [B, ...]: what `Rule.advance` told these tensors
+    elements: Tensor | None = None  # [B, *s] the network's step, if a kernel made it
+    all_reached: bool = False  # whether it is known that `moments.unreached` is none
 
 
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
@@ -83,6 +86,8 @@ class Rule(abc.ABC):
     """Roles a parameter group may ask for; empty if all tensors are treated alike."""
     flattens: ClassVar[bool] = False
     """Tensors of four or more axes are matrices to it, see `geometry.seen`."""
+    only_elements: ClassVar[bool] = False
+    """Whether the step is that of `element_net`, and nothing else."""
     carried: ClassVar[tuple[str, ...]] = ()
     """The arrays of a tensor's state that `advance` steps, not `step`. A rule with
     such arrays has `summarise` called."""
@@ -149,6 +154,20 @@ class Rule(abc.ABC):
         """
         del name, shape, kind, routes
         return ""
+
+    def element_net(self, role: str) -> ElementNet | None:
+        """The network of which the step of tensors with this role is made, for rules
+        that have one; kernels may compute it. See `elements.step`."""
+        del role
+        return None
+
+    def numbers(self, context: Mapping[str, Tensor], scale: Tensor) -> Numbers:
+        """What that network's step is, for tensors with this context, each [B, ...]:
+        arrays [R, ...] and a scale [R], R the number of tensors, or 1 for all.
+
+        `scale`: [] what `advance` returned.
+        """
+        raise NotImplementedError(f"{self.name!r} has no element network")
 
     @abc.abstractmethod
     def init_shared(self, num_steps: int) -> dict[str, Tensor]:

@@ -1,20 +1,16 @@
-/* How a block of elements finds its row and column values; part of celo_cpu.c. */
+/* How a block of elements finds its row and column values; part of elements.c. */
 
-/* What a block of elements sees of the row and column arrays: pointers such that its
-   i-th element has entry i. Where the array does not lie so in memory, a copy does. */
+/* Pointers such that the block's i-th element has entry i. Where the array does not lie
+   so in memory, a copy does. */
 #define COPY (3 * BLOCK) /* a period of up to BLOCK, begun anywhere, and its last turn */
 typedef struct {
-  const float *scale_u[3], *scale_w[3], *hidden_u[HIDDEN], *hidden_w[HIDDEN];
+  const float *scale_u[3], *scale_w[3], *hidden_u[PADDED], *hidden_w[PADDED];
   const float *grad_u[3]; /* scale_u, as the gradient sees it */
-  float copies[2 * (3 + HIDDEN)][COPY];
+  float copies[2 * (3 + PADDED)][COPY];
   int64_t slice; /* whose W entries are in `copies`; -1 for none */
 } View;
 
-static const float ONES[BLOCK] = {
-#define FOUR 1.0f, 1.0f, 1.0f, 1.0f
-#define SIXTEEN FOUR, FOUR, FOUR, FOUR
-#define SIXTY_FOUR SIXTEEN, SIXTEEN, SIXTEEN, SIXTEEN
-    SIXTY_FOUR, SIXTY_FOUR, SIXTY_FOUR, SIXTY_FOUR};
+static const float ONES[BLOCK] = {[0 ... BLOCK - 1] = 1.0f};
 static const float ZEROS[BLOCK];
 
 /* A slice is the Y C elements of one (a, x, b). In a slice U entries lie in a row and W
@@ -27,7 +23,9 @@ static int64_t block_length(const Tensor *t, int64_t e, int64_t stop) {
   if (t->vector) return length;
   if (t->c >= BLOCK) left = t->c - e % t->c;
   else if (long_slices(t)) left = t->y * t->c - e % (t->y * t->c);
-  return left < length ? left : length;
+  if (left < length) length = left;
+  if (stack_c(t) > 1) length -= length % t->c; /* blocks begin with the first matrix */
+  return length;
 }
 
 static void view_short(const float *u, const float *w, const Tensor *t, int64_t e,
@@ -64,7 +62,7 @@ static void look(View *v, const Tensor *t, const Parts *p, int64_t e, int64_t le
                  int with_hidden) {
   int64_t slice = e / (t->y * t->c), at = e % (t->y * t->c), c = e % t->c;
   int64_t group = slice / (t->x * t->b) * t->b + slice % t->b;
-  for (int k = 0; k < 3 + (with_hidden ? HIDDEN : 0); k++) {
+  for (int k = 0; k < 3 + (with_hidden ? PADDED : 0); k++) {
     const float **u = k < 3 ? &v->scale_u[k] : &v->hidden_u[k - 3];
     const float **w = k < 3 ? &v->scale_w[k] : &v->hidden_w[k - 3];
     const float *from_u = k < 3 ? p->scale_u + k * p->nu : p->hidden_u + (k - 3) * p->nu;

@@ -1,0 +1,476 @@
+/* One step of an element network (lopax/rules/element_net.py) for contiguous float32
+   tensors, on CPU threads. Compiled for one width of the network at first use.
+
+   The plain forms in JAX and torch are the reference; this file only orders the work
+   for the cache, and builds nothing of size [elements, channels]:
+
+   sums     squared gradients by row and by column; is all finite?
+   factor   row and column statistics, and their part of the first layer
+   update   the accumulators, and the channels' squares
+   fold     the channels' normalisers, into the first layer's weights
+   apply    the network
+
+   A tensor is [A, X, B, Y, C], X and Y its factored axes. `U` arrays lack X, `W` arrays
+   lack Y; a vector is X alone. Work is cut into bands of X whose size does not depend on
+   the number of threads, and partial sums are added in band order: results are bitwise
+   the same however many threads there are. */
+
+#include "elements.h"
+#include "view.h"
+
+/* ---- is the gradient finite, and its factored sums ---- */
+
+/* Adds the squares of `g` [count] to `u` and to `w`; 1 if one is not finite. */
+static inline int32_t add_squares(const float *g, int64_t count, float limit, float *u,
+                                  float *w) {
+  int32_t bad = 0;
+#pragma omp simd reduction(| : bad)
+  for (int64_t i = 0; i < count; i++) {
+    float v = g[i];
+    bad |= not_finite(v);
+    v = clip(v, limit);
+    u[i] += v * v;
+    w[i] += v * v;
+  }
+  return bad;
+}
+
+/* A slice [Y, C]: its squares are added to `u` [Y, C], their sums over Y stored in
+   `w` [C]. Sums are kept for `width` neighbours, a multiple of C, so that the loops are
+   long enough for vector instructions. */
+static int32_t sum_slice(const Tensor *t, const float *g, float *u, float *w) {
+  float sums[BLOCK], limit = t->rule->limit;
+  int64_t length = t->y * t->c, width = BLOCK / 4 / t->c * t->c;
+  int32_t bad = 0;
+  if (t->c == 1) width = BLOCK / 8;
+  if (width < t->c) { /* C is long itself */
+    memset(w, 0, sizeof(float) * (size_t)t->c);
+    for (int64_t i = 0; i < length; i += t->c)
+      bad |= add_squares(g + i, t->c, limit, u + i, w);
+    return bad;
+  }
+  memset(sums, 0, sizeof sums);
+  for (int64_t i = 0; i < length; i += width) {
+    int64_t count = length - i < width ? length - i : width;
+    bad |= add_squares(g + i, count, limit, u + i, sums);
+  }
+  for (int64_t c = 0; c < t->c; c++) {
+    double total = 0.0;
+    for (int64_t i = c; i < width; i += t->c) total += sums[i];
+    w[c] = (float)total;
+  }
+  return bad;
+}
+
+static void sums(void *job, Tensor *t, int64_t item) {
+  Parts p = parts_of(t);
+  int64_t a, x0, x1, length = t->y * t->c;
+  band_range(t, item, &a, &x0, &x1);
+  int32_t bad = 0;
+  if (t->vector) {
+    for (int64_t i = x0; i < x1; i++) {
+      float g = t->grad[i];
+      bad |= not_finite(g);
+      g = clip(g, t->rule->limit);
+      p.sum_w[i] = g * g;
+    }
+  } else {
+    float *partial = p.partial_u + item * t->b * length;
+    memset(partial, 0, sizeof(float) * (size_t)(t->b * length));
+    for (int64_t x = x0; x < x1; x++)
+      for (int64_t b = 0; b < t->b; b++) {
+        int64_t slice = (a * t->x + x) * t->b + b;
+        bad |= sum_slice(t, t->grad + slice * length, partial + b * length,
+                         p.sum_w + slice * t->c);
+      }
+  }
+  if (bad) atomic_store(&((Job *)job)->bad, 1);
+}
+
+static void join_bands(const Tensor *t, const Parts *p) {
+  if (t->vector || t->items == 1) return;
+  int64_t size = t->b * t->y * t->c, bands = t->items / t->a;
+  for (int64_t a = 0; a < t->a; a++) {
+    float *u = p->sum_u + a * size;
+    memcpy(u, p->partial_u + a * bands * size, sizeof(float) * (size_t)size);
+    for (int64_t k = 1; k < bands; k++) {
+      const float *part = p->partial_u + (a * bands + k) * size;
+      for (int64_t i = 0; i < size; i++) u[i] += part[i];
+    }
+  }
+}
+
+/* ---- row and column statistics, once per tensor ---- */
+
+/* Weight of unit j for one of the inputs; 0 for those the network has not. */
+static float weight(const Tensor *t, int place, int j) {
+  int slot = t->rule->slots[place];
+  return slot < 0 || j >= HIDDEN ? 0.0f : t->w0[(int64_t)slot * HIDDEN + j];
+}
+
+/* The moments and their inverse roots [6][length] of one matrix as channels: their
+   part of the first layer, added to `hidden`. `step` is the distance of neighbours. */
+static inline void add_lines(const float *moments, int64_t n, int64_t length,
+                             int64_t step, float eps, float w[LINES][PADDED],
+                             float *hidden) {
+  for (int k = 0; k < DECAYS; k++) {
+    const float *m = moments + k * n;
+    double plain = 0.0, root = 0.0;
+    for (int64_t start = 0; start < length; start += BLOCK) {
+      int64_t end = start + BLOCK < length ? start + BLOCK : length;
+      float squares = 0.0f, inverses = 0.0f;
+#pragma omp simd reduction(+ : squares, inverses)
+      for (int64_t i = start; i < end; i++) {
+        float x = m[i * step];
+        squares += x * x;
+        inverses += 1.0f / (x + LINE_EPS);
+      }
+      plain += squares, root += inverses;
+    }
+    plain = 1.0 / sqrt(eps + plain / (double)length);
+    root = 1.0 / sqrt(eps + root / (double)length);
+    for (int j = 0; j < HIDDEN; j++) {
+      float wm = w[k][j] * (float)plain, wr = w[DECAYS + k][j] * (float)root;
+      float *h = hidden + j * n;
+      for (int64_t i = 0; i < length; i++)
+        h[i * step] += wm * m[i * step] + wr * inverse_root(m[i * step] + LINE_EPS);
+    }
+  }
+}
+
+/* Moments [3][n] move towards sum / length; their part of the first layer. `kinds`:
+   which inputs they are, one kind or for vectors both. */
+static void lines(const Tensor *t, float *moments, const float *sum, int64_t n,
+                  int64_t over, int kinds, float *hidden, int first) {
+  float inverse = 1.0f / (float)over, w[LINES][PADDED];
+  int seen = 0;
+  for (int k = 0; k < DECAYS; k++) {
+    float *m = moments + k * n, rate = 1.0f - t->decays[DECAYS + k];
+    for (int64_t i = 0; i < n; i++) m[i] += rate * (sum[i] * inverse + 1e-30f - m[i]);
+  }
+  for (int j = 0; j < PADDED; j++)
+    for (int64_t i = 0; i < n; i++)
+      hidden[j * n + i] = first && j < HIDDEN ? t->b0[j] : 0.0f;
+  for (int c = 0; c < LINES; c++) {
+    for (int j = 0; j < PADDED; j++) {
+      w[c][j] = kinds & 1 ? weight(t, ROW_PLACE[c], j) : 0.0f;
+      if (kinds & 2) w[c][j] += weight(t, COL_PLACE[c], j);
+    }
+    seen |= ((kinds & 1) && t->rule->slots[ROW_PLACE[c]] >= 0) ||
+            ((kinds & 2) && t->rule->slots[COL_PLACE[c]] >= 0);
+  }
+  if (!seen) return;
+  float eps = t->rule->channel_eps;
+  int64_t outer = stack_a(t), inner = stack_c(t), length = n / (outer * inner);
+  for (int64_t o = 0; o < outer; o++) {
+    int64_t at = o * length * inner;
+    if (inner == 1) add_lines(moments + at, n, length, 1, eps, w, hidden + at);
+    else
+      for (int64_t c = 0; c < inner; c++, at++)
+        add_lines(moments + at, n, length, inner, eps, w, hidden + at);
+  }
+}
+
+static void scales(const Tensor *t, const Parts *p) {
+  if (t->vector) {
+    /* A vector's momenta and its gradient are divided by the root moment with another
+       epsilon; scale_u is what turns the second factor into the first. */
+    for (int64_t i = 0; i < DECAYS * p->nw; i++) {
+      p->scale_w[i] = safe_root(t->row[i] + 1e-9f);
+      p->scale_u[i] = inverse_root(t->row[i] + t->rule->vector_eps) / p->scale_w[i];
+    }
+    return;
+  }
+  /* The row moment as [P, Q, R], Q the second largest axis. */
+  int64_t P = t->row_over_x ? t->a * t->b : t->a;
+  int64_t Q = t->row_over_x ? t->y : t->x;
+  int64_t R = t->row_over_x ? t->c : t->b * t->c;
+  int64_t cols = t->row_over_x ? p->nw : p->nu;
+  float *row_scale = t->row_over_x ? p->scale_u : p->scale_w;
+  float *col_scale = t->row_over_x ? p->scale_w : p->scale_u;
+  for (int64_t kp = 0; kp < DECAYS * P; kp++)
+    for (int64_t r = 0; r < R; r++) {
+      const float *row = t->row + kp * Q * R + r;
+      float *scale = row_scale + kp * Q * R + r;
+      double total = 0.0;
+      for (int64_t q = 0; q < Q; q++) total += row[q * R];
+      float mean = (float)(total / (double)Q) + 1e-9f;
+      for (int64_t q = 0; q < Q; q++) scale[q * R] = safe_root(row[q * R] / mean);
+    }
+  for (int64_t i = 0; i < DECAYS * cols; i++) col_scale[i] = safe_root(t->col[i]);
+}
+
+static void factor(void *job, Tensor *t, int64_t item) {
+  (void)job, (void)item;
+  Parts p = parts_of(t);
+  join_bands(t, &p);
+  t->unreached = 0;
+  if (t->vector) { /* row and column channels are the same array */
+    lines(t, t->row, p.sum_w, p.nw, 1, 3, p.hidden_w, 1);
+  } else if (t->row_over_x) {
+    lines(t, t->row, p.sum_u, p.nu, t->x, 1, p.hidden_u, 1);
+    lines(t, t->col, p.sum_w, p.nw, t->y, 2, p.hidden_w, 0);
+  } else {
+    lines(t, t->row, p.sum_w, p.nw, t->y, 1, p.hidden_w, 1);
+    lines(t, t->col, p.sum_u, p.nu, t->x, 2, p.hidden_u, 0);
+  }
+  scales(t, &p);
+}
+
+/* ---- passes over the elements, a block at a time ---- */
+
+/* The terms of element i's channels, by the names of tables.h. */
+#define TERMS                                                                  \
+  float grad = clip(g[i], limit), clipped_grad = clip(grad, CLIP);             \
+  float param = w[i], second = s[i], rsqrt = inverse_root(second + eps);       \
+  float momenta0 = m0[i], momenta1 = m1[i], momenta2 = m2[i];                  \
+  float factor0 = v.grad_u[0][i] * v.scale_w[0][i];                            \
+  float factor1 = v.grad_u[1][i] * v.scale_w[1][i];                            \
+  float factor2 = v.grad_u[2][i] * v.scale_w[2][i];                            \
+  float momenta_factor0 = v.scale_u[0][i] * v.scale_w[0][i];                   \
+  float momenta_factor1 = v.scale_u[1][i] * v.scale_w[1][i];                   \
+  float momenta_factor2 = v.scale_u[2][i] * v.scale_w[2][i];
+
+/* For each block of a band: pointers to its elements, and its `View`. */
+#define EACH_BLOCK(WITH_HIDDEN)                                                \
+  Parts p = parts_of(t);                                                       \
+  const float limit = t->rule->limit, eps = t->rule->second_eps;               \
+  int64_t a, x0, x1, slice = t->b * t->y * t->c, period = stack_c(t);          \
+  band_range(t, item, &a, &x0, &x1);                                           \
+  View v;                                                                      \
+  v.slice = -1;                                                                \
+  int64_t stop = (a * t->x + x1) * slice;                                      \
+  for (int64_t e = (a * t->x + x0) * slice, length; e < stop; e += length) {   \
+    length = block_length(t, e, stop);                                         \
+    look(&v, t, &p, e, length, WITH_HIDDEN);                                   \
+    const float *restrict g = t->grad + e, *w = t->param + e;                  \
+    float *restrict s = t->second + e, *restrict m0 = t->momenta + e;          \
+    float *restrict m1 = m0 + t->n, *restrict m2 = m1 + t->n;
+
+static void update(void *job, Tensor *t, int64_t item) {
+  const float k0 = 1.0f - t->decays[0], k1 = 1.0f - t->decays[1];
+  const float k2 = 1.0f - t->decays[2], ks = 1.0f - t->decays[2 * DECAYS];
+  (void)job;
+  double total[ELEMENTS] = {0};
+  float each[ELEMENTS][BLOCK]; /* where matrices alternate: by place in a block */
+  if (stack_c(t) > 1) memset(each, 0, sizeof each);
+  EACH_BLOCK(0)
+#pragma omp simd
+    for (int64_t i = 0; i < length; i++) {
+      float x = clip(g[i], limit);
+      m0[i] += k0 * (x - m0[i]);
+      m1[i] += k1 * (x - m1[i]);
+      m2[i] += k2 * (x - m2[i]);
+      s[i] += ks * (x * x - s[i]);
+    }
+    if (period > 1) {
+#define SQUARE_EACH(c, value) { float x = value; each[c][i] += x * x; }
+#pragma omp simd
+      for (int64_t i = 0; i < length; i++) {
+        TERMS
+        EACH_CHANNEL(SQUARE_EACH)
+      }
+      continue;
+    }
+    float EACH_SUM;
+#define SQUARE(c, value) { float x = value; sum##c += x * x; }
+    REDUCE_SUMS
+    for (int64_t i = 0; i < length; i++) {
+      TERMS
+      EACH_CHANNEL(SQUARE)
+    }
+    const float found[ELEMENTS] = {SUMS};
+    for (int c = 0; c < ELEMENTS; c++) total[c] += found[c];
+  }
+  float *squares = p.squares + item * ELEMENTS * period;
+  for (int c = 0; c < ELEMENTS; c++)
+    for (int64_t k = 0; k < period; k++) {
+      for (int64_t i = k; period > 1 && i < BLOCK; i += period) total[c] += each[c][i];
+      squares[c * period + k] = (float)total[c];
+      if (period > 1) total[c] = 0.0;
+    }
+}
+
+/* The sum of squares of a tensor whose squares have left float's range. */
+static double squares_of(const float *x, int64_t n) {
+  double total = 0.0;
+  for (int64_t i = 0; i < n; i++) total += (double)x[i] * x[i];
+  return total;
+}
+
+static void fold(void *job, Tensor *t, int64_t item) {
+  (void)job, (void)item;
+  Parts p = parts_of(t);
+  Folded *f = p.folded;
+  int64_t outer = stack_a(t), period = stack_c(t), bands = t->items / outer;
+  double count = (double)(t->n / (outer * period)), params = 0.0;
+  for (int c = 0; c < ELEMENTS; c++)
+    for (int64_t o = 0; o < outer; o++)
+      for (int64_t k = 0; k < period; k++) {
+        double total = 0.0;
+        for (int64_t i = o * bands; i < (o + 1) * bands; i++)
+          total += p.squares[(i * ELEMENTS + c) * period + k];
+        if (c == PARAM) params += total;
+        p.normals[(o * ELEMENTS + c) * period + k] =
+            (float)(1.0 / sqrt(t->rule->channel_eps + total / count));
+      }
+  for (int j = 0; j < PADDED; j++) {
+    int known = j < HIDDEN, set = j / UNITS, unit = j % UNITS;
+    for (int c = 0; c < ELEMENTS; c++)
+      f->w0[set][c][unit] =
+          weight(t, PLACE[c], j) * (outer * period == 1 ? p.normals[c] : 1.0f);
+    for (int k = 0; k < PADDED; k++)
+      f->w1[set][k][unit] = known && k < HIDDEN ? t->w1[k * HIDDEN + j] : 0.0f;
+    f->b1[j] = known ? t->b1[j] : 0.0f;
+    for (int o = 0; o < 2; o++)
+      f->w2[o][j] = known && o < t->rule->outputs ? t->w2[j * t->rule->outputs + o] : 0.0f;
+  }
+  for (int o = 0; o < 2; o++) f->b2[o] = o < t->rule->outputs ? t->b2[o] : 0.0f;
+  f->size = -t->scale;
+  if (t->rule->by_size) {
+    if (!isfinite(params)) params = squares_of(t->param, t->n);
+    double size = sqrt(params / (double)t->n + SIZE_EPS);
+    f->size *= (float)fmin(fmax(size, t->least), t->most);
+  }
+}
+
+/* The second hidden layer and the outputs of a block; `h` [PADDED][BLOCK] is the first.
+   Short loops: a long one would be bound by latency. */
+static void finish_block(const Folded *f, float h[PADDED][BLOCK], float exp_mult,
+                         int64_t length, float *restrict step) {
+  float magnitude[BLOCK], size = f->size;
+  for (int set = 0; set < SETS; set++) {
+#pragma omp simd
+    for (int64_t i = 0; i < length; i++) {
+      float o0 = set ? step[i] : f->b2[0], o1 = set ? magnitude[i] : f->b2[1], y[UNITS];
+      for (int j = 0; j < UNITS; j++) y[j] = f->b1[set * UNITS + j];
+      for (int k = 0; k < PADDED; k++)
+        for (int j = 0; j < UNITS; j++) y[j] += f->w1[set][k][j] * h[k][i];
+      for (int j = 0; j < UNITS; j++) {
+        float z = y[j] > 0.0f ? y[j] : 0.0f;
+        o0 += f->w2[0][set * UNITS + j] * z;
+        o1 += f->w2[1][set * UNITS + j] * z;
+      }
+      step[i] = set + 1 < SETS ? o0 : o0 * size;
+      magnitude[i] = o1;
+    }
+  }
+  if (exp_mult != 0.0f)
+    for (int64_t i = 0; i < length; i++) step[i] *= exponential(exp_mult * magnitude[i]);
+}
+
+static void apply(void *job, Tensor *t, int64_t item) {
+  const float lr = t->lr, shrink = lr * ((Job *)job)->decay * t->decay;
+  const float exp_mult = t->rule->exp_mult;
+  const int hold = t->rule->hold, alone = !t->add && shrink == 0.0f;
+  const Folded f = *parts_of(t).folded;
+  float h[PADDED][BLOCK], step[BLOCK], normal[ELEMENTS][COPY];
+  float w0[SETS][ELEMENTS][UNITS];
+  int32_t unreached = 0;
+  memcpy(w0, f.w0, sizeof w0);
+  EACH_BLOCK(1)
+    if (e == (a * t->x + x0) * slice && stack_a(t) * period > 1) /* once */
+      for (int c = 0; c < ELEMENTS; c++) {
+        const float *normals = p.normals + (a * ELEMENTS + c) * period;
+        if (period > 1) repeat(normal[c], normals, period);
+        else
+          for (int j = 0; j < PADDED; j++)
+            w0[j / UNITS][c][j % UNITS] = f.w0[j / UNITS][c][j % UNITS] * normals[0];
+      }
+    for (int set = 0; set < SETS; set++) {
+#define FEED(c, value)                                                         \
+  { float x = value; for (int j = 0; j < UNITS; j++) sum[j] += w0[set][c][j] * x; }
+#define FEED_EACH(c, value) FEED(c, (value) * normal[c][i])
+#define FIRST_LAYER(USE)                                                       \
+  for (int64_t i = 0; i < length; i++) {                                       \
+    float sum[UNITS];                                                          \
+    TERMS                                                                      \
+    for (int j = 0; j < UNITS; j++)                                            \
+      sum[j] = v.hidden_u[set * UNITS + j][i] + v.hidden_w[set * UNITS + j][i]; \
+    EACH_CHANNEL(USE)                                                          \
+    for (int j = 0; j < UNITS; j++)                                            \
+      h[set * UNITS + j][i] = sum[j] > 0.0f ? sum[j] : 0.0f;                   \
+  }
+      if (period > 1) {
+#pragma omp simd
+        FIRST_LAYER(FEED_EACH)
+      } else {
+#pragma omp simd
+        FIRST_LAYER(FEED)
+      }
+    }
+    finish_block(&f, h, exp_mult, length, step);
+    /* Where there never was a gradient, all accumulators are zero. */
+#pragma omp simd reduction(| : unreached)
+    for (int64_t i = 0; i < length; i++) {
+      int reached = (m0[i] != 0.0f) | (m1[i] != 0.0f) | (m2[i] != 0.0f) | (s[i] != 0.0f);
+      unreached |= !reached;
+      step[i] = lr * (hold && !reached ? 0.0f : step[i]);
+    }
+    float *out = t->out + e;
+    const float *from = t->param + e; /* may be `out` */
+    if (alone) memcpy(out, step, sizeof(float) * (size_t)length);
+    else if (t->add)
+#pragma omp simd
+      for (int64_t i = 0; i < length; i++) out[i] = from[i] + (step[i] - shrink * from[i]);
+    else
+#pragma omp simd
+      for (int64_t i = 0; i < length; i++) out[i] = step[i] - shrink * from[i];
+  }
+  if (unreached) __atomic_store_n(&t->unreached, 1, __ATOMIC_RELAXED);
+}
+
+/* What comes before the elements of large tensors, and all of small ones. */
+static void whole_or_factor(void *job, Tensor *t, int64_t item) {
+  if (t->n == 0) return;
+  int small = !large(t);
+  for (item = 0; small && !((Job *)job)->summed && item < t->items; item++)
+    sums(job, t, item);
+  factor(job, t, 0);
+  for (item = 0; small && item < t->items; item++) update(job, t, item);
+  if (small) fold(job, t, 0);
+  for (item = 0; small && item < t->items; item++) apply(job, t, item);
+}
+
+static void fold_large(void *job, Tensor *t, int64_t item) {
+  if (large(t)) fold(job, t, item);
+}
+
+/* ---- what callers call ---- */
+
+int64_t elements_sizes(int which) { return which ? sizeof(Rule) : sizeof(Tensor); }
+
+/* Cuts a tensor of known shape and rule into bands; its scratch memory in floats. */
+int64_t elements_prepare(Tensor *t) {
+  Tensor at_zero;
+  float origin;
+  int64_t slice = t->b * t->y * t->c, least = t->vector ? 1 : 8;
+  t->n = t->a * t->x * slice;
+  t->band = slice ? (BAND + slice - 1) / slice : 1;
+  if (t->band < least) t->band = least; /* partial sums over X stay small */
+  t->items = t->n ? t->a * ((t->x + t->band - 1) / t->band) : 0;
+  at_zero = *t;
+  at_zero.scratch = &origin;
+  return parts_of(&at_zero).end - &origin;
+}
+
+/* 1 if a gradient is not finite, else 0; tensor states and parameters are untouched. */
+int elements_begin(Tensor *tensors, int64_t count, Parallel parallel, void *pool) {
+  Job job = {.tensors = tensors, .count = count, .pool = pool};
+  job.parallel = parallel ? parallel : with_threads;
+  each_band(&job, sums, 0);
+  return atomic_load(&job.bad);
+}
+
+/* The step; after `elements_begin` (`summed`), or without. */
+void elements_finish(Tensor *tensors, int64_t count, float decay, int summed,
+                     Parallel parallel, void *pool) {
+  Job job = {.tensors = tensors, .count = count, .decay = decay, .summed = summed};
+  job.parallel = parallel ? parallel : with_threads;
+  job.pool = pool;
+  if (!summed) each_band(&job, sums, 1);
+  each_tensor(&job, whole_or_factor);
+  each_band(&job, update, 1);
+  each_tensor(&job, fold_large);
+  each_band(&job, apply, 1);
+}
