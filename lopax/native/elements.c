@@ -334,30 +334,52 @@ static void fold(void *job, Tensor *t, int64_t item) {
   }
 }
 
-/* The second hidden layer and the outputs of a block; `h` [PADDED][BLOCK] is the first.
-   Short loops: a long one would be bound by latency. */
+/* The second hidden layer and the outputs of a block, from the first. Compilers do not
+   find by themselves how to keep so many sums in registers. */
 static void finish_block(const Folded *f, float h[PADDED][BLOCK], float exp_mult,
                          int64_t length, float *restrict step) {
   float magnitude[BLOCK], size = f->size;
-  for (int set = 0; set < SETS; set++) {
-#pragma omp simd
-    for (int64_t i = 0; i < length; i++) {
-      float o0 = set ? step[i] : f->b2[0], o1 = set ? magnitude[i] : f->b2[1], y[UNITS];
-      for (int j = 0; j < UNITS; j++) y[j] = f->b1[set * UNITS + j];
-      for (int k = 0; k < PADDED; k++)
-        for (int j = 0; j < UNITS; j++) y[j] += f->w1[set][k][j] * h[k][i];
-      for (int j = 0; j < UNITS; j++) {
-        float z = y[j] > 0.0f ? y[j] : 0.0f;
-        o0 += f->w2[0][set * UNITS + j] * z;
-        o1 += f->w2[1][set * UNITS + j] * z;
+  for (int set = 0; set < SETS; set++)
+    for (int64_t i = 0; i < length; i += LANES) {
+      Lanes o0 = f->b2[0] - (Lanes){0}, o1 = f->b2[1] - (Lanes){0}, sum[UNITS];
+      if (set > 0) o0 = WHOLE(step), o1 = WHOLE(magnitude);
+      EACH_UNIT(j) sum[j] = f->b1[set * UNITS + j] - (Lanes){0};
+      for (int k = 0; k < PADDED; k++) {
+        Lanes x = WHOLE(h[k]);
+        EACH_UNIT(j) sum[j] += f->w1[set][k][j] * x;
       }
-      step[i] = set + 1 < SETS ? o0 : o0 * size;
-      magnitude[i] = o1;
+      EACH_UNIT(j) {
+        Lanes x = rectified(sum[j]);
+        o0 += f->w2[0][set * UNITS + j] * x;
+        o1 += f->w2[1][set * UNITS + j] * x;
+      }
+      *(Unaligned *)&step[i] = set + 1 < SETS ? o0 : o0 * size;
+      *(Unaligned *)&magnitude[i] = o1;
     }
-  }
   if (exp_mult != 0.0f)
     for (int64_t i = 0; i < length; i++) step[i] *= exponential(exp_mult * magnitude[i]);
 }
+
+/* One set of units of the first hidden layer, for lanes that LOAD reads. */
+#define FIRST_LAYER(LOAD, USE)                                                 \
+  {                                                                            \
+    Lanes grad = LOAD(clipped), clipped_grad = LOAD(bounded), rsqrt = LOAD(root); \
+    Lanes param = LOAD(w), second = LOAD(s), momenta0 = LOAD(m0);              \
+    Lanes momenta1 = LOAD(m1), momenta2 = LOAD(m2);                            \
+    Lanes factor0 = LOAD(v.grad_u[0]) * LOAD(v.scale_w[0]);                    \
+    Lanes factor1 = LOAD(v.grad_u[1]) * LOAD(v.scale_w[1]);                    \
+    Lanes factor2 = LOAD(v.grad_u[2]) * LOAD(v.scale_w[2]);                    \
+    Lanes momenta_factor0 = LOAD(v.scale_u[0]) * LOAD(v.scale_w[0]);           \
+    Lanes momenta_factor1 = LOAD(v.scale_u[1]) * LOAD(v.scale_w[1]);           \
+    Lanes momenta_factor2 = LOAD(v.scale_u[2]) * LOAD(v.scale_w[2]);           \
+    Lanes sum[UNITS];                                                          \
+    EACH_UNIT(j) sum[j] =                                                      \
+        LOAD(v.hidden_u[set * UNITS + j]) + LOAD(v.hidden_w[set * UNITS + j]); \
+    EACH_CHANNEL(USE)                                                          \
+    EACH_UNIT(j) *(Unaligned *)&h[set * UNITS + j][i] = rectified(sum[j]);     \
+  }
+#define FEED(c, value) { Lanes x = value; EACH_UNIT(j) sum[j] += w0[set][c][j] * x; }
+#define FEED_EACH(c, value) FEED(c, (value) * WHOLE(normal[c]))
 
 static void apply(void *job, Tensor *t, int64_t item) {
   const float lr = t->lr, shrink = lr * ((Job *)job)->decay * t->decay;
@@ -365,7 +387,7 @@ static void apply(void *job, Tensor *t, int64_t item) {
   const int hold = t->rule->hold, alone = !t->add && shrink == 0.0f;
   const Folded f = *parts_of(t).folded;
   float h[PADDED][BLOCK], step[BLOCK], normal[ELEMENTS][COPY];
-  float w0[SETS][ELEMENTS][UNITS];
+  float w0[SETS][ELEMENTS][UNITS], clipped[BLOCK], bounded[BLOCK], root[BLOCK];
   int32_t unreached = 0;
   memcpy(w0, f.w0, sizeof w0);
   EACH_BLOCK(1)
@@ -377,26 +399,20 @@ static void apply(void *job, Tensor *t, int64_t item) {
           for (int j = 0; j < PADDED; j++)
             w0[j / UNITS][c][j % UNITS] = f.w0[j / UNITS][c][j % UNITS] * normals[0];
       }
+#pragma omp simd
+    for (int64_t i = 0; i < length; i++) {
+      clipped[i] = clip(g[i], limit);
+      bounded[i] = clip(clipped[i], CLIP);
+      root[i] = inverse_root(s[i] + eps);
+    }
     for (int set = 0; set < SETS; set++) {
-#define FEED(c, value)                                                         \
-  { float x = value; for (int j = 0; j < UNITS; j++) sum[j] += w0[set][c][j] * x; }
-#define FEED_EACH(c, value) FEED(c, (value) * normal[c][i])
-#define FIRST_LAYER(USE)                                                       \
-  for (int64_t i = 0; i < length; i++) {                                       \
-    float sum[UNITS];                                                          \
-    TERMS                                                                      \
-    for (int j = 0; j < UNITS; j++)                                            \
-      sum[j] = v.hidden_u[set * UNITS + j][i] + v.hidden_w[set * UNITS + j][i]; \
-    EACH_CHANNEL(USE)                                                          \
-    for (int j = 0; j < UNITS; j++)                                            \
-      h[set * UNITS + j][i] = sum[j] > 0.0f ? sum[j] : 0.0f;                   \
-  }
+      int64_t i = 0;
       if (period > 1) {
-#pragma omp simd
-        FIRST_LAYER(FEED_EACH)
+        for (; i + LANES <= length; i += LANES) FIRST_LAYER(WHOLE, FEED_EACH)
+        if (i < length) FIRST_LAYER(SOME, FEED_EACH)
       } else {
-#pragma omp simd
-        FIRST_LAYER(FEED)
+        for (; i + LANES <= length; i += LANES) FIRST_LAYER(WHOLE, FEED)
+        if (i < length) FIRST_LAYER(SOME, FEED)
       }
     }
     finish_block(&f, h, exp_mult, length, step);

@@ -12,10 +12,32 @@
 #define HIDDEN 4
 #endif
 #define UNITS (HIDDEN < 8 ? HIDDEN : 8) /* of a layer, whose sums stay in registers */
+#define EACH_UNIT(j) _Pragma("GCC unroll 8") for (int j = 0; j < UNITS; j++)
 #define SETS ((HIDDEN + UNITS - 1) / UNITS)
 #define PADDED (UNITS * SETS)
 #define BLOCK (HIDDEN > 8 ? 128 : 256) /* elements that stay in the first cache */
 #define BAND (1 << 15)                 /* elements in a unit of work, about */
+
+#ifdef __AVX512F__
+#define LANES 16
+#else
+#define LANES 8 /* two registers where the processor has only four */
+#endif
+typedef float Lanes __attribute__((vector_size(4 * LANES)));
+typedef int32_t LanesInt __attribute__((vector_size(4 * LANES)));
+typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* The lanes at `from[i]`, and what there is of them before `length`. */
+#define WHOLE(from) (*(const Unaligned *)((from) + i))
+#define SOME(from) some((from) + i, length - i)
+
+static Lanes some(const float *from, int64_t count) {
+  Lanes x = {0};
+  memcpy(&x, from, sizeof(float) * (size_t)count);
+  return x;
+}
+
+static inline Lanes rectified(Lanes x) { return (Lanes)((LanesInt)x & (x > 0.0f)); }
 
 /* The network as the last pass wants it: units behind HIDDEN are zero. */
 typedef struct {

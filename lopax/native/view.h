@@ -4,11 +4,16 @@
    so in memory, a copy does. */
 #define COPY (3 * BLOCK) /* a period of up to BLOCK, begun anywhere, and its last turn */
 typedef struct {
-  const float *scale_u[3], *scale_w[3], *hidden_u[PADDED], *hidden_w[PADDED];
-  const float *grad_u[3]; /* scale_u, as the gradient sees it */
-  float copies[2 * (3 + PADDED)][COPY];
+  const float *scale_u[DECAYS], *scale_w[DECAYS], *hidden_u[PADDED], *hidden_w[PADDED];
+  const float *grad_u[DECAYS]; /* scale_u, as the gradient sees it */
+  float copies[2 * (DECAYS + PADDED)][COPY];
   int64_t slice; /* whose W entries are in `copies`; -1 for none */
 } View;
+
+/* The k-th of the arrays a block sees: three of `scale`, and those of `hidden`. */
+static const float *array_of(const float *scale, const float *hidden, int64_t n, int k) {
+  return k < DECAYS ? scale + k * n : hidden + (k - DECAYS) * n;
+}
 
 static const float ONES[BLOCK] = {[0 ... BLOCK - 1] = 1.0f};
 static const float ZEROS[BLOCK];
@@ -28,17 +33,25 @@ static int64_t block_length(const Tensor *t, int64_t e, int64_t stop) {
   return length;
 }
 
-static void view_short(const float *u, const float *w, const Tensor *t, int64_t e,
-                       int64_t length, float *copy_u, float *copy_w) {
-  int64_t slice = e / (t->y * t->c), y = e / t->c % t->y, c = e % t->c;
-  for (int64_t i = 0; i < length;) {
-    int64_t run = t->c - c < length - i ? t->c - c : length - i;
+/* Copies of all arrays for a block that has several slices, one run after another. */
+static void view_short(View *v, const Tensor *t, const Parts *p, int64_t e,
+                       int64_t length, int count) {
+  int64_t slice = e / (t->y * t->c), at = e % (t->y * t->c), turn = t->y * t->c;
+  for (int64_t i = 0; i < length; slice++, at = 0) {
+    int64_t run = turn - at < length - i ? turn - at : length - i;
     int64_t group = slice / (t->x * t->b) * t->b + slice % t->b;
-    const float *from_u = u + (group * t->y + y) * t->c + c;
-    const float *from_w = w + slice * t->c + c;
-    for (int64_t k = 0; k < run; k++, i++) copy_u[i] = from_u[k], copy_w[i] = from_w[k];
-    c = 0;
-    if (++y == t->y) y = 0, slice++;
+    for (int k = 0; k < count; k++) {
+      const float *w = array_of(p->scale_w, p->hidden_w, p->nw, k) + slice * t->c;
+      const float *u = array_of(p->scale_u, p->hidden_u, p->nu, k) + group * turn + at;
+      float *copy_u = v->copies[2 * k] + i, *copy_w = v->copies[2 * k + 1] + i;
+      for (int64_t j = 0; j < run; j++) copy_u[j] = u[j];
+      if (t->c == 1)
+        for (int64_t j = 0; j < run; j++) copy_w[j] = w[0];
+      else
+        for (int64_t j = 0, c = at % t->c; j < run; j++, c = c + 1 == t->c ? 0 : c + 1)
+          copy_w[j] = w[c];
+    }
+    i += run;
   }
 }
 
@@ -62,28 +75,27 @@ static void look(View *v, const Tensor *t, const Parts *p, int64_t e, int64_t le
                  int with_hidden) {
   int64_t slice = e / (t->y * t->c), at = e % (t->y * t->c), c = e % t->c;
   int64_t group = slice / (t->x * t->b) * t->b + slice % t->b;
-  for (int k = 0; k < 3 + (with_hidden ? PADDED : 0); k++) {
-    const float **u = k < 3 ? &v->scale_u[k] : &v->hidden_u[k - 3];
-    const float **w = k < 3 ? &v->scale_w[k] : &v->hidden_w[k - 3];
-    const float *from_u = k < 3 ? p->scale_u + k * p->nu : p->hidden_u + (k - 3) * p->nu;
-    const float *from_w = k < 3 ? p->scale_w + k * p->nw : p->hidden_w + (k - 3) * p->nw;
-    float *copy_u = v->copies[2 * k], *copy_w = v->copies[2 * k + 1];
+  int count = DECAYS + (with_hidden ? PADDED : 0), wide = t->c >= BLOCK;
+  int copied = !t->vector && !wide && !long_slices(t);
+  if (copied) view_short(v, t, p, e, length, count);
+  for (int k = 0; k < count; k++) {
+    const float **u = k < DECAYS ? &v->scale_u[k] : &v->hidden_u[k - DECAYS];
+    const float **w = k < DECAYS ? &v->scale_w[k] : &v->hidden_w[k - DECAYS];
+    const float *from_u = array_of(p->scale_u, p->hidden_u, p->nu, k);
+    const float *from_w = array_of(p->scale_w, p->hidden_w, p->nw, k);
+    float *copy_w = v->copies[2 * k + 1];
     if (t->vector) {
-      *u = k < 3 ? p->scale_u + k * p->nw + e : ZEROS;
+      *u = k < DECAYS ? p->scale_u + k * p->nw + e : ZEROS;
       *w = from_w + e;
-    } else if (t->c >= BLOCK) {
-      *u = from_u + group * t->y * t->c + at;
-      *w = from_w + slice * t->c + c;
-    } else if (long_slices(t)) {
-      if (slice != v->slice) repeat(copy_w, from_w + slice * t->c, t->c);
-      *u = from_u + group * t->y * t->c + at;
-      *w = copy_w + c;
-    } else {
-      view_short(from_u, from_w, t, e, length, copy_u, copy_w);
-      *u = copy_u;
+    } else if (copied) {
+      *u = v->copies[2 * k];
       *w = copy_w;
+    } else {
+      if (!wide && slice != v->slice) repeat(copy_w, from_w + slice * t->c, t->c);
+      *u = from_u + group * t->y * t->c + at;
+      *w = wide ? from_w + slice * t->c + c : copy_w + c;
     }
-    if (k < 3) v->grad_u[k] = t->vector ? ONES : *u;
+    if (k < DECAYS) v->grad_u[k] = t->vector ? ONES : *u;
   }
   v->slice = slice;
 }
