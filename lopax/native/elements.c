@@ -381,14 +381,25 @@ static void finish_block(const Folded *f, float h[PADDED][BLOCK], float exp_mult
 #define FEED(c, value) { Lanes x = value; EACH_UNIT(j) sum[j] += w0[set][c][j] * x; }
 #define FEED_EACH(c, value) FEED(c, (value) * WHOLE(normal[c]))
 
+/* Results [length] that are not finite become what was there, or zero; 1 if there are
+   some. */
+static int32_t keep_finite(const float *old, float *restrict result, int64_t length) {
+  int32_t bad = 0;
+#pragma omp simd reduction(| : bad)
+  for (int64_t i = 0; i < length; i++) bad |= not_finite(result[i]);
+  for (int64_t i = 0; bad && i < length; i++)
+    if (not_finite(result[i])) result[i] = old ? old[i] : 0.0f;
+  return bad;
+}
+
 static void apply(void *job, Tensor *t, int64_t item) {
   const float lr = t->lr, shrink = lr * ((Job *)job)->decay * t->decay;
   const float exp_mult = t->rule->exp_mult;
-  const int hold = t->rule->hold, alone = !t->add && shrink == 0.0f;
+  const int hold = t->rule->hold;
   const Folded f = *parts_of(t).folded;
   float h[PADDED][BLOCK], step[BLOCK], normal[ELEMENTS][COPY];
   float w0[SETS][ELEMENTS][UNITS], clipped[BLOCK], bounded[BLOCK], root[BLOCK];
-  int32_t unreached = 0;
+  int32_t unreached = 0, bad = 0;
   memcpy(w0, f.w0, sizeof w0);
   EACH_BLOCK(1)
     if (e == (a * t->x + x0) * slice && stack_a(t) * period > 1) /* once */
@@ -423,16 +434,17 @@ static void apply(void *job, Tensor *t, int64_t item) {
       unreached |= !reached;
       step[i] = lr * (hold && !reached ? 0.0f : step[i]);
     }
-    float *out = t->out + e;
-    const float *from = t->param + e; /* may be `out` */
-    if (alone) memcpy(out, step, sizeof(float) * (size_t)length);
-    else if (t->add)
+    const float *from = t->param + e; /* may be where the result goes */
+    if (shrink != 0.0f)
 #pragma omp simd
-      for (int64_t i = 0; i < length; i++) out[i] = from[i] + (step[i] - shrink * from[i]);
-    else
+      for (int64_t i = 0; i < length; i++) step[i] -= shrink * from[i];
+    if (t->add)
 #pragma omp simd
-      for (int64_t i = 0; i < length; i++) out[i] = step[i] - shrink * from[i];
+      for (int64_t i = 0; i < length; i++) step[i] += from[i];
+    if (t->guard) bad |= keep_finite(t->add ? from : NULL, step, length);
+    memcpy(t->out + e, step, sizeof(float) * (size_t)length);
   }
+  if (bad) atomic_store(&((Job *)job)->bad, 1);
   if (unreached) __atomic_store_n(&t->unreached, 1, __ATOMIC_RELAXED);
 }
 
@@ -478,8 +490,9 @@ int elements_begin(Tensor *tensors, int64_t count, Parallel parallel, void *pool
   return atomic_load(&job.bad);
 }
 
-/* The step; after `elements_begin` (`summed`), or without. */
-void elements_finish(Tensor *tensors, int64_t count, float decay, int summed,
+/* The step; after `elements_begin` (`summed`), or without. 1 if a guarded result was not
+   finite. */
+int elements_finish(Tensor *tensors, int64_t count, float decay, int summed,
                      Parallel parallel, void *pool) {
   Job job = {.tensors = tensors, .count = count, .decay = decay, .summed = summed};
   job.parallel = parallel ? parallel : with_threads;
@@ -489,4 +502,5 @@ void elements_finish(Tensor *tensors, int64_t count, float decay, int summed,
   each_band(&job, update, 1);
   each_tensor(&job, fold_large);
   each_band(&job, apply, 1);
+  return atomic_load(&job.bad);
 }

@@ -16,7 +16,7 @@ namespace ffi = xla::ffi;
 namespace {
 
 using Prepare = int64_t (*)(Tensor*);
-using Finish = void (*)(Tensor*, int64_t, float, int, Parallel, void*);
+using Finish = int (*)(Tensor*, int64_t, float, int, Parallel, void*);
 
 // The core for each width of the network, as Python has loaded it.
 constexpr int kWidest = 256;

@@ -79,7 +79,7 @@ def load(hidden: int) -> Any:
         *(pointer, count, ctypes.c_float),
         *(ctypes.c_int, pointer, pointer),
     ]
-    loaded.elements_finish.restype = None
+    loaded.elements_finish.restype = ctypes.c_int
     sizes = loaded.elements_sizes(0), loaded.elements_sizes(1)
     if sizes != (TENSOR.itemsize, RULE.itemsize):
         raise NativeUnavailable(

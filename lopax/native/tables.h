@@ -45,7 +45,7 @@ typedef struct Tensor {
   const float *w0, *b0, *w1, *b1, *w2, *b2, *decays;
   float *scratch;
   const struct Rule *rule;
-  int64_t a, x, b, y, c, row_over_x, vector, n, band, items, first, add,
+  int64_t a, x, b, y, c, row_over_x, vector, n, band, items, first, add, guard,
       unreached;
   float scale, least, most, lr, decay;
 } Tensor;

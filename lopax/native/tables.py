@@ -23,7 +23,7 @@ _POINTERS = ("grad", "param", "momenta", "second", "row", "col", "out")
 _NETWORK = ("w0", "b0", "w1", "b1", "w2", "b2", "decays")
 _INTEGERS = (
     *("a", "x", "b", "y", "c", "row_over_x", "vector"),
-    *("n", "band", "items", "first", "add", "unreached"),
+    *("n", "band", "items", "first", "add", "guard", "unreached"),
 )
 _FLOATS = ("scale", "least", "most", "lr", "decay")
 READ_ONLY = ("grad", *_NETWORK, "rule")
@@ -39,7 +39,8 @@ TENSOR = np.dtype(
 factored moments are `row`. `n`, `band` and `items` are what `elements_prepare` makes of
 them, `first` is the core's own, `unreached` is what a step found: whether an element
 never saw a gradient other than zero. `out` may be `param`; with `add` it is the new
-parameter, else the update `lr (step - decay param)`. `decays`: of the momenta, the
+parameter, else the update `lr (step - decay param)`; with `guard` what is not finite
+stays, or is zero. `decays`: of the momenta, the
 factored moments, the second moment."""
 
 RULE_FLOATS = ("exp_mult", "limit", "second_eps", "channel_eps", "vector_eps")

@@ -106,7 +106,8 @@ class FusedCPU:
     @outside_graphs
     def finish(
         self, rule: Rule, entries: Sequence[Entry], scale: Tensor, alive: Tensor
-    ) -> None:
+    ) -> Tensor:
+        held = torch.zeros((), dtype=torch.bool, device="cpu")
         if self._shared:
             self._plain.finish(rule, entries, scale, alive)
         elif alive.item():  # on the CPU nothing has to be waited for
@@ -115,7 +116,7 @@ class FusedCPU:
             if self._mine:
                 kept = self._set_rule(rule, scale)
                 if rule.only_elements:
-                    self._finish(0, len(self._table), scale.item())
+                    held |= self._finish(0, len(self._table), scale.item())
                     add_updates(self._mine, self._operands)
                 else:
                     self._finish_groups(rule, scale, alive)
@@ -123,6 +124,7 @@ class FusedCPU:
             if self._rest:
                 self._plain.finish(rule, self._rest, scale, alive)
         self._operands, self._mine, self._rest, self._groups = [], [], [], []
+        return held
 
     def _sort(self, rule: Rule, entries: Sequence[Entry]) -> None:
         """Which entries the core steps, equal ones together."""
@@ -144,9 +146,11 @@ class FusedCPU:
     def _tensors(self) -> tuple[int, int]:
         return self._table.ctypes.data, len(self._table)
 
-    def _finish(self, first: int, count: int, decay: float) -> None:
+    def _finish(self, first: int, count: int, decay: float) -> bool:
+        """Whether a guarded result was not finite."""
         start = self._table.ctypes.data + first * tables.TENSOR.itemsize
-        self._core.elements_finish(start, count, decay, 1, None, _threads())
+        found = self._core.elements_finish(start, count, decay, 1, None, _threads())
+        return found != 0
 
     def _finish_groups(self, rule: Rule, scale: Tensor, alive: Tensor) -> None:
         at, table = 0, self._table
@@ -217,9 +221,9 @@ class FusedCPU:
                 for e in mine
             ]
         table["lr"] = [float(e.lr) for e in mine]
-        table["decay"] = [e.weight_decay for e in mine]
+        table["decay"], table["guard"] = [e.weight_decay for e in mine], 1
         if not rule.only_elements:  # the rule makes the update, from the bare step
-            table["add"], table["lr"], table["decay"] = 0, 1.0, 0.0
+            table["add"], table["guard"], table["lr"], table["decay"] = 0, 0, 1.0, 0.0
         addresses = np.stack([table[name] for name in _OPERANDS]).astype(np.int64)
         others = [_extent(x) for e in self._rest for x in _arrays(e)]
         if others != self._others or not np.array_equal(addresses, self._addresses):
