@@ -67,9 +67,11 @@ def facts() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     found["devices"] = ", ".join(str(d) for d in jax.devices())
+    found["C compiler"] = shlex.join(_c_compiler()) or "none"
     found["C++ compiler"] = shlex.join(xla.compiler() or []) or "none"
     found["kernel in JAX"] = _used(xla.why_not(4))
     found["kernel in torch"] = _used(_torch_why_not())
+    found["kernel rules"] = _kernel_rules()
     found["kernel folder"] = str(cache_dir() / "native")
     found["data folder"] = str(data_dir())
     found["data sets here"] = ", ".join(n for n in list_datasets() if available(n))
@@ -90,15 +92,44 @@ def _used(why_not: str | None) -> str:
     return "fused" if why_not is None else f"the plain rules are used: {why_not}"
 
 
+def _c_compiler() -> list[str]:
+    from lopax._core.native_build import NativeUnavailable
+    from lopax.native import library
+
+    try:
+        return library.compiler()
+    except NativeUnavailable:
+        return []
+
+
+def _kernel_rules() -> str:
+    """The rules with an element network, and why the kernel does not step some."""
+    from lopax.architectures import ARCHITECTURES, architecture
+    from lopax.native.coverage import not_covered
+
+    told = []
+    for name in ARCHITECTURES.names("*"):
+        config = getattr(architecture(name), "config", None)
+        net = getattr(config, "element_net", None)
+        if net is not None:
+            has_backend = hasattr(config, "backend")
+            reason = not_covered(net) if has_backend else "it steps by itself"
+            told.append(name if reason is None else f"{name} ({reason})")
+    return ", ".join(told)
+
+
 def _torch_why_not() -> str | None:
     """Why the kernels for torch on the CPU are not used; None if they are."""
     try:
-        from lopax.torch import BackendUnavailable, fused_cpu
+        import torch  # noqa: F401
     except ImportError as error:
         return f"no torch ({error})"
+    from lopax._core.native_build import NativeUnavailable
+    from lopax.native import library
+
     try:
-        fused_cpu.core(4)
-    except BackendUnavailable as error:
+        library.load(4)
+    except NativeUnavailable as error:
         return str(error)
     return None
 

@@ -34,7 +34,7 @@ def tensor_not_covered(
     if not net.per_matrix or axes is None or len(shape) < 3:
         return None
     if sorted(a % len(shape) for a in matrix) != sorted(axes):
-        return f"the two largest axes of {list(shape)} are not its matrices'"
+        return f"the two largest axes of {list(shape)} are not those of its matrices"
     window = 1
     for size in shape[max(axes) + 1 :]:
         window *= size

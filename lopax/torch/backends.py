@@ -26,6 +26,10 @@ class Backend(Protocol):
 
     name: str
 
+    def describe(self) -> str:
+        """Its name, and what it does not do and why, for `info()`."""
+        ...
+
     def begin(self, rule: Rule, entries: Sequence[Entry]) -> Tensor:
         """[] bool: some gradient is not finite. Changes nothing."""
         ...
@@ -52,7 +56,7 @@ def choose(wish: str, rule: Rule, device: torch.device) -> Backend:
     this rule, its settings and this device; "auto" then falls back to plain.
     """
     if wish == "plain":
-        return PlainBackend()
+        return PlainBackend("it was asked for")
     try:
         return _fused(rule, device)
     except BackendUnavailable as error:
@@ -65,7 +69,7 @@ def choose(wish: str, rule: Rule, device: torch.device) -> Backend:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return PlainBackend()
+        return PlainBackend(str(error))
 
 
 def _fused(rule: Rule, device: torch.device) -> Any:

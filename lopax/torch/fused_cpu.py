@@ -78,7 +78,7 @@ class FusedCPU:
     def __init__(self, core: Any):
         self._core = core
         self._plain = PlainBackend()
-        self._covered: dict[Any, bool] = {}
+        self._reasons: dict[Any, str | None] = {}  # why a tensor goes the plain way
         self._key: Any = None
         self._table = np.zeros(0, tables.TENSOR)
         self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")
@@ -136,12 +136,18 @@ class FusedCPU:
 
     def _covers(self, rule: Rule, e: Entry) -> bool:
         key = (e.role, e.shape, e.axes, e.matrix)
-        if key not in self._covered:
+        if key not in self._reasons:
             net = rule.element_net(e.role)
-            self._covered[key] = net is not None and not tensor_not_covered(
-                net, e.shape, e.axes, e.matrix
+            self._reasons[key] = (
+                f"role {e.role!r} has no element network"
+                if net is None
+                else tensor_not_covered(net, e.shape, e.axes, e.matrix)
             )
-        return self._covered[key]
+        return self._reasons[key] is None
+
+    def describe(self) -> str:
+        reasons = dict.fromkeys(r for r in self._reasons.values() if r is not None)
+        return "; ".join(["fused", *(f"plain where {r}" for r in reasons)])
 
     def _tensors(self) -> tuple[int, int]:
         return self._table.ctypes.data, len(self._table)

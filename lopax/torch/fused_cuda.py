@@ -73,6 +73,9 @@ class FusedCUDA:
         self._shared = False  # some tensors lie in the same memory
         self._plain = PlainBackend()
 
+    def describe(self) -> str:
+        return "fused"
+
     @outside_graphs
     def begin(self, rule: Rule, entries: Sequence[Entry]) -> Tensor:
         with self._on_device():

@@ -47,6 +47,7 @@ class Info(NamedTuple):
     iteration: Tensor  # [] int32, steps so far, skipped ones included
     skipped: Tensor  # [] int32, steps skipped because something was not finite
     roles: Mapping[str, str] = NOTHING  # of the parameters by name, see `roles()`
+    backends: Mapping[str, str] = NOTHING  # by device: which one, and if plain why
 
 
 class LearnedOptimizer(Operands):
@@ -215,7 +216,8 @@ class LearnedOptimizer(Operands):
             raise ConfigError("info() has nothing to report before the first step()")
         shared = self._shared
         counts = shared["iteration"], shared["skipped"]
-        return Info(self._scale, *counts, self.roles())
+        used = {str(d): b.describe() for d, (_, b) in self._per_device.items()}
+        return Info(self._scale, *counts, self.roles(), used)
 
     def _without_loss(self) -> None:
         """A bare step with every lr at zero only makes the state.

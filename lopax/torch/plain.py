@@ -46,9 +46,15 @@ class Entry(NamedTuple):
 
 
 class PlainBackend:
-    """Steps one device's entries."""
+    """Steps one device's entries. `why`: not by a kernel, for reports."""
 
     name = "plain"
+
+    def __init__(self, why: str = ""):
+        self._why = why
+
+    def describe(self) -> str:
+        return f"plain: {self._why}" if self._why else "plain"
 
     def begin(self, rule: Rule, entries: Sequence[Entry]) -> Tensor:
         """[] bool: some gradient is not finite. Nothing is changed."""
