@@ -336,13 +336,14 @@ static void fold(void *job, Tensor *t, int64_t item) {
 
 /* The second hidden layer and the outputs of a block, from the first. Compilers do not
    find by themselves how to keep so many sums in registers. */
-static void finish_block(const Folded *f, float h[PADDED][BLOCK], float exp_mult,
-                         int64_t length, float *restrict step) {
+static inline void finish_block(const Folded *f, float h[PADDED][BLOCK], float exp_mult,
+                                int64_t length, float *restrict step, int two) {
   float magnitude[BLOCK], size = f->size;
   for (int set = 0; set < SETS; set++)
     for (int64_t i = 0; i < length; i += LANES) {
       Lanes o0 = f->b2[0] - (Lanes){0}, o1 = f->b2[1] - (Lanes){0}, sum[UNITS];
-      if (set > 0) o0 = WHOLE(step), o1 = WHOLE(magnitude);
+      if (set > 0) o0 = WHOLE(step);
+      if (set > 0 && two) o1 = WHOLE(magnitude);
       EACH_UNIT(j) sum[j] = f->b1[set * UNITS + j] - (Lanes){0};
       for (int k = 0; k < PADDED; k++) {
         Lanes x = WHOLE(h[k]);
@@ -351,12 +352,12 @@ static void finish_block(const Folded *f, float h[PADDED][BLOCK], float exp_mult
       EACH_UNIT(j) {
         Lanes x = rectified(sum[j]);
         o0 += f->w2[0][set * UNITS + j] * x;
-        o1 += f->w2[1][set * UNITS + j] * x;
+        if (two) o1 += f->w2[1][set * UNITS + j] * x;
       }
       *(Unaligned *)&step[i] = set + 1 < SETS ? o0 : o0 * size;
-      *(Unaligned *)&magnitude[i] = o1;
+      if (two) *(Unaligned *)&magnitude[i] = o1;
     }
-  if (exp_mult != 0.0f)
+  if (two)
     for (int64_t i = 0; i < length; i++) step[i] *= exponential(exp_mult * magnitude[i]);
 }
 
@@ -373,8 +374,9 @@ static void finish_block(const Folded *f, float h[PADDED][BLOCK], float exp_mult
     Lanes momenta_factor1 = LOAD(v.scale_u[1]) * LOAD(v.scale_w[1]);           \
     Lanes momenta_factor2 = LOAD(v.scale_u[2]) * LOAD(v.scale_w[2]);           \
     Lanes sum[UNITS];                                                          \
-    EACH_UNIT(j) sum[j] =                                                      \
-        LOAD(v.hidden_u[set * UNITS + j]) + LOAD(v.hidden_w[set * UNITS + j]); \
+    EACH_UNIT(j) sum[j] = LOAD(v.hidden_u[set * UNITS + j]);                   \
+    if (v.is_flat) EACH_UNIT(j) sum[j] += v.flat[set * UNITS + j];             \
+    else EACH_UNIT(j) sum[j] += LOAD(v.hidden_w[set * UNITS + j]);             \
     EACH_CHANNEL(USE)                                                          \
     EACH_UNIT(j) *(Unaligned *)&h[set * UNITS + j][i] = rectified(sum[j]);     \
   }
@@ -426,7 +428,8 @@ static void apply(void *job, Tensor *t, int64_t item) {
         if (i < length) FIRST_LAYER(SOME, FEED)
       }
     }
-    finish_block(&f, h, exp_mult, length, step);
+    if (exp_mult == 0.0f) finish_block(&f, h, exp_mult, length, step, 0);
+    else finish_block(&f, h, exp_mult, length, step, 1);
     /* Where there never was a gradient, all accumulators are zero. */
 #pragma omp simd reduction(| : unreached)
     for (int64_t i = 0; i < length; i++) {

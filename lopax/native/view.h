@@ -7,6 +7,8 @@ typedef struct {
   const float *scale_u[DECAYS], *scale_w[DECAYS], *hidden_u[PADDED], *hidden_w[PADDED];
   const float *grad_u[DECAYS]; /* scale_u, as the gradient sees it */
   float copies[2 * (DECAYS + PADDED)][COPY];
+  float flat[PADDED]; /* instead of `hidden_w`, where that is the same for the block */
+  int is_flat;
   int64_t slice; /* whose W entries are in `copies`; -1 for none */
 } View;
 
@@ -73,10 +75,12 @@ static void repeat(float *copy, const float *values, int64_t c) {
 
 static void look(View *v, const Tensor *t, const Parts *p, int64_t e, int64_t length,
                  int with_hidden) {
-  int64_t slice = e / (t->y * t->c), at = e % (t->y * t->c), c = e % t->c;
+  int64_t turn = t->y * t->c, slice = e / turn, at = e - slice * turn;
   int64_t group = slice / (t->x * t->b) * t->b + slice % t->b;
   int count = DECAYS + (with_hidden ? PADDED : 0), wide = t->c >= BLOCK;
   int copied = !t->vector && !wide && !long_slices(t);
+  int64_t c = t->c == 1 ? 0 : at % t->c;
+  v->is_flat = !t->vector && !copied && t->c == 1;
   if (copied) view_short(v, t, p, e, length, count);
   for (int k = 0; k < count; k++) {
     const float **u = k < DECAYS ? &v->scale_u[k] : &v->hidden_u[k - DECAYS];
@@ -90,9 +94,12 @@ static void look(View *v, const Tensor *t, const Parts *p, int64_t e, int64_t le
     } else if (copied) {
       *u = v->copies[2 * k];
       *w = copy_w;
+    } else if (v->is_flat && k >= DECAYS) {
+      *u = from_u + group * turn + at;
+      v->flat[k - DECAYS] = from_w[slice];
     } else {
       if (!wide && slice != v->slice) repeat(copy_w, from_w + slice * t->c, t->c);
-      *u = from_u + group * t->y * t->c + at;
+      *u = from_u + group * turn + at;
       *w = wide ? from_w + slice * t->c + c : copy_w + c;
     }
     if (k < DECAYS) v->grad_u[k] = t->vector ? ONES : *u;
