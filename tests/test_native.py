@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch_common import make, needs_compiler, random_theta
 
+import lopax.torch
 from lopax.architectures import ARCHITECTURES, architecture
 from lopax.native import coverage, tables
 from lopax.native.blocks import Blocks
@@ -61,6 +63,28 @@ def test_what_is_not_covered_has_a_reason():
     assert "two largest axes" in str(told(matrices, (64, 3, 7, 7), (3, 0), (1, 0)))
     wide = told(matrices, (64, 32, 12, 12), (1, 0), (1, 0))
     assert "144 matrices side by side" in str(wide)
+
+
+def test_the_triton_kernels_compute_the_table():
+    """Their text is compared: the kernels themselves need Triton."""
+    folder = Path(lopax.torch.__file__).parent
+    text = (folder / "celo_triton.py").read_text()
+    names = {"grad": "g", "clipped_grad": f"clip(g, {channels.CLIP})"}
+    names |= {"param": "p", "second": "s", "rsqrt": "q"}
+    for k in range(3):
+        names |= {f"momenta{k}": f"m{k}", f"factor{k}": f"g{k}"}
+        names[f"momenta_factor{k}"] = f"f{k}"
+    for i, formula in enumerate(tables.formulas()):
+        written = " * ".join(names[term] for term in formula.split(" * "))
+        assert f"weights, {i}, {written})" in text, formula
+        value = "c" if "clip" in written else written
+        value = f"({value})" if " " in value else value
+        assert f"a{i} += {value} * {value}" in text, formula
+    text = (folder / "triton_tables.py").read_text()
+    fields = re.findall(r'^    "(\w+)"', text, re.MULTILINE)
+    assert re.findall(r"^    AT_(\w+),", text, re.MULTILINE) == [
+        name.upper() for name in fields
+    ]
 
 
 def test_info_tells_the_backend_and_the_reason(monkeypatch):

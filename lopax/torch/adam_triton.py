@@ -8,7 +8,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lopax.torch.triton_tables import field, gradient, pointer
+from lopax.torch.triton_tables import (
+    AT_N,
+    GRAD_AT,
+    MOMENTA_AT,
+    PARAM_AT,
+    SECOND_AT,
+    field,
+    gradient,
+    pointer,
+)
 
 
 @triton.jit
@@ -17,6 +26,7 @@ def find_flaw(
     pointers,
     work,
     flaw,
+    limit,
     GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
     ITEM: tl.constexpr,
@@ -24,12 +34,12 @@ def find_flaw(
     """Sets `flaw` to 1 if a gradient is not finite."""
     place = work + tl.program_id(0) * 2
     tensor, item = tl.load(place).to(tl.int64), tl.load(place + 1)
-    n = field(geometry, tensor, 0)
-    grad = pointer(pointers, tensor, 1, GRAD)
+    n = field(geometry, tensor, AT_N)
+    grad = pointer(pointers, tensor, GRAD_AT, GRAD)
     faults = tl.zeros([BLOCK], tl.int32)
     for start in range(0, ITEM, BLOCK):
         e = item * ITEM + start + tl.arange(0, BLOCK)
-        _, bad = gradient(grad, e, e < n)
+        _, bad = gradient(grad, e, e < n, limit)
         faults += bad.to(tl.int32)
     if tl.sum(faults, axis=0) > 0:
         tl.store(flaw, 1)
@@ -46,6 +56,7 @@ def adam(
     alive,
     rate1,
     rate2,
+    limit,
     PARAM: tl.constexpr,
     GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -55,11 +66,11 @@ def adam(
     if tl.load(alive) != 0.0:
         place = work + tl.program_id(0) * 2
         tensor, item = tl.load(place).to(tl.int64), tl.load(place + 1)
-        n = field(geometry, tensor, 0)
-        param = pointer(pointers, tensor, 0, PARAM)
-        grad = pointer(pointers, tensor, 1, GRAD)
-        momentum = pointer(pointers, tensor, 2, tl.float32)
-        second = pointer(pointers, tensor, 3, tl.float32)
+        n = field(geometry, tensor, AT_N)
+        param = pointer(pointers, tensor, PARAM_AT, PARAM)
+        grad = pointer(pointers, tensor, GRAD_AT, GRAD)
+        momentum = pointer(pointers, tensor, MOMENTA_AT, tl.float32)
+        second = pointer(pointers, tensor, SECOND_AT, tl.float32)
         correction1 = tl.load(corrections + tensor * 2)
         correction2 = tl.load(corrections + tensor * 2 + 1)
         rate = tl.load(scale)
@@ -69,7 +80,7 @@ def adam(
         for start in range(0, ITEM, BLOCK):
             e = item * ITEM + start + tl.arange(0, BLOCK)
             ok = e < n
-            g, _ = gradient(grad, e, ok)
+            g, _ = gradient(grad, e, ok, limit)
             p = tl.load(param + e, mask=ok, other=0.0).to(tl.float32)
             m = tl.load(momentum + e, mask=ok, other=0.0)
             s = tl.load(second + e, mask=ok, other=0.0)

@@ -12,7 +12,32 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lopax.torch.triton_tables import clip, field, gradient, pointer
+from lopax.torch.triton_tables import (
+    AT_FOLDED,
+    AT_HIDDEN_U,
+    AT_HIDDEN_W,
+    AT_INNER_U,
+    AT_INNER_W,
+    AT_ITEMS,
+    AT_LENGTH_X,
+    AT_LENGTH_Y,
+    AT_N,
+    AT_NU,
+    AT_NW,
+    AT_SCALE_U,
+    AT_SCALE_W,
+    AT_SQUARES,
+    AT_VECTOR,
+    GRAD_AT,
+    MOMENTA_AT,
+    PARAM_AT,
+    ROW_AT,
+    SECOND_AT,
+    clip,
+    field,
+    gradient,
+    pointer,
+)
 
 CHANNELS = tl.constexpr(18)
 W1 = tl.constexpr((18 + 6 + 6) * 4 + 4)  # where things are in the packed theta
@@ -22,30 +47,36 @@ B2 = tl.constexpr(W2 + 8)
 
 
 @triton.jit
-def _factor_at(geometry, pointers, tensor, scratch, e, mask):
+def _factor_at(geometry, pointers, tensor, scratch, e, mask, vector_eps):
     """Where elements `e` find their U and W entries; the factors of the gradient and
     of the momenta, which differ for vectors."""
-    inner_u, length_x = field(geometry, tensor, 1), field(geometry, tensor, 2)
-    inner_w, length_y = field(geometry, tensor, 3), field(geometry, tensor, 4)
-    nu, nw = field(geometry, tensor, 5), field(geometry, tensor, 6)
+    inner_u, length_x = (
+        field(geometry, tensor, AT_INNER_U),
+        field(geometry, tensor, AT_LENGTH_X),
+    )
+    inner_w, length_y = (
+        field(geometry, tensor, AT_INNER_W),
+        field(geometry, tensor, AT_LENGTH_Y),
+    )
+    nu, nw = field(geometry, tensor, AT_NU), field(geometry, tensor, AT_NW)
     small_u, small_w = inner_u.to(tl.int32), inner_w.to(tl.int32)
     u = (e // (length_x * inner_u).to(tl.int32)) * small_u + e % small_u
     w = (e // (length_y * inner_w).to(tl.int32)) * small_w + e % small_w
-    known_u = mask & (nu > 0)  # a vector has no U arrays
-    at_u = scratch + field(geometry, tensor, 15) + u
-    at_w = scratch + field(geometry, tensor, 16) + w
+    known_u = tl.where(mask, nu, 0) > 0  # a vector has no U arrays
+    at_u = scratch + field(geometry, tensor, AT_SCALE_U) + u
+    at_w = scratch + field(geometry, tensor, AT_SCALE_W) + w
     f0 = tl.load(at_u, mask=known_u, other=1.0) * tl.load(at_w, mask=mask, other=0.0)
     f1 = tl.load(at_u + nu, mask=known_u, other=1.0)
     f1 *= tl.load(at_w + nw, mask=mask, other=0.0)
     f2 = tl.load(at_u + 2 * nu, mask=known_u, other=1.0)
     f2 *= tl.load(at_w + 2 * nw, mask=mask, other=0.0)
     g0, g1, g2 = f0, f1, f2
-    if field(geometry, tensor, 7) != 0:
-        n = field(geometry, tensor, 0)
-        full = pointer(pointers, tensor, 4, tl.float32) + e
-        f0 = tl.rsqrt(tl.load(full, mask=mask, other=1.0))
-        f1 = tl.rsqrt(tl.load(full + n, mask=mask, other=1.0))
-        f2 = tl.rsqrt(tl.load(full + 2 * n, mask=mask, other=1.0))
+    if field(geometry, tensor, AT_VECTOR) != 0:
+        n = field(geometry, tensor, AT_N)
+        full = pointer(pointers, tensor, ROW_AT, tl.float32) + e
+        f0 = tl.rsqrt(tl.load(full, mask=mask, other=1.0) + vector_eps)
+        f1 = tl.rsqrt(tl.load(full + n, mask=mask, other=1.0) + vector_eps)
+        f2 = tl.rsqrt(tl.load(full + 2 * n, mask=mask, other=1.0) + vector_eps)
     return u, w, known_u, g0, g1, g2, f0, f1, f2
 
 
@@ -57,6 +88,9 @@ def update(
     scratch,
     rates,  # [4] momenta, second moment
     alive,
+    limit,
+    second_eps,
+    vector_eps,
     PARAM: tl.constexpr,
     GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -66,11 +100,11 @@ def update(
     if tl.load(alive) != 0.0:
         place = work + tl.program_id(0) * 2
         tensor, item = tl.load(place).to(tl.int64), tl.load(place + 1)
-        n = field(geometry, tensor, 0)
-        param = pointer(pointers, tensor, 0, PARAM)
-        grad = pointer(pointers, tensor, 1, GRAD)
-        momenta = pointer(pointers, tensor, 2, tl.float32)
-        second = pointer(pointers, tensor, 3, tl.float32)
+        n = field(geometry, tensor, AT_N)
+        param = pointer(pointers, tensor, PARAM_AT, PARAM)
+        grad = pointer(pointers, tensor, GRAD_AT, GRAD)
+        momenta = pointer(pointers, tensor, MOMENTA_AT, tl.float32)
+        second = pointer(pointers, tensor, SECOND_AT, tl.float32)
         k0, k1 = tl.load(rates), tl.load(rates + 1)
         k2, ks = tl.load(rates + 2), tl.load(rates + 3)
         a0 = tl.zeros([BLOCK], tl.float32)
@@ -80,7 +114,7 @@ def update(
         for start in range(0, ITEM, BLOCK):
             e = item * ITEM + start + tl.arange(0, BLOCK)
             ok = e < n
-            g, _ = gradient(grad, e, ok)
+            g, _ = gradient(grad, e, ok, limit)
             p = tl.load(param + e, mask=ok, other=0.0).to(tl.float32)
             m0 = tl.load(momenta + e, mask=ok, other=0.0)
             m1 = tl.load(momenta + n + e, mask=ok, other=0.0)
@@ -95,9 +129,9 @@ def update(
             tl.store(momenta + 2 * n + e, m2, mask=ok)
             tl.store(second + e, s, mask=ok)
             _, _, _, g0, g1, g2, f0, f1, f2 = _factor_at(
-                geometry, pointers, tensor, scratch, e, ok
+                geometry, pointers, tensor, scratch, e, ok, vector_eps
             )
-            q = tl.where(ok, tl.rsqrt(s + 1e-6), 0.0)
+            q = tl.where(ok, tl.rsqrt(s + second_eps), 0.0)
             c = clip(g, 0.1)
             a0 += g * g
             a1 += c * c
@@ -117,7 +151,9 @@ def update(
             a15 += (m0 * f0) * (m0 * f0)
             a16 += (m1 * f1) * (m1 * f1)
             a17 += (m2 * f2) * (m2 * f2)
-        into = scratch + field(geometry, tensor, 20) + item.to(tl.int64) * CHANNELS
+        into = (
+            scratch + field(geometry, tensor, AT_SQUARES) + item.to(tl.int64) * CHANNELS
+        )
         tl.store(into, tl.sum(a0, axis=0))
         tl.store(into + 1, tl.sum(a1, axis=0))
         tl.store(into + 2, tl.sum(a2, axis=0))
@@ -139,14 +175,16 @@ def update(
 
 
 @triton.jit
-def fold(geometry, scratch, theta, sizes, scale, alive, ITEMS: tl.constexpr):
+def fold(
+    geometry, scratch, theta, sizes, scale, alive, channel_eps, ITEMS: tl.constexpr
+):
     """First-layer weights [18, 4] with each channel's normaliser, and the tensor's
     step size behind them, for a size within `sizes` [tensors, 2]. One program a
     tensor."""
     if tl.load(alive) != 0.0:
         tensor = tl.program_id(0).to(tl.int64)
-        n, items = field(geometry, tensor, 0), field(geometry, tensor, 21)
-        squares = scratch + field(geometry, tensor, 20)
+        n, items = field(geometry, tensor, AT_N), field(geometry, tensor, AT_ITEMS)
+        squares = scratch + field(geometry, tensor, AT_SQUARES)
         channel = tl.arange(0, 32)
         total = tl.zeros([32], tl.float32)
         for start in range(0, items, ITEMS):
@@ -157,9 +195,9 @@ def fold(geometry, scratch, theta, sizes, scale, alive, ITEMS: tl.constexpr):
             )
             total += tl.sum(part, axis=0)
         mean = total / n.to(tl.float32)
-        normal = tl.rsqrt(1e-5 + mean)
+        normal = tl.rsqrt(channel_eps + mean)
         real = channel < CHANNELS
-        into = scratch + field(geometry, tensor, 19)
+        into = scratch + field(geometry, tensor, AT_FOLDED)
         for j in tl.static_range(4):
             w = tl.load(theta + channel * 4 + j, mask=real, other=0.0)
             tl.store(into + channel * 4 + j, w * normal, mask=real)
@@ -198,6 +236,9 @@ def apply(
     scale,
     alive,
     exp_mult,
+    limit,
+    second_eps,
+    vector_eps,
     PARAM: tl.constexpr,
     GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -207,15 +248,15 @@ def apply(
     if tl.load(alive) != 0.0:
         place = work + tl.program_id(0) * 2
         tensor, item = tl.load(place).to(tl.int64), tl.load(place + 1)
-        n = field(geometry, tensor, 0)
-        param = pointer(pointers, tensor, 0, PARAM)
-        grad = pointer(pointers, tensor, 1, GRAD)
-        momenta = pointer(pointers, tensor, 2, tl.float32)
-        second = pointer(pointers, tensor, 3, tl.float32)
-        nu, nw = field(geometry, tensor, 5), field(geometry, tensor, 6)
-        hidden_u = scratch + field(geometry, tensor, 17)
-        hidden_w = scratch + field(geometry, tensor, 18)
-        weights = scratch + field(geometry, tensor, 19)
+        n = field(geometry, tensor, AT_N)
+        param = pointer(pointers, tensor, PARAM_AT, PARAM)
+        grad = pointer(pointers, tensor, GRAD_AT, GRAD)
+        momenta = pointer(pointers, tensor, MOMENTA_AT, tl.float32)
+        second = pointer(pointers, tensor, SECOND_AT, tl.float32)
+        nu, nw = field(geometry, tensor, AT_NU), field(geometry, tensor, AT_NW)
+        hidden_u = scratch + field(geometry, tensor, AT_HIDDEN_U)
+        hidden_w = scratch + field(geometry, tensor, AT_HIDDEN_W)
+        weights = scratch + field(geometry, tensor, AT_FOLDED)
         size = tl.load(weights + CHANNELS * 4)
         lr = tl.load(settings + tensor * 3)
         decay = tl.load(settings + tensor * 3 + 1) * tl.load(scale)
@@ -223,14 +264,14 @@ def apply(
         for start in range(0, ITEM, BLOCK):
             e = item * ITEM + start + tl.arange(0, BLOCK)
             ok = e < n
-            g, _ = gradient(grad, e, ok)
+            g, _ = gradient(grad, e, ok, limit)
             p = tl.load(param + e, mask=ok, other=0.0).to(tl.float32)
             m0 = tl.load(momenta + e, mask=ok, other=0.0)
             m1 = tl.load(momenta + n + e, mask=ok, other=0.0)
             m2 = tl.load(momenta + 2 * n + e, mask=ok, other=0.0)
             s = tl.load(second + e, mask=ok, other=0.0)
             u, w, ok_u, g0, g1, g2, f0, f1, f2 = _factor_at(
-                geometry, pointers, tensor, scratch, e, ok
+                geometry, pointers, tensor, scratch, e, ok, vector_eps
             )
             h0 = tl.load(hidden_w + w, mask=ok, other=0.0)
             h1 = tl.load(hidden_w + nw + w, mask=ok, other=0.0)
@@ -240,7 +281,7 @@ def apply(
             h1 += tl.load(hidden_u + nu + u, mask=ok_u, other=0.0)
             h2 += tl.load(hidden_u + 2 * nu + u, mask=ok_u, other=0.0)
             h3 += tl.load(hidden_u + 3 * nu + u, mask=ok_u, other=0.0)
-            q = tl.rsqrt(s + 1e-6)
+            q = tl.rsqrt(s + second_eps)
             h0, h1, h2, h3 = _feed(h0, h1, h2, h3, weights, 0, g)
             h0, h1, h2, h3 = _feed(h0, h1, h2, h3, weights, 1, clip(g, 0.1))
             h0, h1, h2, h3 = _feed(h0, h1, h2, h3, weights, 2, p)

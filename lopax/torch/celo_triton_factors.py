@@ -9,7 +9,32 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lopax.torch.triton_tables import field, gradient, pointer
+from lopax.torch.triton_tables import (
+    AT_CHUNKS_U,
+    AT_CHUNKS_W,
+    AT_GROUPS_Q,
+    AT_GROUPS_R,
+    AT_HIDDEN_U,
+    AT_HIDDEN_W,
+    AT_INNER_U,
+    AT_INNER_W,
+    AT_LENGTH_X,
+    AT_LENGTH_Y,
+    AT_NU,
+    AT_NW,
+    AT_ROW_OVER_X,
+    AT_SCALE_U,
+    AT_SCALE_W,
+    AT_SUM_U,
+    AT_SUM_W,
+    AT_VECTOR,
+    COL_AT,
+    GRAD_AT,
+    ROW_AT,
+    field,
+    gradient,
+    pointer,
+)
 
 ROW_W0 = tl.constexpr(18 * 4)  # where things are in the packed meta-parameters
 COL_W0 = tl.constexpr(ROW_W0 + 6 * 4)
@@ -23,6 +48,7 @@ def factor_sums(
     work,  # [programs, 4] tensor, over Y instead of X, tile of outputs, chunk
     scratch,
     flaw,  # [] int32, set to 1 if a gradient is not finite
+    limit,
     GRAD: tl.constexpr,
     OUT: tl.constexpr,
     RED: tl.constexpr,
@@ -33,12 +59,24 @@ def factor_sums(
     tensor, over_y = tl.load(item).to(tl.int64), tl.load(item + 1)
     tile, chunk = tl.load(item + 2), tl.load(item + 3)
     if over_y != 0:
-        inner, length = field(geometry, tensor, 3), field(geometry, tensor, 4)
-        outputs, into = field(geometry, tensor, 6), field(geometry, tensor, 14)
+        inner, length = (
+            field(geometry, tensor, AT_INNER_W),
+            field(geometry, tensor, AT_LENGTH_Y),
+        )
+        outputs, into = (
+            field(geometry, tensor, AT_NW),
+            field(geometry, tensor, AT_SUM_W),
+        )
     else:
-        inner, length = field(geometry, tensor, 1), field(geometry, tensor, 2)
-        outputs, into = field(geometry, tensor, 5), field(geometry, tensor, 13)
-    grad = pointer(pointers, tensor, 1, GRAD)
+        inner, length = (
+            field(geometry, tensor, AT_INNER_U),
+            field(geometry, tensor, AT_LENGTH_X),
+        )
+        outputs, into = (
+            field(geometry, tensor, AT_NU),
+            field(geometry, tensor, AT_SUM_U),
+        )
+    grad = pointer(pointers, tensor, GRAD_AT, GRAD)
     out = tile * OUT + tl.arange(0, OUT).to(tl.int64)
     known = out < outputs
     base = (out // inner) * (length * inner) + out % inner
@@ -49,12 +87,12 @@ def factor_sums(
         inside = at < length
         if inner == 1:  # the summed axis is contiguous: let it be the tile's fast axis
             mask = known[:, None] & inside[None, :]
-            g, bad = gradient(grad, base[:, None] + at[None, :], mask)
+            g, bad = gradient(grad, base[:, None] + at[None, :], mask, limit)
             total += tl.sum(g * g, axis=1)
             faults += tl.sum(bad.to(tl.int32), axis=1)
         else:
             mask = inside[:, None] & known[None, :]
-            g, bad = gradient(grad, base[None, :] + at[:, None] * inner, mask)
+            g, bad = gradient(grad, base[None, :] + at[:, None] * inner, mask, limit)
             total += tl.sum(g * g, axis=0)
             faults += tl.sum(bad.to(tl.int32), axis=0)
     tl.store(scratch + into + chunk.to(tl.int64) * outputs + out, total, mask=known)
@@ -75,8 +113,8 @@ def _moment(moments, sums, chunks, n, inverse, rate, offsets, mask):
 
 
 @triton.jit
-def _normal(squares, n):
-    return tl.rsqrt(1e-5 + tl.sum(squares, axis=0) / n.to(tl.float32))
+def _normal(squares, n, eps):
+    return tl.rsqrt(eps + tl.sum(squares, axis=0) / n.to(tl.float32))
 
 
 @triton.jit
@@ -87,25 +125,44 @@ def factor(
     theta,
     rates,  # [3]
     alive,
+    channel_eps,
     BLOCK: tl.constexpr,
 ):
     """Program (tensor, 0 or 1): the row or the column moments, their contribution to
     the first layer, and the columns' scale. A vector's program 0 does all."""
     tensor, is_col = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    vector = field(geometry, tensor, 7)
+    vector = field(geometry, tensor, AT_VECTOR)
     if (tl.load(alive) != 0.0) & ((vector == 0) | (is_col == 0)):
-        over_x = field(geometry, tensor, 8) != is_col
+        over_x = field(geometry, tensor, AT_ROW_OVER_X) != is_col
         over_x = over_x & (vector == 0)
         if over_x:
-            n, length = field(geometry, tensor, 5), field(geometry, tensor, 2)
-            chunks, sums = field(geometry, tensor, 9), field(geometry, tensor, 13)
-            scale, hidden = field(geometry, tensor, 15), field(geometry, tensor, 17)
+            n, length = (
+                field(geometry, tensor, AT_NU),
+                field(geometry, tensor, AT_LENGTH_X),
+            )
+            chunks, sums = (
+                field(geometry, tensor, AT_CHUNKS_U),
+                field(geometry, tensor, AT_SUM_U),
+            )
+            scale, hidden = (
+                field(geometry, tensor, AT_SCALE_U),
+                field(geometry, tensor, AT_HIDDEN_U),
+            )
         else:
-            n, length = field(geometry, tensor, 6), field(geometry, tensor, 4)
-            chunks, sums = field(geometry, tensor, 10), field(geometry, tensor, 14)
-            scale, hidden = field(geometry, tensor, 16), field(geometry, tensor, 18)
-        row = pointer(pointers, tensor, 4, tl.float32)
-        col = pointer(pointers, tensor, 5, tl.float32)
+            n, length = (
+                field(geometry, tensor, AT_NW),
+                field(geometry, tensor, AT_LENGTH_Y),
+            )
+            chunks, sums = (
+                field(geometry, tensor, AT_CHUNKS_W),
+                field(geometry, tensor, AT_SUM_W),
+            )
+            scale, hidden = (
+                field(geometry, tensor, AT_SCALE_W),
+                field(geometry, tensor, AT_HIDDEN_W),
+            )
+        row = pointer(pointers, tensor, ROW_AT, tl.float32)
+        col = pointer(pointers, tensor, COL_AT, tl.float32)
         moments = row
         if is_col != 0:
             moments = col
@@ -125,8 +182,16 @@ def factor(
             s3 += tl.where(ok, 1.0 / (m0 + 1e-8), 0.0)
             s4 += tl.where(ok, 1.0 / (m1 + 1e-8), 0.0)
             s5 += tl.where(ok, 1.0 / (m2 + 1e-8), 0.0)
-        f0, f1, f2 = _normal(s0, n), _normal(s1, n), _normal(s2, n)
-        f3, f4, f5 = _normal(s3, n), _normal(s4, n), _normal(s5, n)
+        f0, f1, f2 = (
+            _normal(s0, n, channel_eps),
+            _normal(s1, n, channel_eps),
+            _normal(s2, n, channel_eps),
+        )
+        f3, f4, f5 = (
+            _normal(s3, n, channel_eps),
+            _normal(s4, n, channel_eps),
+            _normal(s5, n, channel_eps),
+        )
         for start in range(0, n, BLOCK):
             i = start + tl.arange(0, BLOCK)
             ok = i < n
@@ -177,12 +242,18 @@ def row_scales(
         item = work + tl.program_id(0) * 3
         tensor = tl.load(item).to(tl.int64)
         decay, group = tl.load(item + 1).to(tl.int64), tl.load(item + 2).to(tl.int64)
-        q, r = field(geometry, tensor, 11), field(geometry, tensor, 12)
-        n, into = field(geometry, tensor, 6), field(geometry, tensor, 16)
-        if field(geometry, tensor, 8) != 0:
-            n, into = field(geometry, tensor, 5), field(geometry, tensor, 15)
+        q, r = (
+            field(geometry, tensor, AT_GROUPS_Q),
+            field(geometry, tensor, AT_GROUPS_R),
+        )
+        n, into = field(geometry, tensor, AT_NW), field(geometry, tensor, AT_SCALE_W)
+        if field(geometry, tensor, AT_ROW_OVER_X) != 0:
+            n, into = (
+                field(geometry, tensor, AT_NU),
+                field(geometry, tensor, AT_SCALE_U),
+            )
         base = decay * n + (group // r) * (q * r) + group % r
-        row = pointer(pointers, tensor, 4, tl.float32) + base
+        row = pointer(pointers, tensor, ROW_AT, tl.float32) + base
         total = tl.zeros([BLOCK], tl.float32)
         for start in range(0, q, BLOCK):
             i = start + tl.arange(0, BLOCK)

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lopax._core.sizes import SizeBounds
 from lopax.rules.channels import ELEMENT, GROUPS, places
+from lopax.rules.element_net import ElementNet
 from lopax.torch import moments
 from lopax.torch.celo import CeloRule
 from lopax.torch.celo_adam import CeloAdamRule
@@ -50,14 +52,31 @@ def create(rule: Rule) -> FusedCUDA:
             "the fused CUDA kernels need Triton (pip install triton); or use "
             "backend='plain'"
         ) from None
-    if isinstance(rule, CeloRule) and rule.config.hidden == 4:
-        return FusedCelo(rule)
+    if isinstance(rule, CeloRule):
+        reason = _not_covered(rule.element_net(""))
+        if reason is None:
+            return FusedCelo(rule)
+        raise BackendUnavailable(f"{rule.name!r}: {reason}; use backend='plain'")
     if isinstance(rule, CeloAdamRule):
         return FusedCeloAdam(rule)
     raise BackendUnavailable(
-        f"there is no fused CUDA kernel for {rule.name!r} with these settings; use "
-        "backend='plain'"
+        f"there is no fused CUDA kernel for {rule.name!r}; use backend='plain'"
     )
+
+
+def _not_covered(net: ElementNet) -> str | None:
+    """What of a network the Triton kernels cannot do; None if they cover it."""
+    fixed = ElementNet(
+        hidden=4,
+        exp_mult=net.exp_mult,
+        epsilons=net.epsilons,
+        bounds=net.bounds or SizeBounds(),
+    )
+    differ = [k for k, v in fixed._asdict().items() if v != getattr(net, k)]
+    if not differ:
+        return None
+    told = ", ".join(f"{k} = {getattr(net, k)}" for k in differ)
+    return f"the CUDA kernel is not for {told}"
 
 
 class FusedCUDA:
@@ -67,6 +86,7 @@ class FusedCUDA:
 
     def __init__(self, rule: Any):
         self._device = rule.theta["scheduler/centres"].device
+        self._limit = rule.grad_clip
         self._tables: dict[Any, Tables] = {}
         self._step: list[tuple[Tables, list[Entry], list[Operand]]] = []
         self._used: list[Tables] = []
@@ -153,7 +173,8 @@ class FusedCelo(FusedCUDA):
 
     def __init__(self, rule: CeloRule):
         super().__init__(rule)
-        theta, c = rule.theta, rule.config
+        theta, net = rule.theta, rule.element_net("")
+        assert net.bounds is not None, "see create"
         w0 = theta["rule/w0"]
         parts = [
             *(w0[list(places(names))] for names in PACKED),
@@ -164,7 +185,8 @@ class FusedCelo(FusedCUDA):
         momenta, second, factored = (1.0 - d for d in moments.decays(theta))
         self._rates = torch.cat([momenta, second])
         self._factored = factored
-        self._exp_mult, self._bounds = c.exp_mult, c.bounds
+        self._exp_mult, self._bounds = net.exp_mult, net.bounds
+        self._epsilons = net.epsilons
 
     def _examine(self, tables: Tables, flaw: Tensor) -> None:
         from lopax.torch import celo_triton_factors
@@ -176,6 +198,7 @@ class FusedCelo(FusedCUDA):
             tables.sums,
             tables.scratch,
             flaw,
+            self._limit,
             GRAD=tables.grad_type,
             OUT=OUT,
             RED=RED,
@@ -195,6 +218,7 @@ class FusedCelo(FusedCUDA):
             between = [self._bounds.of(e.shape, e.matrix) for e in members]
             t.sizes = torch.tensor(between, dtype=torch.float32, device=self._device)
         where = (t.geometry, t.pointers)
+        seen = (self._limit, self._epsilons.second, self._epsilons.vector)
         types = {"PARAM": t.param_type, "GRAD": t.grad_type}
         factors.factor[(count, 2)](
             *where,
@@ -202,6 +226,7 @@ class FusedCelo(FusedCUDA):
             self._theta,
             self._factored,
             alive,
+            self._epsilons.channel,
             BLOCK=ROWS,
             num_warps=8,
         )
@@ -215,12 +240,20 @@ class FusedCelo(FusedCUDA):
             t.scratch,
             self._rates,
             alive,
+            *seen,
             **types,
             BLOCK=BLOCK,
             ITEM=ITEM,
         )
         kernels.fold[(count,)](
-            t.geometry, t.scratch, self._theta, t.sizes, scale, alive, ITEMS=128
+            t.geometry,
+            t.scratch,
+            self._theta,
+            t.sizes,
+            scale,
+            alive,
+            self._epsilons.channel,
+            ITEMS=128,
         )
         kernels.apply[(len(t.items),)](
             *where,
@@ -231,6 +264,7 @@ class FusedCelo(FusedCUDA):
             scale,
             alive,
             self._exp_mult,
+            *seen,
             **types,
             BLOCK=BLOCK,
             ITEM=ITEM,
@@ -253,6 +287,7 @@ class FusedCeloAdam(FusedCUDA):
             tables.pointers,
             tables.items,
             flaw,
+            self._limit,
             GRAD=tables.grad_type,
             BLOCK=BLOCK,
             ITEM=ITEM,
@@ -278,6 +313,7 @@ class FusedCeloAdam(FusedCUDA):
             alive,
             1.0 - self._b1,
             1.0 - self._b2,
+            self._limit,
             PARAM=tables.param_type,
             GRAD=tables.grad_type,
             BLOCK=BLOCK,

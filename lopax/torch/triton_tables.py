@@ -35,8 +35,35 @@ FIELDS = (
     "squares",
     "items",
 )
+(
+    AT_N,
+    AT_INNER_U,
+    AT_LENGTH_X,
+    AT_INNER_W,
+    AT_LENGTH_Y,
+    AT_NU,
+    AT_NW,
+    AT_VECTOR,
+    AT_ROW_OVER_X,
+    AT_CHUNKS_U,
+    AT_CHUNKS_W,
+    AT_GROUPS_Q,
+    AT_GROUPS_R,
+    AT_SUM_U,
+    AT_SUM_W,
+    AT_SCALE_U,
+    AT_SCALE_W,
+    AT_HIDDEN_U,
+    AT_HIDDEN_W,
+    AT_FOLDED,
+    AT_SQUARES,
+    AT_ITEMS,
+) = (tl.constexpr(i) for i in range(len(FIELDS)))
 COLUMNS = tl.constexpr(len(FIELDS))
-POINTERS = tl.constexpr(6)  # param, grad, momenta, second, row, col
+PARAM_AT, GRAD_AT, MOMENTA_AT, SECOND_AT, ROW_AT, COL_AT = (
+    tl.constexpr(i) for i in range(6)
+)
+POINTERS = tl.constexpr(6)
 
 
 @triton.jit
@@ -56,8 +83,8 @@ def clip(x, limit):
 
 
 @triton.jit
-def gradient(pointer, offsets, mask):
-    """Clipped to +-1000, and whether it is not finite."""
+def gradient(pointer, offsets, mask, limit):
+    """Clipped to +-limit, and whether it is not finite."""
     g = tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)
     bad = (g != g) | (tl.abs(g) == float("inf"))
-    return clip(g, 1000.0), bad
+    return clip(g, limit), bad
