@@ -122,6 +122,6 @@ def test_blocks_are_whatever_the_axes_come_to():
 
 @pytest.mark.parametrize("name", ARCHITECTURES.names("*"))
 def test_every_description_makes_sense(name):
-    config = getattr(architecture(name), "config", None)
-    if hasattr(config, "element_net"):
-        assert config.element_net.checked() is not None
+    net = getattr(getattr(architecture(name), "config", None), "element_net", None)
+    if net is not None:
+        assert net.checked() is net

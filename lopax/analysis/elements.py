@@ -136,7 +136,8 @@ def element_net(optimizer: LearnedOptimizer) -> NamedInputs:
     it has none with named inputs."""
     for kind, (key, timed) in _KEYS.items():
         if isinstance(optimizer, kind):
-            return NamedInputs(key, optimizer.config.element_net, timed)
+            config: Any = optimizer.config  # type: ignore[attr-defined]
+            return NamedInputs(key, config.element_net, timed)
     names = ", ".join(k.name for k in _KEYS)
     raise NotApplicable(
         f"{optimizer.name!r} has no per-element network with named inputs, so there is "

@@ -120,11 +120,11 @@ def _program(
         return delta, new.momenta, new.second, *new.factored
 
     def kernel(*operands: Array) -> tuple[Array, ...]:
-        grad, param, *state = operands[:7]
+        grad, param, state = operands[0], operands[1], operands[2:7]
         network = dict(zip(ARRAYS, operands[7:13], strict=True))
         axes = factored_dims(grad.shape)
         rest = operands[13:]
-        return xla.call(net, axes, bound, grad, param, tuple(state), network, *rest)
+        return xla.call(net, axes, bound, grad, param, state, network, *rest)
 
     @jax.custom_jvp
     def run(*operands: Array) -> tuple[Array, ...]:

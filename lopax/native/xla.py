@@ -84,7 +84,7 @@ def call(
     bound: float,
     grad: Array,
     param: Array,
-    state: tuple[Array, Array, Array, Array, Array],
+    state: tuple[Array, ...],
     network: dict[str, Array],
     decays: Array,
     scale: Array,

@@ -16,7 +16,7 @@ from lopax._core.sizes import SizeBounds
 from lopax.rules import channels
 from lopax.rules.channels import GROUPS, VELO
 
-ARRAYS = ("w0", "b0", "w1", "b1", "w2", "b2")
+ARRAYS: tuple[str, ...] = ("w0", "b0", "w1", "b1", "w2", "b2")
 """Of a network with two hidden layers of one width."""
 NUM_DECAYS = 3
 """Of the momenta, and of the factored second moments."""

@@ -42,13 +42,16 @@ def create(rule: Rule) -> FusedCPU:
 
     Raises `BackendUnavailable` if the core does not cover it, or cannot be had.
     """
-    nets = [rule.element_net(role) for role in rule.roles or ("",)]
-    net = next((n for n in nets if n is not None), None)
-    if net is None:
+    nets = {rule.element_net(role) for role in rule.roles or ("",)} - {None}
+    if not nets:
         raise BackendUnavailable(
             f"there is no fused CPU kernel for {rule.name!r}; use backend='plain'"
         )
+    net, *others = nets
+    assert net is not None
     reason = not_covered(net)
+    if others:
+        reason = "the kernel is for one network, and its roles have several"
     if reason is not None:
         raise BackendUnavailable(f"{rule.name!r}: {reason}; use backend='plain'")
     return FusedCPU(core(net.hidden))
