@@ -204,8 +204,8 @@ def main() -> int:
     if args.plot:
         plot(points, args.plot)
     code = finish(results)
-    for case, rows in points.items():
-        unbiased = {k: r.work for k, r in rows.items() if "trunc" not in k}
+    for case, found in points.items():
+        unbiased = {k: r.work for k, r in found.items() if "trunc" not in k}
         best = min(unbiased, key=unbiased.__getitem__)
         print(
             f"{case}: least long-run noise x seconds of the unbiased: {best} "

@@ -286,9 +286,12 @@ def plot(results: Sequence[Result], path: str) -> None:
         ("window of", "s--", "inner steps a window"),
         ("batches of", "^:", "batch, per example"),
     ):
-        chosen = [r for r in results if word in r.case and r.ratio is not None]
-        sizes = [int(next(t for t in r.case.split() if t.isdigit())) for r in chosen]
-        axis.plot(sizes, [r.ratio for r in chosen], mark, label=label)
+        chosen = [
+            (int(next(t for t in r.case.split() if t.isdigit())), r.ratio)
+            for r in results
+            if word in r.case and r.ratio is not None
+        ]
+        axis.plot([x for x, _ in chosen], [y for _, y in chosen], mark, label=label)
     axis.set_xscale("log", base=2)
     axis.set_ylim(0.0, 2.0)
     axis.set_xlabel("trajectories, inner steps a window, batch size")

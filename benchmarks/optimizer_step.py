@@ -120,7 +120,9 @@ class Stepper:
 
     @property
     def temporary_bytes(self) -> int:
-        return self.compiled.memory_analysis().temp_size_in_bytes
+        memory = self.compiled.memory_analysis()
+        assert memory is not None, "this backend does not tell"
+        return memory.temp_size_in_bytes
 
 
 def transformation(name: str) -> Any:

@@ -173,11 +173,11 @@ def together(clock: Clock, rounds: int) -> list[Result]:
     found = []
     for label, shapes in MANY.items():
         xs = [jnp.asarray(matrices(s)["normal"][0]) for s in (shapes * 16)[:16]]
-        runs = []
-        for call in (orthogonalize_all, lambda xs: [orthogonalize(x) for x in xs]):
-            compiled = jax.jit(call).lower(xs).compile()
-            runs.append(functools.partial(compiled, xs))
-        value, reference, ratio = paired(*runs, rounds, clock)
+        at_once, one_by_one = (
+            functools.partial(jax.jit(call).lower(xs).compile(), xs)
+            for call in (orthogonalize_all, lambda xs: [orthogonalize(x) for x in xs])
+        )
+        value, reference, ratio = paired(at_once, one_by_one, rounds, clock)
         found.append(
             Result(
                 benchmark="orthogonalize",

@@ -5,6 +5,8 @@ python examples/jax_digits.py
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,7 +16,7 @@ import lopax
 
 STEPS, BATCH = 1_000, 64
 
-digits = load_digits()
+digits: Any = load_digits()
 images = jnp.asarray(digits.data / 16.0, jnp.float32)
 labels = jnp.asarray(digits.target)
 train, test = slice(0, 1_400), slice(1_400, None)
@@ -44,7 +46,7 @@ def fit(opt: optax.GradientTransformation) -> tuple[float, float]:
     """Final training loss and test accuracy."""
     opt = optax.with_extra_args_support(opt)
 
-    def step(carry, key):
+    def step(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
         params, state = carry
         index = jax.random.randint(key, (BATCH,), 0, 1_400)
         loss, grads = jax.value_and_grad(loss_fn)(params, images[index], labels[index])
@@ -53,9 +55,9 @@ def fit(opt: optax.GradientTransformation) -> tuple[float, float]:
 
     @jax.jit
     def run(key):
-        params = init(key)
+        start = init(key)
         keys = jax.random.split(key, STEPS)
-        (params, _), losses = jax.lax.scan(step, (params, opt.init(params)), keys)
+        (params, _), losses = jax.lax.scan(step, (start, opt.init(start)), keys)
         hit = jnp.argmax(logits(params, images[test]), -1) == labels[test]
         return losses[-50:].mean(), hit.mean()
 

@@ -10,6 +10,7 @@ optimizer that `make(model)` returns and gives back a held-out number, lower is 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -25,26 +26,53 @@ Make = Callable[[nn.Module], Any]
 Train = Callable[[Make, int, Callable[..., None]], float]
 
 
+@dataclasses.dataclass
+class Learned:
+    """Makes a learned optimizer with everything at its default."""
+
+    name: str
+    weights: str | None
+    steps: int
+
+    def __call__(self, model: nn.Module) -> lopax.torch.LearnedOptimizer:
+        params = trained(model)
+        return lopax.torch.optimizer(
+            self.name, params, num_steps=self.steps, weights=self.weights
+        )
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers as one, with the groups of all."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+
+    def step(self, closure: Any = None) -> Any:
+        loss = None if closure is None else closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+
 class Scheduled:
     """torch optimizers under warm-up (5 %) and a cosine to zero; ignores the loss."""
 
-    def __init__(self, optimizers: list[torch.optim.Optimizer], steps: int) -> None:
+    def __init__(self, parts: list[torch.optim.Optimizer], steps: int) -> None:
         def factor(step: int) -> float:
             rise = min(1.0, (step + 1) / max(1.0, 0.05 * steps))
             return rise * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
-        self.optimizers = optimizers
-        schedule = torch.optim.lr_scheduler.LambdaLR
-        self.schedules = [schedule(o, factor) for o in optimizers]
+        self.optimizer = parts[0] if len(parts) == 1 else Together(parts)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
 
     def zero_grad(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
+        self.optimizer.zero_grad()
 
     def step(self, loss: torch.Tensor | None = None) -> None:
         del loss
-        for part in (*self.optimizers, *self.schedules):
-            part.step()
+        self.optimizer.step()
+        self.schedule.step()
 
 
 def adamw(rate: float, steps: int) -> Make:
@@ -88,15 +116,8 @@ def _adamw(model: nn.Module, rate: float, wanted: Any) -> torch.optim.AdamW:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate)
 
 
-def example(
-    about: str,
-    train: Train,
-    *,
-    steps: int,
-    unit: str,
-    baselines: tuple[str, ...] = ("adamw", "muon"),
-) -> None:
-    """The command line of an example; `baselines`: what --compare adds."""
+def example(about: str, train: Train, *, steps: int, unit: str) -> Learned:
+    """The command line of an example; returns the learned optimizer it was given."""
     parser = argparse.ArgumentParser(description=about)
     rules = lopax.torch.RULES.names()
     parser.add_argument("--optimizer", default="celo2", choices=rules)
@@ -105,13 +126,7 @@ def example(
     parser.add_argument("--compare", action="store_true", help="with AdamW and Muon")
     args = parser.parse_args()
 
-    def learned(model: nn.Module) -> Any:
-        return lopax.torch.optimizer(
-            args.optimizer,
-            trained(model),
-            num_steps=args.steps,
-            weights=args.weights,
-        )
+    learned = Learned(args.optimizer, args.weights, args.steps)
 
     def timed(make: Make, say: Callable[..., None]) -> tuple[float, float]:
         torch.manual_seed(0)
@@ -121,13 +136,13 @@ def example(
 
     found = {f"{args.optimizer}, untuned": timed(learned, print)}
     if args.compare:
-        for name in baselines:
-            tune = {"adamw": adamw, "muon": muon}[name]
+        for name, tune in {"adamw": adamw, "muon": muon}.items():
             runs = {r: timed(tune(r, args.steps), _silent) for r in RATES[name]}
             best = min(runs, key=lambda rate: runs[rate][0])
             found[f"{name}, best of {len(runs)} rates ({best:g})"] = runs[best]
     for name, (value, milliseconds) in found.items():
         print(f"{name:<34} {unit} {value:.4f}   {milliseconds:.1f} ms a step")
+    return learned
 
 
 def _silent(*_: Any) -> None:

@@ -38,8 +38,8 @@ class Classifier(lightning.LightningModule):
         made = self.make(self.model)
         if not isinstance(made, Scheduled):
             return made  # a learned optimizer
-        schedule = {"scheduler": made.schedules[0], "interval": "step"}
-        return {"optimizer": made.optimizers[0], "lr_scheduler": schedule}
+        schedule = {"scheduler": made.schedule, "interval": "step"}
+        return {"optimizer": made.optimizer, "lr_scheduler": schedule}
 
 
 def train(make: Any, steps: int, say: Any) -> float:
@@ -64,4 +64,4 @@ def train(make: Any, steps: int, say: Any) -> float:
 
 
 if __name__ == "__main__":
-    example(str(__doc__), train, steps=300, unit="held-out error", baselines=("adamw",))
+    example(str(__doc__), train, steps=300, unit="held-out error")

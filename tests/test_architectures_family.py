@@ -6,10 +6,11 @@ tensors of rank 0 to 5. Each property is a choice of its inputs.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,8 @@ from lopax.architectures import ARCHITECTURES, architecture, config_of, l3rs
 from lopax.nets import dense_mlp
 
 
-class Row(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Row:
     """What a row of the property table states about an architecture."""
 
     count: int  # meta-parameters with default settings, as stored here

@@ -227,6 +227,7 @@ def last_velo_step(names: str, steps: int = 5, **settings: Any) -> np.ndarray:
     program = quick_jit(
         lambda g, s, p, loss: rule.update(theta, g, s, p, value=loss)[:2]
     )
+    updates: Any = None
     for t in range(steps):
         updates, state = program(grads(t), state, params, np.float32(2.0 + 0.3 * t))
         params = add(params, updates)

@@ -6,37 +6,26 @@ import json
 from pathlib import Path
 
 import pytest
+from hostile_cases import RECIPE
 from interrupted import interrupt
 from shared_files import shared
 
 from lopax.cli.main import COMMANDS, main
 
-RECIPE = """
-name = "tiny"
-settings = { lstm = 18, start = "adam" }
-log_every = 2
-eval_every = 0
-eval_tasks = []
-[[tasks]]
-datasets = ["digits"]
-settings = { hidden = [4], batch_size = 8 }
-[estimator]
-particles = 4
-truncation = 4
-horizon_low = 4
-horizon_high = 8
-chunk = 4
-[[phases]]
-name = "rule"
-outer_steps = STEPS
+CELO = (
+    RECIPE.replace(
+        'architecture = "learned_sgd"', 'settings = { lstm = 18, start = "adam" }'
+    )
+    + """name = "rule"
 trainable = ["rule/*"]
 settings = { phase = 1 }
 """
+)
 
 
 def recipe(folder: Path, steps: int = 4) -> Path:
     path = folder / "tiny.toml"
-    path.write_text(RECIPE.replace("STEPS", str(steps)))
+    path.write_text(CELO.replace("STEPS", str(steps)))
     return path
 
 

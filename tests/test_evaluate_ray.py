@@ -1,10 +1,15 @@
-"""The job list on a real Ray cluster of two nodes, of which one is killed mid-run."""
+"""The job list on a real Ray cluster: a killed node, a killed worker, a killed head, an
+object store that is full."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,7 +109,11 @@ def test_a_cluster_that_loses_a_node_loses_no_result(tmp_path, monkeypatch):
     finally:
         ray.shutdown()
         cluster.shutdown()
-    here = Store(tmp_path / "here")
+    check_equals_an_unbroken_run(store, specs, made, tmp_path)
+
+
+def check_equals_an_unbroken_run(store, specs, made, folder):
+    here = Store(folder / "here")
     run_grid(here, specs, made, SEEDS, measure_cost=False)
     there, alone = (collect(s, specs, made, SEEDS) for s in (store, here))
     assert not there.holes
@@ -114,3 +123,117 @@ def test_a_cluster_that_loses_a_node_loses_no_result(tmp_path, monkeypatch):
             alone.cell("sgd@0.1", problem.name).train,
             rtol=1e-6,
         )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_full_object_store_and_a_killed_worker_lose_no_result(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    for name in ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_USAGE_STATS_ENABLED"):
+        monkeypatch.setenv(name, "0")
+    made, marks = problems(tmp_path), tmp_path / "marks"
+    specs = optimizer_specs(["sgd@0.1"])
+    killed = []
+
+    def kill():
+        """Once a job has begun that takes a while, kills its process."""
+        for _ in range(600):
+            begun = [m.name for m in marks.iterdir() if not m.name.startswith("bowl2")]
+            if begun:
+                killed.append(begun[0].partition(".")[0])
+                os.kill(int(begun[0].rpartition(".")[2]), signal.SIGKILL)
+                return
+            time.sleep(0.1)
+
+    store = Store(tmp_path / "store")
+    try:
+        ray.init(num_cpus=2, log_to_driver=False, object_store_memory=80 * 2**20)
+        full = [ray.put(np.zeros(2**18)) for _ in range(80)]  # twice what there is
+        killer = threading.Thread(target=kill)
+        killer.start()
+        outcome = run_grid(
+            store, specs, made, SEEDS, executor="ray", measure_cost=False
+        )
+        killer.join()
+        assert len(full) == 80 and len(killed) == 1
+    finally:
+        ray.shutdown()
+    assert (outcome.done, outcome.failed) == (6, [])
+    tried = [m for m in marks.iterdir() if m.name.startswith(killed[0])]
+    assert len(tried) == 2
+    check_equals_an_unbroken_run(store, specs, made, tmp_path)
+
+
+DRIVER = """
+import pathlib, sys
+import ray
+from test_evaluate_ray import CONFIG, SEEDS
+from lopax.evaluate.grid import run_grid
+from lopax.evaluate.refs import optimizer_specs, user_problem
+from lopax.evaluate.store import Store
+
+folder = pathlib.Path(sys.argv[1])
+made = [user_problem(folder / f"bowl{i}.py", CONFIG) for i in range(3)]
+ray.init(num_cpus=1, log_to_driver=False)
+run_grid(
+    Store(folder / "store"), optimizer_specs(["sgd@0.1"]), made, SEEDS,
+    executor="ray", measure_cost=False, listener=lambda e: print(e.kind, flush=True),
+)
+"""
+
+
+def offspring(pid: int) -> dict[int, str]:
+    """The processes that a process has started, and theirs, with their names."""
+    parents, names = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = path.read_text().partition("(")[2].rpartition(")")
+        except OSError:
+            continue
+        child = int(path.parent.name)
+        parents[child], names[child] = int(rest.split()[1]), name
+    found: dict[int, str] = {}
+    while more := [
+        c for c, p in parents.items() if p in (pid, *found) and c not in found
+    ]:
+        found |= {c: names[c] for c in more}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_killed_head_ends_the_run_and_keeps_what_was_done(tmp_path):
+    pytest.importorskip("ray", reason="ray is not installed")
+    made, specs = problems(tmp_path), optimizer_specs(["sgd@0.1"])
+    (tmp_path / "driver.py").write_text(DRIVER)
+    here = str(Path(__file__).parent)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]),
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "3",  # of patience, instead of 60
+    }
+    command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path)]
+    with (
+        (tmp_path / "errors").open("w") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        ) as driver,
+    ):
+        assert driver.stdout is not None
+        for line in driver.stdout:
+            if line == "done\n":
+                break
+        processes = offspring(driver.pid)
+        for pid, name in processes.items():
+            if name in ("gcs_server", "raylet"):
+                os.kill(pid, signal.SIGKILL)
+        assert "gcs_server" in processes.values()
+        assert driver.wait(timeout=120) == 1
+    assert "GCS" in (tmp_path / "errors").read_text()
+    store = Store(tmp_path / "store")
+    kept = len(list(store.keys()))
+    assert 2 <= kept < 6
+    outcome = run_grid(store, specs, made, SEEDS, measure_cost=False)
+    assert (outcome.found, outcome.done) == (kept, 6 - kept)
+    check_equals_an_unbroken_run(store, specs, made, tmp_path)

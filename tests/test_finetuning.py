@@ -196,6 +196,7 @@ def test_a_family_as_one_task():
                 params, None, key, split
             )
     assert drawn == {0, 1}
+    member = family.task({"dataset": jnp.asarray(0)})
     assert task.loss_bound == member.loss_bound
     assert task.normalize(jnp.asarray(0.1)) == member.normalize(jnp.asarray(0.1))
 

@@ -54,6 +54,23 @@ RULES = {
 """Name, with a remark behind the last underscore if need be -> settings."""
 
 
+@needs_kernel
+def test_two_processes_build_into_an_empty_cache_at_once(tmp_path):
+    program = "from lopax.native import xla; print(xla.why_not(4))"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "LOPAX_CACHE_DIR": str(tmp_path)},
+        )
+        for _ in range(2)
+    ]
+    assert [p.communicate(timeout=300)[0] for p in running] == ["None\n"] * 2
+    files = [p.name for p in (tmp_path / "native").iterdir()]
+    assert len(files) == 4  # the core and the shim, and their sums
+
+
 def rule_of(name: str, **more):
     settings = {**RULES[name], **more}
     known = name if name in ARCHITECTURES else name.rpartition("_")[0]

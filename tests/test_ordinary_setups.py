@@ -237,10 +237,35 @@ def test_a_result_that_is_not_finite_is_a_skipped_step():
         updates, state = step(opt, params, grads)
         assert not any(np.any(u) for u in jax.tree.leaves(updates))
         assert int(state.rule.skipped) == 1
+        assert_same(state.rule.tensors, opt.init(params).rule.tensors, 0, 0)
     huge = from_rule(rule, theta | {"log_lr": jnp.float32(200.0)})
     updates, state = step(huge, params, grads)
     assert not any(np.any(u) for u in jax.tree.leaves(updates))
     assert int(state.rule.skipped) == 1 and not np.any(state.rule.tensors.rest["w"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_update_that_is_not_finite_leaves_every_state(name, monkeypatch):
+    """Of rules without a kernel all that there is, of the others what is shared."""
+    theta_of(name)
+    opt, params = make(name), {"w": jnp.ones((4, 3)), "b": jnp.ones(5)}
+    rule, made = type(lopax.architecture(name, **SETTINGS[name])), []
+    inner = rule.step_or_keep
+
+    def broken(self: Any, theta: Any, context: Any, leaf: Any, *args: Any) -> Any:
+        delta, state = inner(self, theta, context, leaf, *args)
+        made.append(self.by_kernel(leaf))
+        return (delta * jnp.nan if leaf.name == "w" else delta), state
+
+    monkeypatch.setattr(rule, "step_or_keep", broken)
+    start = opt.init(params)
+    updates, state = opt.update(params, start, params, value=jnp.float32(1.0))
+    assert not any(np.any(u) for u in jax.tree.leaves(updates))
+    assert int(state.rule.skipped) == 1
+    assert_same(state.rule.shared, start.rule.shared, 0, 0)
+    assert made
+    if not any(made):
+        assert_same(state.rule.tensors, start.rule.tensors, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ def test_public_names_have_a_home_and_a_docstring(package):
     for name in names:
         found = public.tree_of(name.module)
         assert re.search(rf"\b{name.name}\b", ast_names(found)), name
+        assert public.summary(name.module, name.name), f"{name}: say what it is"
 
 
 def ast_names(tree: ast.Module) -> str:

@@ -182,6 +182,7 @@ def test_steps_of_matrices_are_nearly_orthogonal_and_of_one_size(shape: Any) -> 
     for kind in ("orthogonal", "learned"):
         param = torch.nn.Parameter(torch.zeros(shape))
         optimizer = celo2([{"params": [param], "role": kind}], lr=2.0)
+        before = param.detach()
         for _ in range(3):
             before = param.detach().clone()
             param.grad = torch.randn(shape)

@@ -155,7 +155,7 @@ def test_past_the_end_there_is_one_warning(name):
 def test_steps_that_are_always_skipped_name_the_parameter(name):
     model = small_model()
     optimizer = make(name, model.named_parameters(), num_steps=200)
-    before = values(model).clone()
+    before, loss = values(model).clone(), torch.tensor(0.0)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for step in range(105):
@@ -236,11 +236,15 @@ def test_growth_without_a_bound_is_linear_and_said():
 
 def test_the_loss_may_come_first_and_a_closure_may_return_nothing():
     results = []
-    for way in range(4):
+
+    def ready():
         model = small_model()
-        optimizer = make("celo", model.parameters())
         loss = loss_of(model, 0)
         loss.backward()
+        return model, make("celo", model.parameters()), loss
+
+    for way in range(4):
+        model, optimizer, loss = ready()
         if way == 0:
             assert optimizer.step(loss=loss) is loss
         elif way == 1:
@@ -252,6 +256,7 @@ def test_the_loss_may_come_first_and_a_closure_may_return_nothing():
         results.append(values(model))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0])
+    _, optimizer, loss = ready()
     with pytest.raises(ConfigError, match="not both"):
         optimizer.step(loss, loss=loss)
 

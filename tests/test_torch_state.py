@@ -68,6 +68,7 @@ def test_state_dict_has_torch_s_two_entries_and_loads_twice(name):
     frozen, weights = copy.deepcopy(saved), copy.deepcopy(model.state_dict())
     train(model, optimizer, range(3, 6))
     expected = values(model)
+    resumed = optimizer
     for _ in range(2):
         again = small_model(seed=1)
         again.load_state_dict(weights)

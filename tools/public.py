@@ -7,6 +7,7 @@ text: the documentation is built where neither JAX nor torch is installed.
 from __future__ import annotations
 
 import ast
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,15 +70,35 @@ def tree_of(module: str) -> ast.Module:
 
 def summary(module: str, name: str | None = None) -> str:
     """The first sentence of a docstring, on one line; "" without one."""
-    node: ast.AST | None = tree_of(module)
+    tree = tree_of(module)
+    node: ast.AST | None = tree
     if name is not None:
         node = next(
-            (n for n in ast.walk(node) if getattr(n, "name", None) == name), None
+            (n for n in ast.walk(tree) if getattr(n, "name", None) == name), None
         )
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
     text = ast.get_docstring(node) if isinstance(node, kinds) else None
+    if node is None and name is not None:
+        text = _below(tree, name)
     first = " ".join((text or "").split("\n\n")[0].split())
     return first.split(". ")[0].rstrip(".:")
+
+
+def _below(tree: ast.Module, name: str) -> str | None:
+    """The string under the assignment to `name` in a module."""
+    for line, following in itertools.pairwise(tree.body):
+        if not isinstance(following, ast.Expr) or name not in _targets(line):
+            continue
+        if isinstance(following.value, ast.Constant):
+            return str(following.value.value)
+    return None
+
+
+def _targets(node: ast.stmt) -> list[str]:
+    """The names that an assignment gives a value."""
+    found = node.targets if isinstance(node, ast.Assign) else []
+    found = [node.target] if isinstance(node, ast.AnnAssign) else found
+    return [target.id for target in found if isinstance(target, ast.Name)]
 
 
 def about(module: str) -> str:

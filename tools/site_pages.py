@@ -180,7 +180,7 @@ def package_pages(
         f"reference/{page}",
         text + "\n".join(directive(n.canonical, n.public) for n in own),
     )
-    for module in (b for b in BASES if b.startswith(f"{package}.")):
+    for module in (b for b in BASES if b.rpartition(".")[0] == package):
         stem = module.rsplit(".", 1)[-1]
         where = f"reference/{page.removesuffix('.md')}/{stem}.md"
         yield where, f"# {stem}\n\n{directive(module)}"

@@ -17,6 +17,11 @@ FLOOR, VECTOR_FLOOR, LIMIT = 0.1, 0.01, 100.0
 outside, but for biases that start at zero."""
 
 
+LARGEST = 1e18
+"""The size of a tensor counts as no more, with a limit or without: its square, and
+what a rule makes of it, stay within float32."""
+
+
 class SizeBounds(NamedTuple):
     """In multiples of the usual size."""
 
@@ -42,7 +47,7 @@ def _of(
 ) -> tuple[float, float]:
     floor = bounds.floor if len(shape) > 1 else bounds.vector_floor
     usual = usual_size(shape, matrix)
-    return floor * usual, bounds.limit * usual
+    return floor * usual, min(bounds.limit * usual, LARGEST)
 
 
 def usual_size(shape: tuple[int, ...], matrix: tuple[int, ...] = (-2, -1)) -> float:

@@ -150,6 +150,13 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         and for rules that treat tensors by their name or rank.
         """
 
+    def by_kernel(self, leaf: Leaf) -> bool:
+        """Whether a fused kernel steps this tensor. It writes the state in place, which
+        is then not kept back if only the finished update is not finite: that would
+        take a copy of it, and twice the time."""
+        del leaf
+        return False
+
     def step_or_keep(
         self,
         theta: Theta,
@@ -291,9 +298,10 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             "the optimizer's state", treedef.unflatten(tensors), state.tensors
         )
         self._check_states(theta, stored, tensors, states)
+        held = states
         states = [
             one
-            for whole, view in zip(states, views, strict=True)
+            for whole, view in zip(held, views, strict=True)
             for one in stacks.states_apart(whole, view)
         ]
         value = lifting.scalar_loss(value)
@@ -344,6 +352,15 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         deltas = [d.astype(p.dtype) for d, p in zip(deltas, tensors, strict=True)]
         made = finite & lifting.all_finite(deltas, None)
         deltas = [jnp.where(made, d, jnp.zeros((), d.dtype)) for d in deltas]
+        news = [
+            stacks.states_together([new for _, new in stepped[part]], view)
+            for part, view in zip(members, views, strict=True)
+        ]
+
+        def keep_unless(made: Flag, of: Sequence[Leaf], new: Any, old: Any) -> Any:
+            by_kernel = any(self.by_kernel(leaf) for leaf in of)
+            return new if by_kernel else trees.select(made, new, old)
+
         new_state = OptState(
             iteration=state.iteration + 1,
             num_steps=state.num_steps,
@@ -351,8 +368,8 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             shared=trees.select(made, shared, state.shared),
             tensors=treedef.unflatten(
                 [
-                    stacks.states_together([new for _, new in stepped[part]], view)
-                    for part, view in zip(members, views, strict=True)
+                    keep_unless(made, places[part], new, old)
+                    for part, new, old in zip(members, news, held, strict=True)
                 ]
             ),
         )

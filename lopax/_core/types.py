@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Key as KeyOf
 
-Params: TypeAlias = PyTree[Array]
+Params: TypeAlias = PyTree[ArrayLike]
 """The inner problem's parameters: any pytree of arrays."""
 
-Updates: TypeAlias = PyTree[Array]
+Updates: TypeAlias = PyTree[ArrayLike]
 """What is added to Params; same structure, shapes and dtypes."""
 
-Theta: TypeAlias = PyTree[Array]
+Theta: TypeAlias = PyTree[ArrayLike]
 """Meta-parameters of a learned optimizer: nested dicts of float32 arrays."""
 
-State: TypeAlias = PyTree[Array]
+State: TypeAlias = PyTree[ArrayLike]
 """An optimizer's carried state."""
 
 TaskState: TypeAlias = PyTree[Any]
@@ -27,6 +29,9 @@ TaskState: TypeAlias = PyTree[Any]
 
 Key: TypeAlias = PRNGKeyArray
 """A typed PRNG key, `jax.random.key(seed)`."""
+
+Keys: TypeAlias = KeyOf[Array, "n"]
+"""Typed PRNG keys, `jax.random.split(key, n)`."""
 
 Scalar: TypeAlias = Float[Array, ""]
 Count: TypeAlias = Int[Array, ""]
@@ -38,6 +43,7 @@ __all__ = [
     "Count",
     "Flag",
     "Key",
+    "Keys",
     "Params",
     "Scalar",
     "State",

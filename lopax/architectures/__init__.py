@@ -51,6 +51,8 @@ class Entry(NamedTuple):
 
 
 ARCHITECTURES: Registry[Entry] = Registry("architecture")
+"""Every rule by name, with the class of its settings."""
+
 ARCHITECTURES.add("celo", Entry(Celo, CeloConfig))
 ARCHITECTURES.add("celo_adam", Entry(CeloAdam, CeloAdamConfig))
 ARCHITECTURES.add("celo2", Entry(Celo2, Celo2Config))

@@ -175,9 +175,9 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
 
     def group_key(self, leaf: Leaf) -> str | None:
         role = self.role(leaf)
-        return None if role == "adam" or self._fused(leaf) else role
+        return None if role == "adam" or self.by_kernel(leaf) else role
 
-    def _fused(self, leaf: Leaf) -> bool:
+    def by_kernel(self, leaf: Leaf) -> bool:
         """Whether the kernel steps a tensor."""
         if self.role(leaf) == "adam":
             return False
@@ -225,7 +225,7 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
         bound: float,
     ) -> tuple[Array, Any]:
         role, flat = self.role(index), self._as_matrices(grad)
-        if not self._fused(index):
+        if not self.by_kernel(index):
             return super().step_or_keep(
                 theta, context, index, grad, state, param, finite, bound
             )

@@ -202,13 +202,14 @@ class ScheduledAdam(_AdamRule):
     needs_horizon: ClassVar[bool] = True
 
     def __init__(self, config: ScheduledAdamConfig | None = None):
-        self.config: ScheduledAdamConfig = config or ScheduledAdamConfig()
+        config = config or ScheduledAdamConfig()
+        self.config, self._knots = config, config.knots
 
     def _schedule_theta(self) -> dict[str, Array]:
-        return {"log_schedule": jnp.zeros((self.config.knots,), jnp.float32)}
+        return {"log_schedule": jnp.zeros((self._knots,), jnp.float32)}
 
     def _log_schedule(self, theta: Theta, fraction: Scalar) -> Scalar:
-        places = jnp.linspace(0.0, 1.0, self.config.knots, dtype=jnp.float32)
+        places = jnp.linspace(0.0, 1.0, self._knots, dtype=jnp.float32)
         return jnp.interp(fraction, places, theta["log_schedule"])
 
 

@@ -1,4 +1,4 @@
-"""A coordinate-wise GRU: the optimizer whose mechanisms were taken apart.
+"""A coordinate-wise GRU: the optimizer whose mechanisms were analysed.
 
 Maheswaranathan, Sussillo, Metz, Sun and Sohl-Dickstein, "Reverse engineering learned
 optimizers reveals known and novel mechanisms" (2020, arXiv 2011.02159). Every element

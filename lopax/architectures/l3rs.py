@@ -104,7 +104,7 @@ def tensors_of(params: Params, any_size: Sequence[str] = ()) -> tuple[str, ...]:
 
 class LossAverages(NamedTuple):
     means: Float[Array, "3"]  # not bias-corrected
-    count: Count  # [] int32, losses seen
+    count: Count  # [] int32, losses seen  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class L3RS(TensorRule[LossAverages, Float[Array, "tensors K"], tuple[Any, ...]]):

@@ -208,7 +208,7 @@ class LearnedMuon(TensorRule[Shared, StepContext, Adaptive]):
 
     def summarise(
         self, theta: Theta, leaf: Leaf, grad: Array, state: Adaptive, param: Array
-    ) -> Float[Array, "10+roles"]:
+    ) -> Float[Array, "F"]:
         """The tensor's features of this step, before the common ones."""
         del theta
         shape = matrix_shape(param.shape)

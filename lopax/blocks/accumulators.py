@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +17,17 @@ from jaxtyping import Array, Bool, Float
 
 from lopax.blocks.normalize import safe_rsqrt
 
+Decays: TypeAlias = Sequence[float] | Float[Array, "K"]
 
-def decay_column(decays: Sequence[float], ndim: int) -> Array:
+
+def decay_column(decays: Decays, ndim: int) -> Array:
     """[K, 1, ..., 1] float32, to broadcast K decays against [K, *shape]."""
     return jnp.asarray(decays, jnp.float32).reshape((-1,) + (1,) * ndim)
 
 
-def ema(old: Array, new: Array, decays: Sequence[float]) -> Float[Array, "K *s"]:
+def ema(
+    old: Float[Array, "K *s"], new: Float[Array, "*s"], decays: Decays
+) -> Float[Array, "K *s"]:
     """d old + (1 - d) new for each decay; `old` [K, *shape], `new` [*shape]."""
     d = decay_column(decays, new.ndim)
     return d * old + (1.0 - d) * new
@@ -41,7 +45,7 @@ def learned_decays(initial: Sequence[float], offsets: Array) -> Float[Array, "K"
     return jnp.clip(1.0 - jnp.exp((start + offsets) * 10.0), 0.0, 1.0)
 
 
-def reached(*averages: Float[Array, "K *s"]) -> Bool[Array, "*s"]:
+def reached(*averages: Float[Array, "_ *s"]) -> Bool[Array, "*s"]:
     """Which elements ever saw a gradient other than zero: those where any of these
     averages of it is not zero. The others are to stay where they are."""
     found = [jnp.any(x != 0.0, axis=0) for x in averages]
@@ -99,7 +103,7 @@ def factored_init(shape: tuple[int, ...], num_decays: int) -> Factored:
     return Factored(zeros(_without(shape, d0)), zeros(_without(shape, d1)), empty())
 
 
-def factored_update(old: Factored, grad: Array, decays: Sequence[float]) -> Factored:
+def factored_update(old: Factored, grad: Array, decays: Decays) -> Factored:
     """Moments after one more gradient [*shape]."""
     if grad.size == 0:  # a mean over nothing would be NaN
         return old

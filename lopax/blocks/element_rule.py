@@ -162,6 +162,9 @@ class ElementRule(TensorRule[Any, Any, Moments]):
         numbers = self.numbers(theta, context, index, param)
         return element_net.step(net, numbers, grad, state, param, self.unrolled)
 
+    def by_kernel(self, leaf: Leaf) -> bool:
+        return why_plain(self.config, leaf.shape) is None
+
     def step_or_keep(
         self,
         theta: Theta,
@@ -173,7 +176,7 @@ class ElementRule(TensorRule[Any, Any, Moments]):
         finite: Flag,
         bound: float,
     ) -> tuple[Array, Moments]:
-        if why_plain(self.config, grad.shape):
+        if not self.by_kernel(index):
             return super().step_or_keep(
                 theta, context, index, grad, state, param, finite, bound
             )

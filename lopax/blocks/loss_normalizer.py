@@ -13,7 +13,7 @@ from lopax._core.types import Count, Scalar
 class LossMoments(NamedTuple):
     mean: Scalar  # [] moving average, not bias-corrected
     variance: Scalar  # [] the same, of squared distances to the updated mean
-    count: Count  # [] int32, losses seen
+    count: Count  # [] int32, losses seen  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def init() -> LossMoments:

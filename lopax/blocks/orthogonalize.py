@@ -12,6 +12,7 @@ from collections.abc import Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lopax._core import polar
@@ -25,7 +26,9 @@ SMALL_ROW = 1e-5
 
 
 def orthogonalize(
-    x: Float[Array, "*n r c"], method: str = "auto", rounds: int | None = None
+    x: Float[Array | np.ndarray, "*n r c"],
+    method: str = "auto",
+    rounds: int | None = None,
 ) -> Float[Array, "*n r c"]:
     """Approximately U V^T for each matrix X = U S V^T in the last two axes.
 
@@ -41,6 +44,7 @@ def orthogonalize(
 
     Raises `ValueError` for another method, rounds below one, or a vector.
     """
+    x = jnp.asarray(x)
     if x.ndim < 2:
         raise ValueError(f"only matrices can be orthogonalised, got shape {x.shape}")
     tall = _tall(x)

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from lopax.cli.stdio import JSON
+from lopax.cli import stdio
 from lopax.meta.loop import Progress as TrainProgress
 
 
@@ -29,7 +29,7 @@ def console() -> Console:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table: tab-separated lines if the output is not a terminal, with --json
     an object for each row."""
-    if JSON.get():
+    if stdio.JSON.get():
         for row in rows:
             print(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False))
         return
@@ -49,7 +49,7 @@ class TrainingDisplay:
     """Progress of a meta-training run: a live bar, or a line now and then."""
 
     def __init__(self, total: int, done: int = 0, every: float = 15.0):
-        self._live = sys.stderr.isatty()
+        self._live = stdio.live()
         self._total, self._first = total, done
         self._every, self._last = every, 0.0
         self._speed = self._seen = 0.0
@@ -97,11 +97,9 @@ class TrainingDisplay:
             self._last = time.monotonic()
             made = max(p.step - self._first, 1)
             left = p.seconds / made * (p.total - p.step)
-            print(
+            stdio.note(
                 f"{p.phase} {p.step}/{p.total}  {text}  {p.seconds:.0f} s, "
-                f"{left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
+                f"{left:.0f} s left"
             )
 
     def _measure(self, p: TrainProgress) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 import platform
 import shlex
 import sys
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from lopax._version import __version__
-from lopax.cli import flags
+from lopax.cli import flags, stdio
 
 ABOUT = "Print versions, devices and folders, and run a self-check of a few seconds."
 PACKAGES = (
@@ -36,7 +37,7 @@ class DoctorFlags:
 def main(argv: Sequence[str]) -> int:
     args = flags.parse(DoctorFlags, argv, "doctor", ABOUT)
     for name, value in facts().items():
-        print(f"{name:<16} {value}")
+        _line(name, value)
     if not args.check:
         return 0
     failed = 0
@@ -45,8 +46,16 @@ def main(argv: Sequence[str]) -> int:
         problem = check()
         failed += problem is not None
         mark = "ok" if problem is None else f"FAILED: {problem}"
-        print(f"{'check ' + name:<16} {mark} ({time.monotonic() - started:.1f} s)")
+        _line(f"check {name}", f"{mark} ({time.monotonic() - started:.1f} s)")
     return 1 if failed else 0
+
+
+def _line(name: str, value: str) -> None:
+    """A line of what was found; with --json an object."""
+    if stdio.JSON.get():
+        print(json.dumps({"name": name, "value": value}))
+    else:
+        print(f"{name:<16} {value}")
 
 
 def facts() -> dict[str, str]:

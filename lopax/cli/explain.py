@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from lopax.cli import flags
+from lopax.cli.stdio import made, note, say
 
 ABOUT = """Look into a meta-trained optimizer and write what was found as one HTML page:
 where its steps go beside those of Adam, Muon and sign-SGD, what its scheduler answers
@@ -54,13 +54,13 @@ def main(argv: Sequence[str]) -> int:
         name=name,
         task_name=args.task,
         runs=Runs(args.num_steps, tuple(range(args.seeds))),
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        say=note,
     )
     target = args.out or Path(f"explain-{name.replace(' ', '-')}.html")
     write_page(explanation, target, "lopax explain " + shlex.join(argv))
     for sentence in explanation.headlines:
-        print(f"- {sentence}")
-    print(f"page: {target}")
+        say(f"- {sentence}")
+    made("page", target)
     return 0
 
 

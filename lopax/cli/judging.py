@@ -8,7 +8,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lopax.cli.stdio import say
+from lopax.cli.stdio import live, note, say
 from lopax.evaluate import Comparison, Event, league
 
 
@@ -16,7 +16,7 @@ class GridDisplay:
     """Progress of a grid of runs: a live bar, or a line per job."""
 
     def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
+        self._live = live()
         self._started = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description:<44}"),
@@ -47,11 +47,7 @@ class GridDisplay:
         if self._live:
             self._bar.update(self._task, description=name, completed=done, left=left)
         elif event.kind == "done":
-            print(
-                f"[{event.index + 1}/{event.jobs}] {name}: {event.message}  {left}",
-                file=sys.stderr,
-                flush=True,
-            )
+            note(f"[{event.index + 1}/{event.jobs}] {name}: {event.message}  {left}")
         if event.kind == "failed":
             print(f"failed: {name}: {event.message.splitlines()[-1]}", file=sys.stderr)
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "convert": ("convert", "convert a weights file, or export an AlgoPerf submission"),
     "data": ("data", "fetch a data set"),
     "doctor": ("doctor", "versions, devices, folders, and a ten-second self-check"),
+    "completion": ("completion", "a script for Tab in bash, zsh, fish or tcsh"),
 }
 
 
@@ -45,6 +46,7 @@ def usage() -> str:
             *rows,
             "",
             "  --json anywhere prints tables as JSON lines (list, tune, bench, ...)",
+            "  --quiet anywhere shows no progress, only results and errors",
             "  --debug anywhere shows the traceback of a failure",
         ]
     )
@@ -55,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
     args = list(argv)
     debug = "--debug" in args
     stdio.JSON.set("--json" in args)
-    args = [a for a in args if a not in ("--debug", "--json")]
+    stdio.QUIET.set("--quiet" in args)
+    args = [a for a in args if a not in ("--debug", "--json", "--quiet")]
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if args else 2

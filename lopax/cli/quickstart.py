@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from lopax._core.errors import ConfigError
 from lopax.cli import flags
-from lopax.cli.stdio import say
+from lopax.cli.stdio import note, say
 
 ABOUT = """Meta-train a small Celo in both phases on scikit-learn's digits, then compare
 it and the bundled weights, untuned, with tuned Adam and tuned Muon on tasks that
@@ -75,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
             command="lopax quickstart",
         )
     show(found)
-    print(f"all in {time.monotonic() - started:.0f} s", file=sys.stderr)
+    note(f"all in {time.monotonic() - started:.0f} s")
     return 1 if found.outcome.failed else 0
 
 

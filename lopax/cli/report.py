@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from lopax.cli import flags
+from lopax.cli.stdio import made
 
 ABOUT = """Write the report of a meta-training run (its folder): meta-loss, gradient
 norm and validation curves, configuration and cost; or of a comparison made in PyTorch
@@ -34,12 +35,12 @@ def main(argv: Sequence[str]) -> int:
         paths = torch_results.report_torch_comparison(
             args.run, args.out, command="lopax report " + shlex.join(argv)
         )
-        print(f"report: {paths.html}")
+        made("report", paths.html)
         return 0
     from lopax.cli.train import saved_run
     from lopax.evaluate.run_report import write_run_report
 
     run = saved_run(args.run)
     target = args.out or args.run / "report.html"
-    print(f"report: {write_run_report(args.run, run, target)}")
+    made("report", write_run_report(args.run, run, target))
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from lopax.cli import flags
-from lopax.cli.stdio import say
+from lopax.cli.stdio import note, say
 
 ABOUT = """Re-run a paper's claim at small scale: meta-train its variants with several
 meta-seeds, test them, print the table, draw the plot and say pass or fail by a rule
@@ -45,16 +44,14 @@ def main(argv: Sequence[str]) -> int:
 
     study = reproductions.REPRODUCTIONS[args.name]
     folder = args.out or Path("runs") / f"reproduce-{study.name}"
-    print(f"{study.claim}\n({study.source})\nRule: {study.rule}.", file=sys.stderr)
-    print(
-        f"about {study.minutes:.0f} minutes in all; runs in {folder}", file=sys.stderr
-    )
+    note(f"{study.claim}\n({study.source})\nRule: {study.rule}.")
+    note(f"about {study.minutes:.0f} minutes in all; runs in {folder}")
     started = time.monotonic()
     found = study.carry_out(
         folder,
         meta_seeds=range(args.meta_seeds),
         share=args.share,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        say=note,
     )
     for title, columns, rows in found.tables:
         table(f"{study.name}: {title}", list(columns), [list(row) for row in rows])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -13,9 +14,30 @@ JSON: contextvars.ContextVar[bool] = contextvars.ContextVar("json", default=Fals
 """Whether tables are printed as JSON lines and nothing else on standard output."""
 
 
+QUIET: contextvars.ContextVar[bool] = contextvars.ContextVar("quiet", default=False)
+"""Whether progress is left out."""
+
+
 def say(text: str) -> None:
     """A line beside a table: on standard output, with --json on standard error."""
     print(text, file=sys.stderr if JSON.get() else sys.stdout)
+
+
+def note(text: str) -> None:
+    """A line of progress: on standard error, with --quiet nowhere."""
+    if not QUIET.get():
+        print(text, file=sys.stderr, flush=True)
+
+
+def made(what: str, path: object) -> None:
+    """A file or folder that a command wrote; with --json an object."""
+    print(json.dumps({what: str(path)}) if JSON.get() else f"{what}: {path}")
+
+
+def live() -> bool:
+    """Whether progress may move the cursor: standard error is a terminal that can."""
+    dumb = os.environ.get("TERM", "") in ("dumb", "unknown")
+    return sys.stderr.isatty() and not dumb and not QUIET.get()
 
 
 class OutputLost(Exception):

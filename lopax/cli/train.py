@@ -16,7 +16,7 @@ import tyro
 from lopax._core.config import config_hash, from_dict
 from lopax._core.errors import ConfigError, FileFormatError, MissingExtra
 from lopax.cli import flags
-from lopax.cli.stdio import say
+from lopax.cli.stdio import made, note, say
 
 ABOUT = """Meta-train a learned optimizer.
 
@@ -162,7 +162,7 @@ def execute(
     first = jax.process_index() == 0
     trackers = [tracking.tracker(name, run, folder) for name in track if first]
     spread = "" if mesh is None else f" ({mesh.size} devices)"
-    print(f"run folder: {folder}{spread}", file=sys.stderr)
+    note(f"run folder: {folder}{spread}")
     with stop_on_signal() as should_stop, TrainingDisplay(run.total_steps) as display:
         outcome = meta.train(
             run,
@@ -185,7 +185,7 @@ def execute(
         f"{run.total_steps} outer steps, {outcome.inner_steps:,.0f} inner steps, "
         f"{outcome.seconds:.0f} s ({rate:,.0f} inner steps/s)"
     )
-    say(f"weights: {folder / 'weights.safetensors'}")
+    made("weights", folder / "weights.safetensors")
     if run.population is not None and first:
         with contextlib.suppress(MissingExtra):  # the lineage can be drawn later, too
             say(f"family tree: {evaluate.write_family_tree(folder)}")

@@ -20,6 +20,8 @@ from lopax.data.registry import load
 from lopax.data.types import ImageDataset, VectorDataset
 
 SPLITS = ("train", "valid", "extra_valid", "test")
+"""The parts of a data set; texts have no extra_valid."""
+
 PUBLISHED_ONE_PERCENT = ("svhn", "cifar100")
 """Data sets of which the published code trains on the first 1 per cent only."""
 

@@ -64,6 +64,8 @@ def _cifar100_coarse10(folder: Path) -> ImageDataset:
 
 
 DATASETS: Registry[DatasetEntry] = Registry("data set")
+"""Every data set by name: how it is read, what it is."""
+
 for _name, _kind, _read, _about in (
     ("digits", "image", embedded.digits, "8x8 handwritten digits (scikit-learn)"),
     ("breast_cancer", "vector", embedded.breast_cancer, "30 features, 2 classes"),

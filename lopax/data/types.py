@@ -48,3 +48,4 @@ class TextDataset:
 
 
 Dataset: TypeAlias = ImageDataset | VectorDataset | TextDataset
+"""What `load` returns."""

@@ -18,6 +18,8 @@ from lopax.estimators.regularised import Regularised
 from lopax.estimators.unroll import Unroller
 
 ESTIMATORS: Registry[type[Estimator]] = Registry("estimator")
+"""Every estimator of the meta-gradient by name."""
+
 ESTIMATORS.add("pes", PES)
 ESTIMATORS.add("nres", NRES)
 ESTIMATORS.add("es_single", NRES)  # the same, under its other name

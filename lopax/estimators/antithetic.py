@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from lopax._core.config import check_range
 from lopax._core.estimator import EstimateInfo, Estimator
-from lopax._core.types import Key, Theta
+from lopax._core.types import Key, Keys, Theta
 from lopax.estimators import perturb
 from lopax.estimators.particles import (
     ParticleSettings,
@@ -72,7 +72,7 @@ def difference_weights(
     raw = (losses[..., 0] - losses[..., 1]) * mask
     delta = jnp.where(jnp.isfinite(raw), raw, 0.0)
     if sign is not None:
-        delta = sign * jnp.sign(jnp.sum(delta, axis=0)) * mask
+        delta = sign * jnp.sign(jnp.sum(delta, axis=0, keepdims=True)) * mask
     ended = jnp.cumsum(done, axis=0) > 0
     divisor = jnp.maximum(jnp.sum(mask, axis=0), 1.0)
     before = jnp.sum(jnp.where(ended, 0.0, delta), axis=0) / divisor
@@ -102,7 +102,7 @@ def combine(
     return [g for g, _ in pairs], [a for _, a in pairs]
 
 
-def sample_noise(keys: Key, leaves: list[Any], sigma: Any) -> list[Any]:
+def sample_noise(keys: Keys, leaves: list[Any], sigma: Any) -> list[Any]:
     """[N, ...] per leaf, from [N] keys."""
     return jax.vmap(lambda k: perturb.sample(k, leaves, sigma))(keys)
 
@@ -171,7 +171,7 @@ class WindowES(Estimator):
         mask = perturb.trainable_mask(theta, s.trainable)
         leaves = perturb.trainable_leaves(theta, mask)
 
-        def chunk(state: PairState, strata: Array, keys: Key) -> Any:
+        def chunk(state: PairState, strata: Array, keys: Keys) -> Any:
             noise_keys, unroll_keys = perturb.split_keys(keys)
             fresh = sample_noise(noise_keys, leaves, self.sigma)
             acting, credited = self.credit(fresh, state.accumulator)

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from lopax._core.config import check_range
 from lopax._core.errors import ConfigError
 from lopax._core.estimator import EstimateInfo, Estimator
-from lopax._core.types import Key, Theta
+from lopax._core.types import Key, Keys, Theta
 from lopax.estimators import perturb
 from lopax.estimators.antithetic import start_particles, to_theta
 from lopax.estimators.particles import (
@@ -35,7 +35,7 @@ def _chunk_gradient(
     mask: Any,
     particles: Particle,
     strata: Array,
-    keys: Key,
+    keys: Keys,
     length: int,
 ) -> tuple[Particle, Any]:
     """Gradient of the summed (over particles) mean loss of one window."""
@@ -77,7 +77,7 @@ class TruncatedBackprop(Estimator):
         s = self.settings
         mask = perturb.trainable_mask(theta, s.trainable)
 
-        def chunk(state: Particle, strata: Array, keys: Key) -> Any:
+        def chunk(state: Particle, strata: Array, keys: Keys) -> Any:
             return _chunk_gradient(
                 self.unroller, theta, mask, state, strata, keys, self.truncation
             )
@@ -115,7 +115,7 @@ class FullGradient(Estimator):
         u = self.unroller
         mask = perturb.trainable_mask(theta, s.trainable)
 
-        def chunk(state: tuple[()], strata: Array, keys: Key) -> Any:
+        def chunk(state: tuple[()], strata: Array, keys: Keys) -> Any:
             start_keys, unroll_keys = perturb.split_keys(keys)
             copies = jax.tree.map(lambda x: x[None], theta)
             particles = jax.vmap(lambda k, i: u.start(copies, k, i, False))(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from lopax._core.config import check_range
 from lopax._core.estimator import EstimateInfo, Estimator
-from lopax._core.types import Key, Theta
+from lopax._core.types import Key, Keys, Theta
 from lopax.estimators import perturb
 from lopax.estimators.antithetic import Credit, WindowES, sample_noise, to_theta
 from lopax.estimators.particles import ParticleSettings, finish_info, run_chunks
@@ -64,7 +64,7 @@ class FullES(Estimator):
         mask = perturb.trainable_mask(theta, s.trainable)
         leaves = perturb.trainable_leaves(theta, mask)
 
-        def chunk(state: tuple[()], strata: Array, keys: Key) -> Any:
+        def chunk(state: tuple[()], strata: Array, keys: Keys) -> Any:
             noise_keys, unroll_keys = perturb.split_keys(keys)
             noise = sample_noise(noise_keys, leaves, self.sigma)
             pairs = perturb.antithetic(leaves, noise)

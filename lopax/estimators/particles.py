@@ -19,7 +19,7 @@ from lopax._core.config import check_range
 from lopax._core.errors import ConfigError
 from lopax._core.estimator import EstimateInfo
 from lopax._core.task import TaskFamily
-from lopax._core.types import Key
+from lopax._core.types import Key, Keys
 from lopax.estimators.perturb import ALL
 from lopax.estimators.unroll import Window
 
@@ -75,7 +75,7 @@ def run_chunks(
     keys = jax.random.split(key, settings.num_particles)
     strata = settings.strata(family)
 
-    def run(state: Any, strata: jax.Array, keys: Key) -> tuple[Any, Any]:
+    def run(state: Any, strata: jax.Array, keys: Keys) -> tuple[Any, Any]:
         local = strata.shape[0]
         size = settings.together(local)
         if size == local:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lopax._core.errors import ConfigError
 from lopax._core.tree import map_named, named_leaves
-from lopax._core.types import Key, Theta
+from lopax._core.types import Key, Keys, Theta
 
 ALL: tuple[str, ...] = ("*",)
 
@@ -65,7 +65,7 @@ def sample(key: Key, leaves: Sequence[Any], sigma: Any) -> list[Any]:
     return noise
 
 
-def split_keys(keys: Key) -> tuple[Key, Key]:
+def split_keys(keys: Keys) -> tuple[Keys, Keys]:
     """[N] keys into [N] keys for noise and [N] keys for inner training."""
     pairs = jax.vmap(jax.random.split)(keys)
     return pairs[:, 0], pairs[:, 1]
@@ -73,9 +73,8 @@ def split_keys(keys: Key) -> tuple[Key, Key]:
 
 def antithetic(leaves: Sequence[Any], noise: Sequence[Any]) -> list[Any]:
     """[N, 2, *leaf]: leaf + noise and leaf - noise; `noise` leaves [N, *leaf]."""
-    return [
-        jnp.stack([x + e, x - e], axis=1) for x, e in zip(leaves, noise, strict=True)
-    ]
+    pairs = zip((jnp.expand_dims(x, 0) for x in leaves), noise, strict=True)
+    return [jnp.stack([x + e, x - e], axis=1) for x, e in pairs]
 
 
 def spread(theta: Theta, mask: Any, pairs: Sequence[Any], num: int) -> Theta:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lopax._core.config import check_range
 from lopax._core.errors import ConfigError
 from lopax._core.estimator import EstimateInfo, Estimator
-from lopax._core.types import Count, Key, Theta
+from lopax._core.types import Count, Key, Keys, Theta
 from lopax.estimators import perturb
 from lopax.estimators.antithetic import to_theta
 from lopax.estimators.objective import Objective
@@ -87,7 +87,7 @@ class PipelineBackprop(Estimator):
         s = self.settings
         mask = perturb.trainable_mask(theta, s.trainable)
 
-        def chunk(state: Particle, strata: Array, keys: Key) -> Any:
+        def chunk(state: Particle, strata: Array, keys: Keys) -> Any:
             leaves = perturb.trainable_leaves(theta, mask)
 
             def judged(leaves: list[Any]) -> tuple[Any, tuple[Particle, EstimateInfo]]:
@@ -102,7 +102,7 @@ class PipelineBackprop(Estimator):
         return to_theta(theta, mask, grad, s.num_particles), state, finish_info(sums)
 
     def _window(
-        self, theta: Theta, particles: Particle, strata: Int[Array, "N"], keys: Key
+        self, theta: Theta, particles: Particle, strata: Int[Array, "N"], keys: Keys
     ) -> tuple[Particle, Float[Array, "N"], EstimateInfo]:
         """Restarts where runs are over, updates, and looks."""
         u = self.unroller
@@ -118,7 +118,7 @@ class PipelineBackprop(Estimator):
         # The losses on the way are not asked for, so nothing is spent on them.
         mover = dataclasses.replace(u, objective=Objective())
 
-        def update(particles: Particle, keys: Key) -> tuple[Particle, Any]:
+        def update(particles: Particle, keys: Keys) -> tuple[Particle, Any]:
             moved = mover.advance(thetas, particles, keys)
             return moved.particles, jnp.sum(~moved.finite)
 

@@ -21,7 +21,7 @@ from lopax._core.config import check_range
 from lopax._core.errors import ConfigError
 from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.task import Task, TaskFamily
-from lopax._core.types import Count, Flag, Key, Params, Scalar, TaskState, Theta
+from lopax._core.types import Count, Flag, Key, Keys, Params, Scalar, TaskState, Theta
 from lopax.estimators.flatness import Flatness
 from lopax.estimators.horizons import Horizon
 from lopax.estimators.objective import Objective
@@ -161,13 +161,13 @@ class Unroller:
             least = jnp.full((copies,), jnp.inf, jnp.float32)
         return Particle(config, inner, step, horizon, least)
 
-    def start_all(self, thetas: Theta, keys: Key, strata: Array, first: bool) -> Any:
+    def start_all(self, thetas: Theta, keys: Keys, strata: Array, first: bool) -> Any:
         """`start` for N particles; `thetas` has leaves [N, C, ...]."""
         return jax.vmap(lambda t, k, i: self.start(t, k, i, first))(
             thetas, keys, strata
         )
 
-    def advance(self, thetas: Theta, particles: Particle, keys: Key) -> Advance:
+    def advance(self, thetas: Theta, particles: Particle, keys: Keys) -> Advance:
         """One inner step of N particles, without resets."""
         if self.validation_every:
             particles = self._show_validation(particles, keys)
@@ -204,7 +204,7 @@ class Unroller:
         thetas: Theta,
         particles: Particle,
         strata: Array,
-        keys: Key,
+        keys: Keys,
         length: int,
         following: Theta | None = None,
     ) -> tuple[Particle, Window]:
@@ -220,7 +220,7 @@ class Unroller:
             same.
         """
 
-        def body(carry: tuple[Theta | None, Particle], keys: Key) -> Any:
+        def body(carry: tuple[Theta | None, Particle], keys: Keys) -> Any:
             changed, particles = carry
             acting = thetas if changed is None else changed
             done = particles.step >= particles.horizon
@@ -244,7 +244,7 @@ class Unroller:
         (_, particles), window = jax.lax.scan(body, start, by_time)
         return particles, window
 
-    def run(self, thetas: Theta, strata: Array, keys: Key) -> Run:
+    def run(self, thetas: Theta, strata: Array, keys: Keys) -> Run:
         """N whole runs, each from its start to its own horizon; not differentiable."""
         pairs = jax.vmap(jax.random.split)(keys)
         particles = self.start_all(thetas, pairs[:, 0], strata, False)
@@ -270,7 +270,7 @@ class Unroller:
         steps = particles.horizon.astype(jnp.float32)
         return Run(total / steps[:, None], steps, jnp.sum(diverged))
 
-    def look(self, particles: Particle, keys: Key) -> Float[Array, "N C"]:
+    def look(self, particles: Particle, keys: Keys) -> Float[Array, "N C"]:
         """Losses on fresh batches of the objective's split."""
 
         def one(particle: Particle, key: Key) -> Float[Array, "C"]:
@@ -283,7 +283,7 @@ class Unroller:
         return jax.vmap(one)(particles, keys)
 
     def _only_gradient_of_flatness(
-        self, particles: Particle, keys: Key
+        self, particles: Particle, keys: Keys
     ) -> Float[Array, "N C"]:
         """Zero, with the gradient of the penalty at the parameters, on a fresh batch
         of training data."""
@@ -308,7 +308,7 @@ class Unroller:
         values = jax.vmap(one)(particles, keys)
         return values - jax.lax.stop_gradient(values)
 
-    def _show_validation(self, particles: Particle, keys: Key) -> Particle:
+    def _show_validation(self, particles: Particle, keys: Keys) -> Particle:
         """Shows the rule the loss on a validation batch where it is due."""
         due = particles.step % self.validation_every == 0
 

@@ -45,7 +45,8 @@ class Job(NamedTuple):
     seeds: tuple[int, ...]
 
 
-class Event(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Event:
     """Progress of a grid, for whoever shows it."""
 
     kind: str  # "skipped", "started", "progress", "done" or "failed"

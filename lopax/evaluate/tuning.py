@@ -8,7 +8,7 @@ never the untuned optimizers. numpy only.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from lopax.evaluate.scores import SMOOTHING, smooth
 
 
-class Tuned(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Tuned:
     """The outcome of a sweep over L learning rates."""
 
     index: int  # of the best learning rate

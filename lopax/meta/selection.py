@@ -21,6 +21,7 @@ Parents: TypeAlias = Int[Array, " P"]
 Selection: TypeAlias = Callable[[Key, Float[Array, " P"]], Parents]
 
 SELECTIONS: Registry[Selection] = Registry("selection strategy")
+"""Every selection strategy of populations by name."""
 
 
 @SELECTIONS.register("none")

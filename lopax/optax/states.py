@@ -19,7 +19,7 @@ class OptimizerState(NamedTuple):
     """State of `lopax.optimizer`."""
 
     rule: Any  # the rule's own state
-    count: Count  # [] int32, for schedules of lr_multiplier
+    count: Count  # [] int32, for schedules of lr_multiplier  # pyright: ignore[reportIncompatibleMethodOverride]
     step_scale: Scalar  # [] float32, the rule's step scale in the last step made
     in_a_row: Count  # [] int32, steps skipped since the last one made
     flaw: Count  # [] int32, which tensor made the last one so, as in `Info`

@@ -23,6 +23,8 @@ from lopax.reproductions.validation import VALIDATION
 from lopax.reproductions.velo_small import VELO_SMALL
 
 REPRODUCTIONS: Registry[Reproduction] = Registry("reproduction")
+"""Every reproduction by name."""
+
 for _study in (
     VELO_SMALL,
     STAR,

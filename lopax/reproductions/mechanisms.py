@@ -120,7 +120,7 @@ def trained(case: Case) -> Path:
 
 
 def gru(case: Case) -> Measured:
-    """Meta-trains the GRU and takes it apart."""
+    """Meta-trains the GRU and analyses it."""
     s = case.settings
     theta = load_theta(trained(case))
     view = analysis.recurrent_view(architecture("l2o_gru", units=s["units"]), theta)

@@ -39,6 +39,8 @@ from lopax.tasks.supervised import SupervisedTask
 from lopax.tasks.unrolled import UnrolledTask
 
 FOUR_DATASETS = ("mnist", "fashion_mnist", "cifar10", "svhn")
+"""Those of the published meta-training."""
+
 
 NETWORKS: dict[str, type[Settings]] = {
     "mlp": ImageMLPSettings,

@@ -137,6 +137,7 @@ _TEXT_VARIANTS = (
 )
 
 TASKS: Registry[TaskEntry] = Registry("task")
+"""Every registered task by name: how it is made, what it needs."""
 
 
 def _register(dataset: str, common: dict[str, Any], variants: Any) -> None:

@@ -36,8 +36,11 @@ class Backend(Protocol):
 
     def finish(
         self, rule: Rule, entries: Sequence[Entry], scale: Tensor, alive: Tensor
-    ) -> None:
-        """Updates parameters and states in place."""
+    ) -> Tensor:
+        """Updates parameters and states in place.
+
+        Returns [] bool: somewhere the step was not finite. There, parameters stay.
+        """
         ...
 
 

@@ -101,6 +101,7 @@ def step(
     w0, eps = numbers.network["w0"], net.epsilons.channel
     weights = _rows(net, w0, blocks)
     stacked = mean[0, 0].numel() > 1  # normalisers that differ within a tensor
+    normal = None
     if stacked:
         normal = _spread(torch.rsqrt(eps + mean), batch, over)
         weights = _at(weights, mean.unsqueeze(2))
@@ -130,7 +131,7 @@ def step(
         else:
             hidden = cut(from_rows, 2) + cut(from_cols, 2)
         values = _channels(batch, factors, net, blocks, cut)
-        if stacked:
+        if normal is not None:
             values = _normalised(values, cut(normal, 2))
         out = _mlp(values, weights, hidden, numbers.network)
         update = out[:, 0]

@@ -112,7 +112,7 @@ class FusedCPU:
     ) -> Tensor:
         held = torch.zeros((), dtype=torch.bool, device="cpu")
         if self._shared:
-            self._plain.finish(rule, entries, scale, alive)
+            held = self._plain.finish(rule, entries, scale, alive)
         elif alive.item():  # on the CPU nothing has to be waited for
             # `advance` has told the entries something since `begin`.
             self._sort(rule, entries)
@@ -122,10 +122,10 @@ class FusedCPU:
                     held |= self._finish(0, len(self._table), scale.item())
                     add_updates(self._mine, self._operands)
                 else:
-                    self._finish_groups(rule, scale, alive)
+                    held |= self._finish_groups(rule, scale, alive)
                 del kept
             if self._rest:
-                self._plain.finish(rule, self._rest, scale, alive)
+                held |= self._plain.finish(rule, self._rest, scale, alive)
         self._operands, self._mine, self._rest, self._groups = [], [], [], []
         return held
 
@@ -161,8 +161,9 @@ class FusedCPU:
         found = self._core.elements_finish(start, count, decay, 1, None, _threads())
         return found != 0
 
-    def _finish_groups(self, rule: Rule, scale: Tensor, alive: Tensor) -> None:
-        at, table = 0, self._table
+    def _finish_groups(self, rule: Rule, scale: Tensor, alive: Tensor) -> Tensor:
+        """[] bool: some update was not finite."""
+        at, table, held = 0, self._table, []
         for members in self._groups:
             count, shape = len(members), members[0].shape
             step = torch.empty((count, *shape), dtype=torch.float32, device="cpu")
@@ -174,8 +175,9 @@ class FusedCPU:
                 rule, members, step, bool(table["unreached"][here].any())
             )
             update = complete(rule.step(batch, scale, alive))
-            plain.commit(members, batch, update, scale * alive)
+            held.append(plain.commit(members, batch, update, scale * alive))
             at += count
+        return torch.stack(held).any()
 
     def _lay_out(self, key: Sequence[Any]) -> None:
         """Geometry, which holds as long as the shapes do."""

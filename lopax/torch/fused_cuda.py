@@ -139,9 +139,10 @@ class FusedCUDA:
     @outside_graphs
     def finish(
         self, rule: Rule, entries: Sequence[Entry], scale: Tensor, alive: Tensor
-    ) -> None:
+    ) -> Tensor:
+        held = torch.zeros((), dtype=torch.bool, device=self._device)
         if self._shared:
-            self._plain.finish(rule, entries, scale, alive)
+            held = self._plain.finish(rule, entries, scale, alive)
             self._step = []
         for tables, members, found in self._step:
             with self._on_device():
@@ -152,6 +153,7 @@ class FusedCUDA:
                         o.param.copy_(torch.where(alive > 0, o.param, 0.0))
                 add_updates(members, found)
         self._step = []
+        return held
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         """Triton launches on the current device, wherever the tensors are."""

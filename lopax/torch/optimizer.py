@@ -171,7 +171,9 @@ class LearnedOptimizer(Operands):
 
         The loss is, in this order: what the closure returns, `loss`, what was observed.
         A tensor or number in the closure's place counts as `loss`. A step whose loss or
-        any gradient is not finite changes no parameter and no state, and is counted.
+        any gradient is not finite changes no parameter and no state, and is counted;
+        so does one of which what the tensors share is not. Where only an element's
+        new value is not finite, it stays as it was, and the step is counted.
 
         Warns (`LopaxWarning`) once each where nothing, or little, can be trained.
 
@@ -281,8 +283,10 @@ class LearnedOptimizer(Operands):
             shared["iteration"].float() / horizon.float(),
             gather(members, home),
         )
-        # A rate that is not finite would make every parameter so.
-        finite = finite & torch.isfinite(result.scale).all()
+        # What is not finite here would make every parameter so, now or later.
+        made = (*result.shared.values(), *result.context.values(), result.scale)
+        for x in (*made, *result.carried.values()):
+            finite = finite & torch.isfinite(x).all()
         told = hand_out(members, result, finite)
         for name, new in result.shared.items():
             shared[name].copy_(torch.where(finite, new, shared[name]))
@@ -290,15 +294,18 @@ class LearnedOptimizer(Operands):
         shared["skipped"] += ~finite
         self._scale = result.scale
 
-        alive = finite.float()
+        alive, halted = finite.float(), none
         for (rule, backend, _), part in zip(jobs, told, strict=True):
             device = part[0].param.device
-            backend.finish(rule, part, result.scale.to(device), alive.to(device))
-        self._notice(entries)
+            held = backend.finish(rule, part, result.scale.to(device), alive.to(device))
+            halted = halted | held.to(home)
+        shared["skipped"] += halted & finite
+        self._notice(entries, halted & finite)
 
     @_outside_graphs
-    def _notice(self, entries: list[Entry]) -> None:
-        self._watch.after_step(self._rule, self._shared, entries, self.param_groups)
+    def _notice(self, entries: list[Entry], held: Tensor) -> None:
+        groups = self.param_groups
+        self._watch.after_step(self._rule, self._shared, entries, groups, held)
 
     def _on(self, device: torch.device, plain: bool) -> tuple[Rule, backends.Backend]:
         """The rule and its backend on a device; shards, and what kernels cannot be

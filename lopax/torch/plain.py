@@ -67,12 +67,16 @@ class PlainBackend:
 
     def finish(
         self, rule: Rule, entries: Sequence[Entry], scale: Tensor, alive: Tensor
-    ) -> None:
-        """Updates parameters and states in place."""
+    ) -> Tensor:
+        """Updates parameters and states in place.
+
+        Returns [] bool: somewhere the step was not finite. There, parameters stay.
+        """
         groups = grouped(entries)
+        held: list[Tensor] = []
 
         def write(batch: TensorBatch, members: list[Entry], update: Tensor) -> None:
-            commit(members, batch, update, scale * alive)
+            held.append(commit(members, batch, update, scale * alive))
 
         if any(e.sharding is not None for e in entries):
             batches = [_batch(rule, members) for members in groups]
@@ -80,10 +84,11 @@ class PlainBackend:
             updates = complete_together(steps, [m[0].sharding for m in groups])
             for batch, members, update in zip(batches, groups, updates, strict=True):
                 write(batch, members, update)
-            return
+            return torch.stack(held).any()
         for members in groups:  # one at a time: what a step needs is freed after it
             batch = _batch(rule, members)
             write(batch, members, complete(rule.step(batch, scale, alive)))
+        return torch.stack(held).any()
 
 
 def summaries(rule: Rule, entries: Sequence[Entry]) -> list[Tensor]:
@@ -182,8 +187,11 @@ def _as_batch(
 
 def commit(
     members: Sequence[Entry], batch: TensorBatch, update: Tensor, rate: Tensor
-) -> None:
-    """Writes states back, then parameters: p + lr (update - rate * decay * p)."""
+) -> Tensor:
+    """Writes states back, then parameters: p + lr (update - rate * decay * p).
+
+    Returns [] bool: some elements of the update were not finite, and were left out.
+    """
     first = members[0]
     if len(members) > 1:
         for name, stacked in batch.state.items():
@@ -192,6 +200,23 @@ def commit(
         update.addcmul_(batch.params, rate, value=-first.weight_decay)
     if isinstance(first.lr, Tensor) or first.lr != 1.0:
         update *= first.lr
+    held = ~_largest(update).isfinite()
+    update.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
     shape = first.param.shape
     for e, u in zip(members, update.unbind(0), strict=True):
-        e.param.add_(u.reshape(shape))
+        add(e.param, u.reshape(shape))
+    return held
+
+
+def _largest(x: Tensor) -> Tensor:
+    """[] of absolute values; not finite if some value is not."""
+    if not x.numel():
+        return x.new_zeros(())
+    return torch.linalg.vector_norm(x, ord=float("inf"))
+
+
+def add(param: Tensor, update: Tensor) -> None:
+    """Adds a finite update; what would leave the parameter's dtype stays."""
+    if param.dtype == torch.float16:  # the others reach as far as an update does
+        update = update.where((param + update).to(param.dtype).isfinite(), 0.0)
+    param.add_(update)

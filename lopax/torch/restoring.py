@@ -153,7 +153,7 @@ def adopt(
     """What is shared, once a program has set states itself: `optimizer.state[p] = ...`.
 
     As long as one parameter refers to what was shared, that goes on; else what the
-    states bring along counts. All states refer to it afterwards.
+    states carry counts. All states refer to it afterwards.
 
     Raises `StructureMismatch` if there is nothing of the kind, and changes nothing.
     """

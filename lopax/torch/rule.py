@@ -60,7 +60,7 @@ NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 class Rows(NamedTuple):
     """What `Rule.advance` sees of the N tensors of a step, one row each."""
 
-    count: int  # N
+    count: int  # N  # pyright: ignore[reportIncompatibleMethodOverride]
     summaries: Tensor | None  # [N, F] what `summarise` returned, if the rule has it
     carried: dict[str, Tensor]  # each [N, ...]: the states named in `Rule.carried`
 

@@ -46,6 +46,7 @@ class Watch:
         self._end = 0
         self._seen = (0, 0)  # steps made and steps skipped, at the last look
         self._streak = 0
+        self._held: Tensor | None = None
         self._on_its_way: tuple[int, Tensor] | None = None
 
     def after_step(
@@ -54,8 +55,13 @@ class Watch:
         shared: Mapping[str, Tensor],
         entries: Sequence[Entry],
         groups: Groups,
+        held: Tensor,
     ) -> None:
-        """To be called when a step is done; warns where there is a reason to."""
+        """To be called when a step is done; warns where there is a reason to.
+
+        `held`: [] bool, its loss and gradients were finite and its result was not.
+        """
+        self._held = held
         if self._made < 0:
             self._made = int(shared["iteration"]) - 1
             self._end = int(shared["num_steps"]) if rule.needs_horizon else 0
@@ -116,11 +122,13 @@ class Watch:
         if self._streak < WINDOW:
             return
         if self._first(("skipped", int(math.log10(self._streak)))):
-            say(
-                f"{self._streak} steps in a row were skipped and changed nothing: "
-                f"{_what_is_not_finite(groups)} is not finite.",
-                SkippedWarning,
-            )
+            if self._held is not None and bool(self._held):
+                what = "led out of the numbers' range: there, parameters stay. Is lr, "
+                what += "or a parameter, very large?"
+            else:
+                what = "were skipped and changed nothing: "
+                what += f"{_what_is_not_finite(groups)} is not finite."
+            say(f"{self._streak} steps in a row {what}", SkippedWarning)
 
     def _growth(self, rule: Rule, entries: Sequence[Entry], groups: Groups) -> None:
         bounds = getattr(rule.config, "bounds", None)

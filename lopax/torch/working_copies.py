@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lopax.torch.plain import Entry
+from lopax.torch.plain import Entry, add
 
 outside_graphs: Any = torch.compiler.disable
 """For code that hands addresses to kernels, which no compiler can trace."""
@@ -44,7 +44,7 @@ def add_updates(entries: Sequence[Entry], found: Sequence[Operand]) -> None:
     """Adds the updates left in stand-ins to their parameters."""
     for e, o in zip(entries, found, strict=True):
         if not o.direct:
-            e.param.add_(o.param.view(e.param.shape))
+            add(e.param, o.param.view(e.param.shape))
 
 
 def _copy(x: Tensor) -> Tensor:

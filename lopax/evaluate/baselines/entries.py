@@ -15,6 +15,7 @@ from lopax.evaluate.baselines.muon import ScheduleFreeMuon
 from lopax.evaluate.specs import LEARNING_RATES, Make, OptimizerSpec
 
 BASELINES: Registry[OptimizerSpec] = Registry("baseline")
+"""Every hand-made optimizer by name, with the rates it is tuned over."""
 
 
 def baseline(name: str) -> OptimizerSpec:

@@ -86,7 +86,7 @@ class Turned(NamedTuple):
 class SoapState(NamedTuple):
     """Steps made, and a `Turned` per tensor."""
 
-    count: Array  # [] int32
+    count: Array  # [] int32  # pyright: ignore[reportIncompatibleMethodOverride]
     tensors: tuple[Turned, ...]
 
 

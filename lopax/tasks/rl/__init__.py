@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lopax.tasks.rl.a2c import A2C, A2CConfig
+from lopax.tasks.rl.a2c import A2C, A2CConfig, Agent
 from lopax.tasks.rl.cartpole import CartPole
 from lopax.tasks.rl.catch import Catch
 from lopax.tasks.rl.environment import Environment, check_environment
@@ -21,6 +21,7 @@ __all__ = [
     "A2CConfig",
     "A2CSettings",
     "ActorCritic",
+    "Agent",
     "CartPole",
     "Catch",
     "Environment",

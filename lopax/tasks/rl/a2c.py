@@ -48,13 +48,8 @@ class A2CConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class A2C(Task):
-    """An agent learning to act in `environment`.
-
-    Every loss is that of a fresh rollout by the present policy, which goes on where the
-    last one stopped; the task state is the `Play`. Actions, rewards and TD errors are
-    constants to differentiation. The metric "return" is the mean over environments of
-    the last finished episode. There is no data, so all splits are alike.
+class Agent(Task):
+    """What agents learning to act in `environment` have in common: how they play.
 
     Raises `TaskError` if `environment` does not keep the protocol.
     """
@@ -67,12 +62,46 @@ class A2C(Task):
     def __post_init__(self) -> None:
         check_environment(self.environment)
 
-    def init(self, key: Key) -> tuple[Params, Play]:
+    def _start(self, key: Key) -> tuple[Params, Play]:
         k_params, k_play = jax.random.split(key)
         env = self.environment
         shape = tuple(env.observation_shape)
         params = self.network.init(k_params, shape, env.num_actions)
         return params, rollout.start(env, k_play, self.config.envs)
+
+    def _collect(self, params: Params, play: Play, key: Key) -> tuple[Play, Trajectory]:
+        frozen = jax.lax.stop_gradient(params)
+        return rollout.collect(
+            self.environment,
+            lambda seen: self.network.apply(frozen, seen)[0],
+            play,
+            key,
+            self.config.length,
+        )
+
+    def _errors(self, trajectory: Trajectory, values: Array) -> Array:
+        c = self.config
+        return rollout.td_lambda(
+            c.reward_scale * trajectory.rewards,
+            trajectory.done,
+            jax.lax.stop_gradient(values),
+            c.gamma,
+            c.trace,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class A2C(Agent):
+    """An agent whose every loss is that of a fresh rollout by the present policy, which
+    goes on where the last one stopped. See `Agent`.
+
+    The task state is the `Play`. Actions, rewards and TD errors are constants to
+    differentiation. The metric "return" is the mean over environments of the last
+    finished episode. There is no data, so all splits are alike.
+    """
+
+    def init(self, key: Key) -> tuple[Params, Play]:
+        return self._start(key)
 
     def loss(
         self, params: Params, task_state: TaskState, key: Key, batch: Batch
@@ -87,16 +116,6 @@ class A2C(Task):
         del params, key, split
         return {"return": rollout.mean_return(task_state)}
 
-    def _collect(self, params: Params, play: Play, key: Key) -> tuple[Play, Trajectory]:
-        frozen = jax.lax.stop_gradient(params)
-        return rollout.collect(
-            self.environment,
-            lambda seen: self.network.apply(frozen, seen)[0],
-            play,
-            key,
-            self.config.length,
-        )
-
     def _objective(self, params: Params, trajectory: Trajectory) -> Scalar:
         c = self.config
         logits, values = apply_over_time(self.network, params, trajectory)
@@ -108,16 +127,6 @@ class A2C(Task):
         critic = jnp.mean(jnp.square(targets - values[:-1]))
         spread = jnp.mean(entropy(logits[:-1]))
         return actor + c.critic_weight * critic - c.entropy_weight * spread
-
-    def _errors(self, trajectory: Trajectory, values: Array) -> Array:
-        c = self.config
-        return rollout.td_lambda(
-            c.reward_scale * trajectory.rewards,
-            trajectory.done,
-            jax.lax.stop_gradient(values),
-            c.gamma,
-            c.trace,
-        )
 
 
 def apply_over_time(

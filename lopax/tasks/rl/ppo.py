@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 from lopax._core.config import check_range
 from lopax._core.errors import ConfigError
 from lopax._core.types import Batch, Count, Key, Params, Scalar, TaskState
-from lopax.tasks.rl.a2c import A2C, A2CConfig, apply_over_time
+from lopax.tasks.rl import rollout
+from lopax.tasks.rl.a2c import A2CConfig, Agent, apply_over_time
 from lopax.tasks.rl.networks import entropy, log_probability
 from lopax.tasks.rl.rollout import Play
 
@@ -54,13 +55,13 @@ class PPOState(NamedTuple):
     play: Play
     memory: Memory
     order: Int[Array, "n"]  # this epoch's permutation of the memory
-    count: Count  # gradients taken
+    count: Count  # gradients taken  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class PPO(A2C):
+class PPO(Agent):
     """An agent whose every gradient is that of one minibatch; each epochs x minibatches
-    gradients, a new rollout is played first. See `A2C` for the rest.
+    gradients, a new rollout is played first. See `A2C` for what is played.
 
     `evaluate`, and so a meta-loss on a fresh batch, is the loss of a whole new rollout.
     """
@@ -68,7 +69,7 @@ class PPO(A2C):
     config: PPOConfig = dataclasses.field(default_factory=PPOConfig)
 
     def init(self, key: Key) -> tuple[Params, PPOState]:
-        params, play = super().init(key)
+        params, play = self._start(key)
         c = self.config
         shapes = jax.eval_shape(lambda p, s: self._play(p, s, key)[1], params, play)
         memory = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -115,7 +116,8 @@ class PPO(A2C):
     def metrics(
         self, params: Params, task_state: TaskState, key: Key, split: str
     ) -> dict[str, Scalar]:
-        return super().metrics(params, task_state.play, key, split)
+        del params, key, split
+        return {"return": rollout.mean_return(task_state.play)}
 
     def _play(self, params: Params, play: Play, key: Key) -> tuple[Play, Memory]:
         play, trajectory = self._collect(params, play, key)

@@ -13,6 +13,8 @@ from lopax.tasks.rl.gymnax_environment import from_gymnax
 GYMNAX = "gymnax:"
 
 ENVIRONMENTS: Registry[Any] = Registry("environment")
+"""Every environment of lopax by name, made."""
+
 ENVIRONMENTS.add("catch", Catch())
 ENVIRONMENTS.add("cartpole", CartPole())
 for _name, _grid in grids().items():

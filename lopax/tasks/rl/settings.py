@@ -8,7 +8,7 @@ from typing import Any
 from lopax._core.config import from_dict
 from lopax._core.errors import UnknownName
 from lopax.tasks.networks import check_sizes
-from lopax.tasks.rl.a2c import A2C, A2CConfig
+from lopax.tasks.rl.a2c import A2C, A2CConfig, Agent
 from lopax.tasks.rl.networks import ActorCritic
 from lopax.tasks.rl.ppo import PPO, PPOConfig
 from lopax.tasks.rl.registry import environment
@@ -58,7 +58,7 @@ AGENTS: dict[str, Any] = {"a2c": A2CSettings, "ppo": PPOSettings}
 """The algorithms, and the settings that describe them."""
 
 
-def agent_task(algorithm: str, environment: str, **settings: Any) -> A2C:
+def agent_task(algorithm: str, environment: str, **settings: Any) -> Agent:
     """An agent in a named environment as a task.
 
         agent_task("a2c", "catch", hidden=(64,), envs=16)
