@@ -204,7 +204,7 @@ static void factor(void *job, Tensor *t, int64_t item) {
   (void)job, (void)item;
   Parts p = parts_of(t);
   join_bands(t, &p);
-  t->unreached = 0;
+  if (t->unreached > 0) t->unreached = 0;
   if (t->vector) { /* row and column channels are the same array */
     lines(t, t->row, p.sum_w, p.nw, 1, 3, p.hidden_w, 1);
   } else if (t->row_over_x) {
@@ -431,6 +431,7 @@ static void apply(void *job, Tensor *t, int64_t item) {
     if (exp_mult == 0.0f) finish_block(&f, h, exp_mult, length, step, 0);
     else finish_block(&f, h, exp_mult, length, step, 1);
     /* Where there never was a gradient, all accumulators are zero. */
+    if (hold || t->unreached >= 0 || lr != 1.0f)
 #pragma omp simd reduction(| : unreached)
     for (int64_t i = 0; i < length; i++) {
       int reached = (m0[i] != 0.0f) | (m1[i] != 0.0f) | (m2[i] != 0.0f) | (s[i] != 0.0f);
@@ -448,7 +449,7 @@ static void apply(void *job, Tensor *t, int64_t item) {
     memcpy(t->out + e, step, sizeof(float) * (size_t)length);
   }
   if (bad) atomic_store(&((Job *)job)->bad, 1);
-  if (unreached) __atomic_store_n(&t->unreached, 1, __ATOMIC_RELAXED);
+  if (unreached && t->unreached == 0) __atomic_store_n(&t->unreached, 1, __ATOMIC_RELAXED);
 }
 
 /* What comes before the elements of large tensors, and all of small ones. */

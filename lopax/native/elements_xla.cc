@@ -79,7 +79,7 @@ ffi::Error Step(ffi::ThreadPool pool, In grad, In param, In momenta, In second, 
   one.rule = &rule;
   one.a = dims[2], one.x = dims[3], one.b = dims[4], one.y = dims[5], one.c = dims[6];
   one.row_over_x = dims[7], one.vector = dims[8];
-  one.least = reals[5], one.most = reals[6], one.lr = 1.0f;
+  one.least = reals[5], one.most = reals[6], one.lr = 1.0f, one.unreached = -1;
   const int64_t need = prepare(&one), n = one.n;
   const int64_t lack_x = one.x ? n / one.x : 0, lack_y = one.y ? n / one.y : 0;
   const int64_t nrow = one.vector ? n : one.row_over_x ? lack_x : lack_y;

@@ -37,11 +37,11 @@ TENSOR = np.dtype(
 )
 """A tensor in one step. The five sizes are those of `Blocks`; a vector is X alone, its
 factored moments are `row`. `n`, `band` and `items` are what `elements_prepare` makes of
-them, `first` is the core's own, `unreached` is what a step found: whether an element
-never saw a gradient other than zero. `out` may be `param`; with `add` it is the new
-parameter, else the update `lr (step - decay param)`; with `guard` what is not finite
-stays, or is zero. `decays`: of the momenta, the
-factored moments, the second moment."""
+them, `first` is the core's own. `unreached` is what a step found: whether an element
+never saw a gradient other than zero; -1 if nobody asks. `out` may be `param`; with
+`add` it is the new parameter, else the update `lr (step - decay param)`; with `guard`
+what is not finite stays, or is zero. `decays`: of the momenta, the factored moments,
+the second moment."""
 
 RULE_FLOATS = ("exp_mult", "limit", "second_eps", "channel_eps", "vector_eps")
 RULE_FLAGS = ("outputs", "per_matrix", "by_size", "hold")
