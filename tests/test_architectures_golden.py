@@ -17,8 +17,10 @@ from lopax._core import tree as trees
 from lopax._core.errors import StructureMismatch
 from lopax._core.routing import Route, role_of
 from lopax.architectures import architecture
-from lopax.blocks import accumulators, loss_normalizer, tensor_features
+from lopax.architectures.described import XP
+from lopax.blocks import accumulators, tensor_features
 from lopax.nets import mlp
+from lopax.rules import loss_normalizer
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {
@@ -449,9 +451,11 @@ def test_rnn_mlp_sees_the_validation_loss() -> None:
     params = {"w": jnp.ones((2, 3))}
     state = rule.init(theta, params)
     seen = rule.observe_validation(state, 2.5)
-    assert int(seen.shared.steps) == 1
+    assert int(seen.shared.common.steps) == 1
     np.testing.assert_allclose(
-        loss_normalizer.corrected_mean(seen.shared.valid, 0.95), 2.5, rtol=1e-6
+        loss_normalizer.corrected_mean(XP, seen.shared.common.valid, 0.95),
+        2.5,
+        rtol=1e-6,
     )
     program = quick_jit(lambda s: rule.update(theta, params, s, params, value=2.0)[0])
     assert jnp.max(jnp.abs(program(state)["w"] - program(seen)["w"])) > 1e-8
@@ -461,15 +465,15 @@ def test_rnn_mlp_sees_the_validation_loss() -> None:
 
 def test_loss_normalizer_is_a_z_score() -> None:
     losses = np.asarray([3.0, 2.0, 2.5, 1.0])
-    moments, mean, var = loss_normalizer.init(), 0.0, 0.0
+    moments, mean, var = loss_normalizer.init(XP), 0.0, 0.0
     for loss in losses:
-        moments = loss_normalizer.update(moments, jnp.asarray(loss), 0.9)
+        moments = loss_normalizer.update(XP, moments, jnp.asarray(loss), 0.9)
         mean = 0.9 * mean + 0.1 * loss
         var = 0.9 * var + 0.1 * (mean - loss) ** 2
     correct = 1 / (1 - 0.9**4)
     want = (1.7 - mean * correct) / np.sqrt(var * correct)
     np.testing.assert_allclose(
-        loss_normalizer.score(moments, jnp.asarray(1.7), 0.9), want, rtol=1e-4
+        loss_normalizer.score(XP, moments, jnp.asarray(1.7), 0.9), want, rtol=1e-4
     )
 
 

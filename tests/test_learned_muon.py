@@ -13,7 +13,9 @@ import pytest
 import lopax
 from lopax._core.errors import ConfigError, MissingHorizon
 from lopax.architectures import architecture
-from lopax.blocks.unit_ratios import unit_ratios
+from lopax.architectures.described import XP
+from lopax.rules import form, unit_ratios
+from lopax.rules.form import Place
 
 SHAPES = {
     "dense": {"w": (24, 40), "b": (40,)},
@@ -136,7 +138,20 @@ def test_usual_and_unusual_sizes() -> None:
     params = tree(0)
     leaves = jax.tree.leaves(params)  # conv kernel, conv scale, dense b, dense w, table
     matrices = [True, False, False, True, False]
-    ratio = lambda xs: np.asarray(unit_ratios(xs, matrices))  # noqa: E731
+
+    def ratio(xs: Any, matrices: Any = matrices) -> Any:
+        starts = [
+            form.complete(
+                unit_ratios.measure(
+                    XP, Place(x.shape, reading=tuple(range(x.ndim))), x, is_matrix
+                )
+            )
+            for x, is_matrix in zip(xs, matrices, strict=True)
+        ]
+        rows = jnp.stack(starts) if starts else jnp.zeros((0, 2))
+        usual = unit_ratios.usual(XP, rows)
+        return np.asarray(unit_ratios.ratios(XP, rows, usual))
+
     np.testing.assert_array_equal(ratio(leaves), 1.0)
     # A zero-initialised matrix follows the others, one of its own size does not.
     leaves[3] = jnp.zeros_like(leaves[3])
@@ -145,12 +160,12 @@ def test_usual_and_unusual_sizes() -> None:
     leaves = jax.tree.leaves(params)
     leaves[3] = leaves[3] * 1e4
     three = [*leaves, leaves[0]]
-    found = np.asarray(unit_ratios(three, [*matrices, True]))
+    found = ratio(three, [*matrices, True])
     np.testing.assert_allclose(found, [1.0, 1.0, 1.0, found[3], 1.0, 1.0])
     assert 5e3 < found[3] < 2e4
-    assert unit_ratios([], []).shape == (0,)
+    assert ratio([], []).shape == (0,)
     zeros = [jnp.zeros((3, 4)), jnp.zeros((0, 3))]
-    np.testing.assert_array_equal(unit_ratios(zeros, [True, True]), 1.0)
+    np.testing.assert_array_equal(ratio(zeros, [True, True]), 1.0)
 
 
 def test_zero_initialised_tensors_move_from_the_first_step() -> None:

@@ -16,7 +16,7 @@ from toy import LearnedRate, Parabola, ParabolaFamily
 from lopax._core.errors import ConfigError
 from lopax._core.task import SingleTask, TaskFamily
 from lopax.architectures import architecture
-from lopax.blocks import loss_normalizer
+from lopax.architectures.described import XP
 from lopax.estimators import (
     PES,
     FullES,
@@ -29,6 +29,7 @@ from lopax.estimators import (
 from lopax.estimators.objective import KINDS, SPLITS
 from lopax.meta import EstimatorConfig, TasksConfig, build_families
 from lopax.meta.trainer import build_estimator
+from lopax.rules import loss_normalizer
 
 THETA = LearnedRate().init_theta(None)
 SHRINK = 1.0 - np.exp(-1.0)  # of x in one step at theta
@@ -266,10 +267,12 @@ def test_rnn_mlp_is_not_told_a_validation_loss_of_zero():
         for name, valid in (("blank", None), ("2", 2.0), ("0", 0.0)):
             state = blank
             if valid is not None:
+                common = blank.shared.common
                 moments = loss_normalizer.update(
-                    blank.shared.valid, jnp.float32(valid), 0.95
+                    XP, common.valid, jnp.float32(valid), 0.95
                 )
-                state = blank._replace(shared=blank.shared._replace(valid=moments))
+                common = common._replace(valid=moments)
+                state = blank._replace(shared=blank.shared._replace(common=common))
             found, _, _ = update(theta, params, state, params)
             updates[unseen, name] = np.asarray(found["w"])
     np.testing.assert_allclose(updates["mask", "blank"], updates["mask", "2"], 1e-5)
@@ -306,7 +309,7 @@ def test_rnn_mlp_meta_trains_with_validation_losses():
     theta = rule.init_theta(jax.random.key(0))
     state = estimator.init(theta, jax.random.key(1))
     grad, state, _ = quick_jit(estimator.step)(theta, state, jax.random.key(2))
-    counts = state.particles.inner.opt_state.shared.valid.count
+    counts = state.particles.inner.opt_state.shared.common.valid.count
     np.testing.assert_array_equal(counts, 2)  # before the first and the third update
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grad))
 

@@ -249,7 +249,7 @@ def test_a_resized_parameter_is_refused_by_name_with_both_shapes(name, backend):
     embedding.weight.data = torch.cat([embedding.weight.data, torch.zeros(50, 4)])
     with pytest.raises(StructureMismatch) as caught:
         step()
-    for told in ("'weight'", "[70, 4]", "[20, 4]", "del optimizer.state[param]"):
+    for told in ("'weight'", "70, 4", "20, 4", "del optimizer.state[param]"):
         assert told in str(caught.value)
     del optimizer.state[embedding.weight]
     step()

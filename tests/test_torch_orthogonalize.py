@@ -52,7 +52,7 @@ def shards_of(x: Any, axis: int) -> list[torch.Tensor]:
 def run_together(x: Any, matrix: tuple[int, int], cut: int, method: str) -> Any:
     """The two halves along `cut`, side by side, their sums added."""
     halves = [h.unsqueeze(0) for h in shards_of(x, cut)]
-    steps = [theirs._steps(h, matrix, x.shape, cut, method, None) for h in halves]
+    steps = [theirs.steps(h, matrix, x.shape, cut, method, None) for h in halves]
     sums: list[Any] = [next(s) for s in steps]
     while True:
         sent = []

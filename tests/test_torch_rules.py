@@ -33,6 +33,8 @@ GOLDEN = {
     "velo_s": ("velo", {"lstm": 64, "bank": 32, "bank_mult": 1.0}),
     "adafac_mlp": ("adafac_mlp", {}),
     "celo2base": ("celo2_base", {}),
+    "nn_adam": ("nn_adam", {}),
+    "rnn_mlp": ("rnn_mlp", {"unseen_validation": "zero"}),
     "celo2": (
         "celo2",
         {"routes": [{"role": "adam", "name": "/b$"}], "weight_decay": 0.01},

@@ -31,8 +31,35 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "celo2_base": {"hidden": 3},
     "adafac_mlp": {"hidden": 3},
+    "plain_mlp": {"hidden": 3},
+    "rnn_mlp": {"lstm": 4, "hidden": 4},
+    "nn_adam": {"lstm": 4},
+    "scheduled_adam": {"knots": 3},
+    "optim4rl": {"units": 2},
+    "linear_optim": {"units": 2},
+    "l2lgd2": {"units": 2},
+    "learned_muon": {"routes": ({"role": "vector", "max_rank": 1}, {"role": "matrix"})},
 }
 """Settings with which the tests make a rule, over its defaults."""
+
+
+START = {
+    "learned_sgd": {"log_lr": -4.0, "one_minus_momentum": -2.0},
+    "learned_adam": {
+        "log_lr": -4.0,
+        "one_minus_beta1": -2.0,
+        "one_minus_beta2": -5.0,
+        "log_epsilon": -18.0,
+    },
+    "nn_adam": {
+        "hypers/lr": -0.6,
+        "hypers/beta1": -0.4,
+        "hypers/beta2": -0.8,
+        "hypers/epsilon": -2.0,
+    },
+}
+START["scheduled_adam"] = START["learned_adam"]
+"""What random numbers are added to, where a rule would not train around zero."""
 
 
 def random_theta(name: str, seed: int = 0, **settings: Any) -> dict[str, np.ndarray]:
@@ -49,7 +76,7 @@ def random_theta(name: str, seed: int = 0, **settings: Any) -> dict[str, np.ndar
         if path.startswith("decays/"):  # offsets, in which a decay is exponential
             fan_in = 1000
         values = generator.standard_normal(shape) / np.sqrt(fan_in)
-        arrays[path] = values.astype(np.float32)
+        arrays[path] = (values + START.get(name, {}).get(path, 0.0)).astype(np.float32)
     return arrays
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from lopax._core import tree as trees
-from lopax._core.errors import ConfigError
+from lopax._core.errors import ConfigError, StructureMismatch
 from lopax._core.leaves import trained
 from lopax._core.routing import Seen
 from lopax._core.types import Count, Flag, Params, Scalar
@@ -97,6 +97,42 @@ def numbered(
             found.append(seen_as(leaf, view, first + i))
         parts.append(slice(start, start + copies))
     return found, parts
+
+
+def check_states(
+    places: Sequence[Leaf],
+    views: Sequence[Seen],
+    params: Sequence[Any],
+    states: Sequence[Any],
+    starters: Sequence[Callable[[tuple[int, ...]], Any]],
+) -> None:
+    """Raises `StructureMismatch` for states of tensors of another shape; states and
+    tensors that are alike are looked at once.
+
+    **Arguments:**
+
+    - `starters`: for each tensor, from a shape to its first state.
+    """
+    seen = set()
+    for leaf, view, param, state, start in zip(
+        places, views, params, states, starters, strict=True
+    ):
+        found = jax.tree.map(jnp.shape, state)
+        key = (param.shape, str(found), view)
+        if key in seen:
+            continue
+        seen.add(key)
+        want = jax.eval_shape(lambda start=start, p=param: start(p.shape or (1,)))
+        shapes = [str(jax.tree.map(jnp.shape, want)), str(found)]
+        if shapes[0] != shapes[1]:
+            raise StructureMismatch.between(
+                f"the optimizer's state of the parameter {leaf.name!r} (of shape "
+                f"{list(leaf.shape)})",
+                trees.describe(want),
+                trees.describe(state),
+                "Was the parameter resized or replaced? opt.init(params) makes "
+                "a state for the parameters as they are now.",
+            )
 
 
 def as_tensor(x: Any) -> Any:

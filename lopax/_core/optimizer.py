@@ -25,6 +25,7 @@ from lopax._core.errors import (
     StructureMismatch,
 )
 from lopax._core.published import translate
+from lopax._core.run import Run
 from lopax._core.types import Count, Flag, Key, Params, Scalar, Theta, Updates
 
 
@@ -47,6 +48,16 @@ class OptState(NamedTuple):
     skipped: Count  # [] int32, updates skipped so far
     shared: Any  # what all tensors share
     tensors: Any  # the parameters' structure, with each leaf replaced by its state
+
+    def run(self, loss: Any) -> Run:
+        """Where the run is, for the rule."""
+        horizon = jnp.maximum(self.num_steps, 1).astype(jnp.float32)
+        return Run(
+            loss=loss,
+            fraction=jnp.minimum(self.iteration.astype(jnp.float32) / horizon, 1.0),
+            updates=self.iteration - self.skipped,
+            num_steps=self.num_steps,
+        )
 
 
 class LearnedOptimizer(abc.ABC):

@@ -16,11 +16,11 @@ from lopax._core.errors import (
     MissingHorizon,
     MissingLoss,
     MissingParams,
-    StructureMismatch,
 )
 from lopax._core.lifting import Leaf
 from lopax._core.optimizer import Info, LearnedOptimizer, OptState
 from lopax._core.routing import Route, Seen
+from lopax._core.run import Run
 from lopax._core.types import Count, Flag, Params, Scalar, Theta, Updates
 
 TensorState = TypeVar("TensorState")
@@ -72,10 +72,15 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         """State common to all tensors."""
 
     def see_start(
-        self, shared: Shared, places: Sequence[Leaf], tensors: Sequence[Any]
+        self,
+        theta: Theta,
+        shared: Shared,
+        num_steps: Count,
+        places: Sequence[Leaf],
+        tensors: Sequence[Any],
     ) -> Shared:
         """What `init_shared` made, for rules that go by the tensors' first values."""
-        del places, tensors
+        del theta, num_steps, places, tensors
         return shared
 
     @abc.abstractmethod
@@ -116,18 +121,16 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         self,
         theta: Theta,
         shared: Shared,
-        value: Any,
-        fraction: Scalar,
+        run: Run,
         summaries: Any,
     ) -> tuple[Shared, Context, Scalar]:
         """Advances what is shared, once a step.
 
         **Arguments:**
 
-        - `value`: [] float32 loss (finite: a non-finite one is replaced before the
-            call and its effects are discarded after it), or None.
-        - `fraction`: [] iteration / num_steps before this update, at most 1: past
-            the horizon, where no rule was trained, the end of the schedule goes on.
+        - `run`: its loss is finite (another is replaced before the call and its
+            effects are discarded after it); its fraction is at most 1: past the
+            horizon, where no rule was trained, the end of the schedule goes on.
         - `summaries`: [tensors, F] stacked summaries, or None.
 
         **Returns:** the next shared state, the context each tensor's step receives,
@@ -206,7 +209,7 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             states.append(placing.like(param, state, self.starter(theta, stored[i])))
             seen += parts
         shared = self.init_shared(theta, horizon, len(places))
-        shared = own(self.see_start(shared, places, seen))
+        shared = own(self.see_start(theta, shared, horizon, places, seen))
         return OptState(
             iteration=jnp.zeros((), jnp.int32),
             num_steps=horizon,
@@ -241,31 +244,6 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         ]
         return stacks.states_together(states, view)
 
-    def _check_states(
-        self, theta: Theta, places: list[Leaf], params: list[Any], states: list[Any]
-    ) -> None:
-        """Raises `StructureMismatch` for states of tensors of another shape; states
-        and tensors that are alike are looked at once."""
-        seen = set()
-        for leaf, param, state in zip(places, params, states, strict=True):
-            found = jax.tree.map(jnp.shape, state)
-            key = (param.shape, str(found), self.view(leaf.name, leaf.shape))
-            if key in seen:
-                continue
-            seen.add(key)
-            start = self.starter(theta, leaf)
-            want = jax.eval_shape(lambda start=start, p=param: start(p.shape or (1,)))
-            shapes = [str(jax.tree.map(jnp.shape, want)), str(found)]
-            if shapes[0] != shapes[1]:
-                raise StructureMismatch.between(
-                    f"the optimizer's state of the parameter {leaf.name!r} (of shape "
-                    f"{list(leaf.shape)})",
-                    trees.describe(want),
-                    trees.describe(state),
-                    "Was the parameter resized or replaced? opt.init(params) makes "
-                    "a state for the parameters as they are now.",
-                )
-
     @lifting.own_arithmetic
     def update(
         self,
@@ -297,7 +275,8 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         states = leaves.flatten_like(
             "the optimizer's state", treedef.unflatten(tensors), state.tensors
         )
-        self._check_states(theta, stored, tensors, states)
+        starters = [self.starter(theta, leaf) for leaf in stored]
+        lifting.check_states(stored, views, tensors, states, starters)
         held = states
         states = [
             one
@@ -321,12 +300,10 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             for args in zip(places, gs, states, ps, strict=True)
         ]
         no_summary = summaries[0] is None
-        horizon = jnp.maximum(state.num_steps, 1).astype(jnp.float32)
         shared, context, scale = self.advance(
             theta,
             state.shared,
-            value,
-            jnp.minimum(state.iteration.astype(jnp.float32) / horizon, 1.0),
+            state.run(value),
             None if no_summary else jnp.stack(summaries),
         )
 

@@ -19,12 +19,12 @@ from lopax._core.errors import NotApplicable
 from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.types import Scalar, Theta
 from lopax.analysis.recurrent import RecurrentView, momentum_view
-from lopax.architectures.hypers import LearnedSGD
+from lopax.architectures.classes import L2LGD2, LearnedSGD, LinearOptim, Optim4RL
 from lopax.architectures.l2o_gru import L2OGRU
 from lopax.architectures.l2o_lstm import L2OLSTM
-from lopax.architectures.optim4rl import L2LGD2, LOG_RANGE, LinearOptim, Optim4RL
 from lopax.blocks.log_sign import log_and_sign
 from lopax.nets import gru, linear, lstm
+from lopax.rules.optim4rl import LOG_RANGE
 
 
 def recurrent_view(optimizer: LearnedOptimizer, theta: Theta) -> RecurrentView:
@@ -77,8 +77,9 @@ def _l2o_lstm(rule: L2OLSTM, theta: Theta) -> RecurrentView:
 
 
 def _learned_sgd(rule: LearnedSGD, theta: Theta) -> RecurrentView:
+    del rule
     decay = 1.0 - jnp.exp(jnp.clip(theta["one_minus_momentum"], -13.0, 0.0))
-    return momentum_view(rule.step_scale(theta), decay)
+    return momentum_view(jnp.exp(theta["log_lr"]), decay)
 
 
 def _clip(rule: Any, g: Scalar) -> Scalar:

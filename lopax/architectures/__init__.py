@@ -17,30 +17,30 @@ from lopax.architectures.celo2 import (
     Celo2Config,
 )
 from lopax.architectures.celo_adam import CeloAdam, CeloAdamConfig
-from lopax.architectures.hypers import (
+from lopax.architectures.classes import (
+    L2LGD2,
+    RNNMLP,
     LearnedAdam,
-    LearnedAdamConfig,
+    LearnedMuon,
     LearnedSGD,
-    LearnedSGDConfig,
+    LinearOptim,
+    NNAdam,
+    Optim4RL,
+    PlainMLP,
     ScheduledAdam,
-    ScheduledAdamConfig,
 )
 from lopax.architectures.l2o_gru import L2OGRU, L2OGRUConfig
 from lopax.architectures.l2o_lstm import L2OLSTM, L2OLSTMConfig
 from lopax.architectures.l3rs import L3RS, L3RSConfig
-from lopax.architectures.learned_muon import LearnedMuon, LearnedMuonConfig
 from lopax.architectures.mulo import MuLO, MuLOConfig
-from lopax.architectures.nn_adam import NNAdam, NNAdamConfig
-from lopax.architectures.optim4rl import (
-    L2LGD2,
-    ElementGRUConfig,
-    LinearOptim,
-    Optim4RL,
-)
-from lopax.architectures.plain_mlp import PlainMLP, PlainMLPConfig
-from lopax.architectures.rnn_mlp import RNNMLP, RNNMLPConfig
 from lopax.architectures.star import STAR, STARConfig
 from lopax.architectures.velo import VeLO, VeLOConfig
+from lopax.rules.hypers import LearnedAdamConfig, LearnedSGDConfig, ScheduledAdamConfig
+from lopax.rules.learned_muon import LearnedMuonConfig
+from lopax.rules.nn_adam import NNAdamConfig
+from lopax.rules.optim4rl import ElementGRUConfig
+from lopax.rules.plain_mlp import PlainMLPConfig
+from lopax.rules.rnn_mlp import RNNMLPConfig
 
 
 class Entry(NamedTuple):

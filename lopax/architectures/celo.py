@@ -21,6 +21,7 @@ from jaxtyping import Array
 
 from lopax._core.config import check_choice, check_range
 from lopax._core.lifting import Leaf
+from lopax._core.run import Run
 from lopax._core.sizes import SizeBounds
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import moments, scheduler
@@ -146,8 +147,7 @@ class Celo(ElementRule):
         self,
         theta: Theta,
         shared: SchedulerState,
-        value: Scalar,
-        fraction: Scalar,
+        run: Run,
         summaries: Any,
     ) -> tuple[SchedulerState, Scalar, Scalar]:
         del summaries
@@ -156,7 +156,7 @@ class Celo(ElementRule):
             scale = jnp.asarray(c.step_mult, jnp.float32)
             return shared, scale, scale
         shared, multiplier = scheduler.advance(
-            theta["scheduler"], shared, value, fraction
+            theta["scheduler"], shared, run.loss, run.fraction
         )
         scale = c.step_mult * multiplier * scheduler.beyond(shared, c.trained_horizon)
         return shared, scale, scale

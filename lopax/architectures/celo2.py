@@ -43,6 +43,7 @@ from lopax._core import polar, routing
 from lopax._core.config import check_choice, check_range
 from lopax._core.lifting import Leaf
 from lopax._core.routing import Route
+from lopax._core.run import Run
 from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count, Flag, Key, Scalar, Theta
 from lopax.blocks import element_net, element_rule, moments
@@ -185,12 +186,12 @@ class _Celo2Rule(TensorRule[Count, Stage, Any]):
         return element_rule.why_plain(self.config, shape) is None
 
     def advance(
-        self, theta: Theta, shared: Count, value: Any, fraction: Scalar, summaries: Any
+        self, theta: Theta, shared: Count, run: Run, summaries: Any
     ) -> tuple[Count, Stage, Scalar]:
-        del theta, value, summaries
+        del theta, summaries
         size = jnp.asarray(self.config.step_mult, jnp.float32)
         if self.needs_horizon:
-            size = size * 0.5 * (1.0 + jnp.cos(jnp.pi * fraction))
+            size = size * 0.5 * (1.0 + jnp.cos(jnp.pi * run.fraction))
         return shared + 1, Stage(shared, size), size
 
     def step(

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lopax._core.config import check_choice, check_range
+from lopax._core.run import Run
 from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import scheduler
@@ -96,14 +97,13 @@ class CeloAdam(TensorRule[AdamShared, AdamContext, AdamState]):
         self,
         theta: Theta,
         shared: AdamShared,
-        value: Scalar,
-        fraction: Scalar,
+        run: Run,
         summaries: Any,
     ) -> tuple[AdamShared, AdamContext, Scalar]:
         del summaries
         c = self.config
         state, multiplier = scheduler.advance(
-            theta["scheduler"], shared.scheduler, value, fraction
+            theta["scheduler"], shared.scheduler, run.loss, run.fraction
         )
         applied = shared.applied + 1
         t = applied.astype(jnp.float32)

@@ -36,6 +36,7 @@ from lopax._core.config import check_choice, check_range
 from lopax._core.errors import ConfigError, StructureMismatch
 from lopax._core.lifting import Leaf
 from lopax._core.optimizer import OptState
+from lopax._core.run import Run
 from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count, Key, Params, Scalar, Theta
 from lopax.blocks.directions import Direction
@@ -201,16 +202,15 @@ class L3RS(TensorRule[LossAverages, Float[Array, "tensors K"], tuple[Any, ...]])
         self,
         theta: Theta,
         shared: LossAverages,
-        value: Any,
-        fraction: Scalar,
+        run: Run,
         summaries: Float[Array, "tensors F"],
     ) -> tuple[LossAverages, Float[Array, "tensors K"], Scalar]:
         c = self.config
         decays = jnp.asarray(LOSS_DECAYS, jnp.float32)
-        means = decays * shared.means + (1.0 - decays) * value
+        means = decays * shared.means + (1.0 - decays) * run.loss
         averages = LossAverages(means, shared.count + 1)
         corrected = means / (1.0 - decays ** averages.count.astype(jnp.float32))
-        times = jnp.tanh(4.0 * (fraction - jnp.asarray(TIME_CENTRES, jnp.float32)))
+        times = jnp.tanh(4.0 * (run.fraction - jnp.asarray(TIME_CENTRES, jnp.float32)))
         common = jnp.concatenate([times, jnp.log(jnp.clip(corrected, 1e-6, 1e6))])
         rows = (len(summaries), NUM_SHARED)
         inputs = jnp.concatenate([summaries, jnp.broadcast_to(common, rows)], axis=1)

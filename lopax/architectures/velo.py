@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 
 from lopax._core.config import check_choice, check_range
 from lopax._core.lifting import Leaf
+from lopax._core.run import Run
 from lopax._core.sizes import SizeBounds
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.blocks import loss_history, moments, scheduler, time_features
@@ -183,14 +184,13 @@ class VeLO(ElementRule):
         self,
         theta: Theta,
         shared: VeLOShared,
-        value: Scalar,
-        fraction: Scalar,
+        run: Run,
         summaries: Float[Array, "tensors 12"],
     ) -> tuple[VeLOShared, VeLOContext, Scalar]:
         c = self.config
-        history = loss_history.update(shared.history, value)
+        history = loss_history.update(shared.history, run.loss)
         common = jnp.concatenate(
-            [time_features.fraction_done(fraction), loss_history.features(history)]
+            [time_features.fraction_done(run.fraction), loss_history.features(history)]
         )
         rows = (summaries.shape[0], NUM_SHARED_INPUTS)
         inputs = jnp.concatenate([jnp.broadcast_to(common, rows), summaries], axis=1)

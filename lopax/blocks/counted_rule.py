@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import jax.numpy as jnp
 
+from lopax._core.run import Run
 from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count, Scalar, Theta
 
@@ -29,8 +30,8 @@ class CountedRule(TensorRule[Count, Count, S], Generic[S]):
         return jnp.zeros((), jnp.int32)
 
     def advance(
-        self, theta: Theta, shared: Count, value: Any, fraction: Scalar, summaries: Any
+        self, theta: Theta, shared: Count, run: Run, summaries: Any
     ) -> tuple[Count, Count, Scalar]:
-        del value, fraction, summaries
+        del run, summaries
         scale = jnp.asarray(self.step_scale(theta), jnp.float32)
         return shared + 1, shared, scale

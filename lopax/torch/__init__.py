@@ -23,6 +23,7 @@ from lopax._core.warned import (
     SkippedWarning,
     StepSizeWarning,
 )
+from lopax.torch import classes
 from lopax.torch.adafac_mlp import AdafacMLPRule
 from lopax.torch.celo import CeloRule
 from lopax.torch.celo2 import Celo2BaseRule, Celo2Rule
@@ -69,11 +70,15 @@ class Celo2Base(LearnedOptimizer):
     rule_class: ClassVar[type[Rule]] = Celo2BaseRule
 
 
-class Velo(LearnedOptimizer):
+class VeLO(LearnedOptimizer):
     """VeLO; see `LearnedOptimizer` for the arguments and `lopax.torch.velo` for the
     rule. Needs `num_steps`, and the loss at every step."""
 
     rule_class: ClassVar[type[Rule]] = VeLORule
+
+
+Velo = VeLO
+"""The name it had before."""
 
 
 class AdafacMLP(LearnedOptimizer):
@@ -83,14 +88,97 @@ class AdafacMLP(LearnedOptimizer):
     rule_class: ClassVar[type[Rule]] = AdafacMLPRule
 
 
+class LearnedMuon(LearnedOptimizer):
+    """Learned Muon; see `lopax.rules.learned_muon` for the rule and
+    `LearnedOptimizer` for the arguments. Needs `num_steps`. Pass the model, or
+    `model.named_parameters()`: matrices, vectors and embeddings are treated
+    differently."""
+
+    rule_class: ClassVar[type[Rule]] = classes.LearnedMuonRule
+
+
+class PlainMLP(LearnedOptimizer):
+    """Plain MLP; see `lopax.rules.plain_mlp` for the rule and
+    `LearnedOptimizer` for the arguments."""
+
+    rule_class: ClassVar[type[Rule]] = classes.PlainMLPRule
+
+
+class RNNMLP(LearnedOptimizer):
+    """RNN-MLP; see `lopax.rules.rnn_mlp` for the rule and
+    `LearnedOptimizer` for the arguments. Needs the loss at every step,
+    and now and then `observe_validation`."""
+
+    rule_class: ClassVar[type[Rule]] = classes.RNNMLPRule
+
+
+class NNAdam(LearnedOptimizer):
+    """NN-Adam; see `lopax.rules.nn_adam` for the rule and
+    `LearnedOptimizer` for the arguments."""
+
+    rule_class: ClassVar[type[Rule]] = classes.NNAdamRule
+
+
+class LearnedSGD(LearnedOptimizer):
+    """Heavy-ball momentum with learned settings; see `lopax.rules.hypers` for the
+    rule and `LearnedOptimizer` for the arguments."""
+
+    rule_class: ClassVar[type[Rule]] = classes.LearnedSGDRule
+
+
+class LearnedAdam(LearnedOptimizer):
+    """Adam with learned settings; see `lopax.rules.hypers` for the rule and
+    `LearnedOptimizer` for the arguments."""
+
+    rule_class: ClassVar[type[Rule]] = classes.LearnedAdamRule
+
+
+class ScheduledAdam(LearnedOptimizer):
+    """Adam with learned settings and schedule; see `lopax.rules.hypers` for the rule
+    and `LearnedOptimizer` for the arguments. Needs `num_steps`."""
+
+    rule_class: ClassVar[type[Rule]] = classes.ScheduledAdamRule
+
+
+class Optim4RL(LearnedOptimizer):
+    """Optim4RL; see `lopax.rules.optim4rl` for the rule and
+    `LearnedOptimizer` for the arguments."""
+
+    rule_class: ClassVar[type[Rule]] = classes.Optim4RLRule
+
+
+class LinearOptim(LearnedOptimizer):
+    """Optim4RL's ablation without Adam's form; see `lopax.rules.optim4rl` for the
+    rule and `LearnedOptimizer` for the arguments."""
+
+    rule_class: ClassVar[type[Rule]] = classes.LinearOptimRule
+
+
+class L2LGD2(LearnedOptimizer):
+    """One learned rate per element; see `lopax.rules.optim4rl` for the rule and
+    `LearnedOptimizer` for the arguments."""
+
+    rule_class: ClassVar[type[Rule]] = classes.L2LGD2Rule
+
+
 RULES: Registry[type[LearnedOptimizer]] = Registry("optimizer for PyTorch")
 """Architecture names to optimizer classes; a further rule is one more entry."""
 RULES.add("celo", Celo)
 RULES.add("celo_adam", CeloAdam)
 RULES.add("celo2", Celo2)
 RULES.add("celo2_base", Celo2Base)
-RULES.add("velo", Velo)
+RULES.add("velo", VeLO)
 RULES.add("adafac_mlp", AdafacMLP)
+RULES.add("learned_muon", LearnedMuon)
+RULES.add("plain_mlp", PlainMLP)
+RULES.add("rnn_mlp", RNNMLP)
+RULES.add("nn_adam", NNAdam)
+RULES.add("learned_sgd", LearnedSGD)
+RULES.add("learned_adam", LearnedAdam)
+RULES.add("scheduled_adam", ScheduledAdam)
+RULES.add("optim4rl", Optim4RL)
+RULES.add("linear_optim", LinearOptim)
+RULES.add("l2lgd2", L2LGD2)
 
 
 def optimizer(name: str, params: Any, **options: Any) -> LearnedOptimizer:
@@ -102,6 +190,8 @@ def optimizer(name: str, params: Any, **options: Any) -> LearnedOptimizer:
 
 
 __all__ = [
+    "L2LGD2",
+    "RNNMLP",
     "RULES",
     "AdafacMLP",
     "BackendUnavailable",
@@ -113,13 +203,22 @@ __all__ = [
     "HorizonNotGiven",
     "HorizonWarning",
     "Info",
+    "LearnedAdam",
+    "LearnedMuon",
     "LearnedOptimizer",
+    "LearnedSGD",
+    "LinearOptim",
     "LopaxWarning",
     "LossNotGiven",
+    "NNAdam",
+    "Optim4RL",
+    "PlainMLP",
     "Route",
+    "ScheduledAdam",
     "SkippedWarning",
     "StepSizeWarning",
     "UnsupportedParameter",
+    "VeLO",
     "Velo",
     "WeightsNotGiven",
     "optimizer",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lopax._core.config import check_range
+from lopax._core.run import Run
 from lopax.rules import channels
 from lopax.rules.element_net import ElementNet, Epsilons, Numbers
 from lopax.torch import elements, moments
@@ -90,23 +91,22 @@ class AdafacMLPRule(ElementRule):
             **{f"net/{k}": v for k, v in net.items()},
         }
 
-    def init_shared(self, num_steps: int) -> dict[str, Tensor]:
-        del num_steps
+    def init_shared(
+        self, num_steps: int, starts: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        del num_steps, starts
         device = self.theta["net/b0"].device
         return {"updates": torch.zeros((), dtype=torch.int32, device=device)}
 
-    def advance(
-        self, shared: dict[str, Tensor], loss: Tensor, fraction: Tensor, rows: Rows
-    ) -> Advance:
+    def advance(self, shared: dict[str, Tensor], run: Run, rows: Rows) -> Advance:
         """What the network makes of the step number is a part of its first bias."""
-        del fraction
         updates, theta = shared["updates"], self.theta
         times = torch.tanh(updates.float() / theta["time_scales"] - 1.0)
         late = theta["net/w0"][self.config.element_net.num_channels :]
         bias = theta["net/b0"] + (times.unsqueeze(1) * late).sum(0)
         return Advance(
             shared={"updates": updates + 1},
-            scale=torch.full_like(loss, self.config.step_mult),
+            scale=torch.full_like(run.loss, self.config.step_mult),
             context={"b0": bias.expand(rows.count, -1)},
         )
 

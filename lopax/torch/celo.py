@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lopax._core.config import check_range
+from lopax._core.run import Run
 from lopax._core.sizes import SizeBounds
 from lopax.rules.element_net import ElementNet, Numbers, check_decays
 from lopax.torch import elements, moments, scheduler
@@ -98,17 +99,18 @@ class CeloRule(ElementRule):
         rule = {f"rule/{k}": v[0] for k, v in net.items()}
         return rule | published_scheduler(arrays, "scheduler/")
 
-    def init_shared(self, num_steps: int) -> dict[str, Tensor]:
+    def init_shared(
+        self, num_steps: int, starts: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        del starts
         return scheduler.init(self.theta, num_steps)
 
-    def advance(
-        self, shared: dict[str, Tensor], loss: Tensor, fraction: Tensor, rows: Rows
-    ) -> Advance:
+    def advance(self, shared: dict[str, Tensor], run: Run, rows: Rows) -> Advance:
         del rows
         c = self.config
         if c.phase == 1:
-            return Advance(shared, torch.full_like(loss, c.step_mult))
-        shared, multiplier = scheduler.advance(self.theta, shared, loss, fraction)
+            return Advance(shared, torch.full_like(run.loss, c.step_mult))
+        shared, multiplier = scheduler.advance(self.theta, shared, run)
         longer = scheduler.beyond(shared, c.trained_horizon)
         return Advance(shared, c.step_mult * multiplier * longer)
 

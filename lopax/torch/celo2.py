@@ -28,6 +28,7 @@ from torch import Tensor
 from lopax._core import polar
 from lopax._core.config import check_choice, check_range
 from lopax._core.routing import Route, check_roles, role_of, vectors_and_tables
+from lopax._core.run import Run
 from lopax.rules import channels
 from lopax.rules.element_net import ElementNet, Epsilons, Numbers
 from lopax.torch import elements, moments
@@ -143,8 +144,10 @@ class Celo2Rule(Rule):
         c = self.config
         return role_of(name, shape, (*routes, *c.routes), c.default_role, kind)
 
-    def init_shared(self, num_steps: int) -> dict[str, Tensor]:
-        del num_steps
+    def init_shared(
+        self, num_steps: int, starts: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        del num_steps, starts
         return {}
 
     def accumulators(self, rank: int, axes: Any, role: str) -> dict[str, Accumulator]:
@@ -153,13 +156,11 @@ class Celo2Rule(Rule):
         whole = Accumulator(0, tuple(range(rank)))
         return {"momentum": whole, "second": whole, "step": Accumulator(0, ())}
 
-    def advance(
-        self, shared: dict[str, Tensor], loss: Tensor, fraction: Tensor, rows: Rows
-    ) -> Advance:
+    def advance(self, shared: dict[str, Tensor], run: Run, rows: Rows) -> Advance:
         del rows
-        scale = torch.full_like(loss, self.config.step_mult)
+        scale = torch.full_like(run.loss, self.config.step_mult)
         if self.needs_horizon:
-            scale = scale * 0.5 * (1.0 + torch.cos(math.pi * fraction.clamp_max(1.0)))
+            scale = scale * 0.5 * (1.0 + torch.cos(math.pi * run.fraction))
         return Advance(shared, scale)
 
     def element_net(self, role: str) -> ElementNet | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lopax._core.config import check_range
+from lopax._core.run import Run
 from lopax.torch import scheduler
 from lopax.torch.geometry import Accumulator
 from lopax.torch.rule import Advance, Rows, Rule, Steps, TensorBatch
@@ -65,7 +66,10 @@ class CeloAdamRule(Rule):
         published = "rnn_params/step_size/w" in arrays
         return published_scheduler(arrays, "scheduler/") if published else arrays
 
-    def init_shared(self, num_steps: int) -> dict[str, Tensor]:
+    def init_shared(
+        self, num_steps: int, starts: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        del starts
         return scheduler.init(self.theta, num_steps)
 
     def accumulators(self, rank: int, axes: Any, role: str) -> dict[str, Accumulator]:
@@ -77,11 +81,9 @@ class CeloAdamRule(Rule):
             "step": Accumulator(0, ()),
         }
 
-    def advance(
-        self, shared: dict[str, Tensor], loss: Tensor, fraction: Tensor, rows: Rows
-    ) -> Advance:
+    def advance(self, shared: dict[str, Tensor], run: Run, rows: Rows) -> Advance:
         del rows
-        shared, multiplier = scheduler.advance(self.theta, shared, loss, fraction)
+        shared, multiplier = scheduler.advance(self.theta, shared, run)
         return Advance(shared, self.config.step_mult * multiplier)
 
     def step(self, batch: TensorBatch, scale: Tensor, alive: Tensor) -> Steps:

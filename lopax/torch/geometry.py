@@ -61,15 +61,17 @@ def seen(shape: tuple[int, ...], layout: str, flatten: bool) -> tuple[int, ...]:
 class Accumulator(NamedTuple):
     """One array of a tensor's state: which of the tensor's axes it keeps.
 
-    Its shape is `(copies, *sizes of axes)`, without the first entry if `copies` is 0.
+    Its shape is `(copies, *sizes of axes, *behind)`, without the first entry if
+    `copies` is 0.
     """
 
     copies: int
     axes: tuple[int, ...]
     start: Any = None  # [*shape] tensor with the first values; default: zeros
     stack: int | None = None  # of so many tensors that are stacked, in front
+    behind: tuple[int, ...] = ()  # numbers of its own for each of its elements
 
     def shape(self, tensor: tuple[int, ...]) -> tuple[int, ...]:
         lead = (self.copies,) if self.copies else ()
         front = () if self.stack is None else (self.stack,)
-        return (*front, *lead, *(tensor[a] for a in self.axes))
+        return (*front, *lead, *(tensor[a] for a in self.axes), *self.behind)

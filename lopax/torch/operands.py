@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from lopax.torch.groups import (
     named,
 )
 from lopax.torch.memory import check_operands
-from lopax.torch.plain import Entry
+from lopax.torch.plain import Entry, measurements
 
 
 class Operands(restoring.Resumable):
@@ -27,6 +27,7 @@ class Operands(restoring.Resumable):
     _routes: tuple[Route, ...]
     _kinds: Mapping[Tensor, str]
     _plans: dict[Any, states.Plan]
+    _starts: dict[Tensor, Tensor]
 
     def _role(self, param: Tensor, name: str | None, group: dict[str, Any]) -> str:
         """What the group asks for, else what the rule makes of name and shape."""
@@ -84,6 +85,8 @@ class Operands(restoring.Resumable):
             if not self._shared:
                 self._begin(device)
             state.update(states.init_param(param, plan, self._shared))
+            if self._rule.num_starts:
+                self._start_rows(param, plan, state)
         return states.check(state, plan, device)
 
     def _each(
@@ -131,6 +134,7 @@ class Operands(restoring.Resumable):
             group=index,
             sharding=sharding.sharding_of(param, same_axes=same_axes),
             matrix=plan.matrix,
+            scalar=plan.seen.shape == (),
             role=plan.role,
             addressable=addressable and known,
         )
@@ -138,4 +142,80 @@ class Operands(restoring.Resumable):
     def _begin(self, device: torch.device) -> None:
         """Makes what tensors share, before the first step."""
         rule = self._rule.to(device)
-        self._shared = states.init_shared(rule, self._num_steps, device)
+        starts = None
+        if rule.num_starts:
+            plans = []
+            for index, group in enumerate(self.param_groups):
+                for place, (param, name) in enumerate(named(group)):
+                    if measurable(param):
+                        plan = self._plan(param, name, group, index, place)
+                        plans.append((param, plan))
+            self._starts = self._measure(plans)
+            if self._starts:
+                rows = [x.to(device) for x in self._starts.values()]
+                starts = torch.cat(rows)
+        self._shared = states.init_shared(rule, self._num_steps, device, starts)
+
+    def _measure(
+        self, plans: Sequence[tuple[Tensor, states.Plan]]
+    ) -> dict[Tensor, Tensor]:
+        """What the rule says of parameters' first values: of each the rows [n, S] of
+        the tensors it is seen as."""
+        found: dict[Tensor, Tensor] = {}
+        for device in dict.fromkeys(sharding.local(p).device for p, _ in plans):
+            here = [(p, q) for p, q in plans if sharding.local(p).device == device]
+            parts = [_unstarted(param, plan) for param, plan in here]
+            every = [entry for entries in parts for entry in entries]
+            rows = iter(measurements(self._rule.to(device), every))
+            for (param, _), entries in zip(here, parts, strict=True):
+                found[param] = torch.stack([next(rows) for _ in entries])
+        return found
+
+    def _start_rows(
+        self, param: Tensor, plan: states.Plan, state: states.State
+    ) -> None:
+        """The first values of what the rule carries of a parameter, from its own."""
+        starts = self._starts.pop(param, None)
+        if starts is None:
+            starts = self._measure([(param, plan)])[param]
+        rule = self._rule.to(starts.device)
+        shared = {k: v.to(starts.device) for k, v in self._shared.items()}
+        for name, rows in rule.init_rows(shared, starts).items():
+            first = rows if plan.seen.copies is not None else rows[0]
+            sharding.local(state[name]).copy_(first)
+
+
+def measurable(param: Tensor) -> bool:
+    """Whether a parameter has values to look at."""
+    return (
+        not torch.nn.parameter.is_lazy(param)
+        and param.is_floating_point()
+        and param.requires_grad
+        and 0 not in param.shape
+        and param.device.type != "meta"
+    )
+
+
+def _unstarted(param: Tensor, plan: states.Plan) -> list[Entry]:
+    """The tensors of a parameter that has no state yet."""
+    where = sharding.local(param).detach()
+    same_axes = len(plan.shape) >= param.ndim
+    whole = Entry(
+        param=where,
+        grad=where,
+        state={},
+        shape=plan.shape,
+        part=plan.part,
+        axes=plan.axes,
+        lr=1.0,
+        weight_decay=0.0,
+        group=0,
+        sharding=sharding.sharding_of(param, same_axes=same_axes),
+        matrix=plan.matrix,
+        scalar=plan.seen.shape == (),
+        role=plan.role,
+    )
+    if plan.seen.unchanged:
+        return [whole]
+    parts = views.opened(where, plan.seen)
+    return [whole._replace(param=p, grad=p) for p in parts]

@@ -12,6 +12,7 @@ from torch import Tensor
 from lopax._core import routing
 from lopax._core.errors import ConfigError
 from lopax._core.routing import Route
+from lopax._core.run import Run
 from lopax.torch import backends, restoring, sharding, views
 from lopax.torch import state as states
 from lopax.torch import theta as thetas
@@ -80,6 +81,8 @@ class LearnedOptimizer(Operands):
         roles of tensors, for rules that have roles; see `Route`. They come before the
         rule's own routes.
     - `config`: settings of the architecture, over those saved with the weights.
+        `settings` is the same for settings that have the name of an argument above
+        (`lr` of Optim4RL): `settings={"lr": 0.01}`.
 
     Raises `ConfigError`, `UnknownName`, `HorizonNotGiven`, `StructureMismatch`,
     `BackendUnavailable`; `step` raises `LossNotGiven` and `UnsupportedParameter`.
@@ -102,6 +105,7 @@ class LearnedOptimizer(Operands):
         process_group: Any = None,
         on_resume: str | None = None,
         routes: Sequence[Route] = (),
+        settings: Mapping[str, Any] = NOTHING,
         **config: Any,
     ):
         cls = self.rule_class
@@ -113,8 +117,8 @@ class LearnedOptimizer(Operands):
         if on_resume not in (None, "saved", "new"):
             raise ConfigError(f"on_resume = {on_resume!r}: must be 'saved' or 'new'")
         loaded = thetas.load(cls.name, theta, weights)
-        settings = known_settings(cls.config_class, loaded.config) | config
-        self._rule = cls.create(loaded.arrays, settings)
+        known = known_settings(cls.config_class, loaded.config)
+        self._rule = cls.create(loaded.arrays, {**known, **settings, **config})
         if num_steps is None and self._rule.needs_horizon:
             raise HorizonNotGiven(cls.name)
         self._wish, self._compilable = backend, compilable
@@ -125,6 +129,7 @@ class LearnedOptimizer(Operands):
         self._shared: states.State = {}
         self._scale: Tensor | None = None
         self._plans: dict[Any, states.Plan] = {}
+        self._starts: dict[Tensor, Tensor] = {}
         self._per_device: dict[torch.device, tuple[Rule, backends.Backend]] = {}
         defaults = {"lr": lr, "weight_decay": weight_decay, "layout": layout}
         if cls.roles:
@@ -155,6 +160,21 @@ class LearnedOptimizer(Operands):
         (`GradScaler` leaves steps out), and are forgotten.
         """
         self._observed.add(loss, reduce)
+
+    @torch.no_grad()
+    def observe_validation(self, loss: Any) -> None:
+        """Shows the loss on validation data to rules that take it (RNN-MLP), between
+        two steps; the others do not look. One that is not finite changes nothing."""
+        if not self._shared:
+            self._begin(self._home(loss))
+        shared = {k: v for k, v in self._shared.items() if k not in states.COUNTERS}
+        home = self._shared["iteration"].device
+        value = torch.as_tensor(as_scalar(loss), dtype=torch.float32, device=home)
+        seen = self._on(home, False)[0].observe_validation(
+            shared, torch.where(value.isfinite(), value, torch.zeros_like(value))
+        )
+        for name, new in seen.items():
+            shared[name].copy_(torch.where(value.isfinite(), new, shared[name]))
 
     def forget_observed(self) -> None:
         """Drops the losses recorded for a step that will not come."""
@@ -244,6 +264,7 @@ class LearnedOptimizer(Operands):
                 check_supported(param, grad)
                 plan = self._plan(param, name, group, index, place)
                 entries += self._each(param, grad, plan, group, index)
+        self._starts.clear()  # of parameters without a gradient
         for e in entries:
             self._on(e.param.device, False)  # kernels are built outside graphs
         return entries
@@ -276,13 +297,16 @@ class LearnedOptimizer(Operands):
         finite = torch.isfinite(loss) & ~bad
 
         members = [(rule, part) for rule, _, part in jobs]
-        horizon = shared["num_steps"].clamp_min(1)
-        result = self._on(home, False)[0].advance(
-            {k: shared[k] for k in shared if k not in states.COUNTERS},
-            torch.where(finite, loss, torch.zeros_like(loss)),
-            shared["iteration"].float() / horizon.float(),
-            gather(members, home),
+        common = {k: shared[k] for k in shared if k not in states.COUNTERS}
+        done = shared["iteration"].float() / shared["num_steps"].clamp_min(1).float()
+        run = Run(
+            loss=torch.where(finite, loss, torch.zeros_like(loss)),
+            fraction=done.clamp_max(1.0),  # past the end the schedule holds
+            updates=shared["iteration"] - shared["skipped"],
+            num_steps=shared["num_steps"],
         )
+        rows = gather(members, home, common)
+        result = self._on(home, False)[0].advance(common, run, rows)
         # What is not finite here would make every parameter so, now or later.
         made = (*result.shared.values(), *result.context.values(), result.scale)
         for x in (*made, *result.carried.values()):
@@ -292,7 +316,8 @@ class LearnedOptimizer(Operands):
             shared[name].copy_(torch.where(finite, new, shared[name]))
         shared["iteration"] += 1
         shared["skipped"] += ~finite
-        self._scale = result.scale
+        last = torch.zeros_like(result.scale) if self._scale is None else self._scale
+        self._scale = torch.where(finite, result.scale, last)  # of a step that counts
 
         alive, halted = finite.float(), none
         for (rule, backend, _), part in zip(jobs, told, strict=True):
@@ -330,6 +355,7 @@ class LearnedOptimizer(Operands):
         super().__setstate__(state)
         self.__dict__.setdefault("_per_device", {})
         self.__dict__.setdefault("_plans", {})
+        self.__dict__.setdefault("_starts", {})
         self.__dict__.setdefault("_routes", ())
         self.__dict__.setdefault("_kinds", {})
         self.__dict__.setdefault("_on_resume", None)

@@ -39,7 +39,7 @@ def orthogonalize(x: Tensor, method: str = "auto", rounds: int | None = None) ->
         )
     y, shape = x.float().unsqueeze(0), tuple(x.shape)
     matrix = (x.ndim - 2, x.ndim - 1)
-    return complete(_steps(y, matrix, shape, None, method, rounds))[0].to(x.dtype)
+    return complete(steps(y, matrix, shape, None, method, rounds))[0].to(x.dtype)
 
 
 def orthogonalize_batch(x: Tensor, batch: TensorBatch, method: str) -> Sums:
@@ -49,10 +49,10 @@ def orthogonalize_batch(x: Tensor, batch: TensorBatch, method: str) -> Sums:
     side, if that side is sharded.
     """
     rows, cols = batch.matrix
-    return _steps(x, (rows, cols), batch.shape, batch.cut, method, None)
+    return steps(x, (rows, cols), batch.shape, batch.cut, method, None)
 
 
-def _steps(
+def steps(
     x: Tensor,
     matrix: tuple[int, int],
     shape: tuple[int, ...],

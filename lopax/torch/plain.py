@@ -7,13 +7,13 @@ hundred of them does not cost a hundred times the launches.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lopax.torch.rule import NOTHING, Rule, TensorBatch, complete
+from lopax.torch.rule import NOTHING, Rule, Steps, TensorBatch, complete
 from lopax.torch.sharding import Sharding, complete_together
 
 _foreach_norm: Any = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
@@ -37,6 +37,7 @@ class Entry(NamedTuple):
     group: int
     sharding: Sharding | None
     matrix: tuple[int, ...] = (0,)  # see `geometry.matrix_axes`
+    scalar: bool = False
     role: str = ""
     context: Mapping[str, Tensor] = (
         NOTHING  # what the rule's `advance` told this tensor
@@ -91,17 +92,28 @@ class PlainBackend:
         return torch.stack(held).any()
 
 
-def summaries(rule: Rule, entries: Sequence[Entry]) -> list[Tensor]:
+def summaries(
+    rule: Rule, entries: Sequence[Entry], shared: Mapping[str, Tensor]
+) -> list[Tensor]:
     """What the rule's `summarise` says of each entry, [F] each."""
-    placed = [e._replace(place=i) for i, e in enumerate(entries)]
-    groups = grouped(placed)
-    steps = [
-        rule.summarise(
-            _params(members), _states(rule, members), first.shape, first.matrix
-        )
-        for members in groups
-        for first in members[:1]
-    ]
+
+    def start(members: Sequence[Entry]) -> Steps:
+        return rule.summarise(_batch(rule, members, rule.sees_gradients), shared)
+
+    return _row_by_row(start, entries)
+
+
+def measurements(rule: Rule, entries: Sequence[Entry]) -> list[Tensor]:
+    """What the rule's `measure` says of each entry's first values, [S] each."""
+    return _row_by_row(lambda m: rule.measure(_batch(rule, m, False)), entries)
+
+
+def _row_by_row(
+    start: Callable[[list[Entry]], Steps], entries: Sequence[Entry]
+) -> list[Tensor]:
+    """A row of numbers for each entry, from one for each batch of them."""
+    groups = grouped([e._replace(place=i) for i, e in enumerate(entries)])
+    steps = [start(members) for members in groups]
     found = complete_together(steps, [members[0].sharding for members in groups])
     rows: list[Tensor | None] = [None] * len(entries)
     for members, part in zip(groups, found, strict=True):
@@ -116,7 +128,7 @@ def grouped(entries: Sequence[Entry]) -> list[list[Entry]]:
     ordered: list[list[Entry]] = []
     for e in entries:
         key = (e.group, e.shape, e.axes, e.param.shape, e.param.dtype, e.grad.dtype)
-        key = (*key, e.sharding, e.matrix, e.role)
+        key = (*key, e.sharding, e.matrix, e.scalar, e.role)
         open_groups = groups.setdefault(key, [])
         size = math.prod(e.shape)  # of the whole: all processes must group alike
         room = open_groups and (len(open_groups[-1]) + 1) * size <= STACK_TOTAL
@@ -144,13 +156,19 @@ def _states(rule: Rule, members: Sequence[Entry]) -> dict[str, Tensor]:
     return {k: _stack([e.state[k] for e in members]) for k in names}
 
 
-def _batch(rule: Rule, members: Sequence[Entry]) -> TensorBatch:
-    clip, params = rule.grad_clip, _params(members)
-    # A new tensor in any case, which the rule may write to.
-    grads = torch.nan_to_num(
-        _stack([e.grad for e in members]).float(), nan=0.0, posinf=clip, neginf=-clip
-    )
-    grads = grads.clamp_(-clip, clip).reshape(params.shape).contiguous()
+def _gradients(rule: Rule, members: Sequence[Entry]) -> Tensor:
+    """Finite and clipped; a new tensor in any case, which the rule may write to."""
+    clip, stacked = rule.grad_clip, _stack([e.grad for e in members]).float()
+    grads = torch.nan_to_num(stacked, nan=0.0, posinf=clip, neginf=-clip)
+    return grads.clamp_(-clip, clip)
+
+
+def _batch(
+    rule: Rule, members: Sequence[Entry], with_gradients: bool = True
+) -> TensorBatch:
+    params = _params(members)
+    grads = _gradients(rule, members) if with_gradients else params
+    grads = grads.reshape(params.shape).contiguous()
     return _as_batch(members, grads, params, _states(rule, members))
 
 
@@ -180,6 +198,7 @@ def _as_batch(
         axes=first.axes,
         matrix=first.matrix,
         cut=None if first.sharding is None else first.sharding.axis,
+        scalar=first.scalar,
         role=first.role,
         context={k: _stack([e.context[k] for e in members]) for k in first.context},
     )

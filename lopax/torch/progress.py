@@ -88,10 +88,9 @@ def inputs(centres: Tensor, history: State, fraction: Tensor) -> Tensor:
     **Arguments:**
 
     - `centres`: `CENTRES` on the device of the rest.
-    - `fraction`: [] iteration / horizon, counted before this step.
+    - `fraction`: [] steps before this one / horizon, at most 1.
     """
-    done = fraction.clamp(max=1.0)  # past the end the schedule holds
-    return torch.cat([torch.tanh(10.0 * (done - centres)), _features(history)])
+    return torch.cat([torch.tanh(10.0 * (fraction - centres)), _features(history)])
 
 
 def _features(history: State) -> Tensor:

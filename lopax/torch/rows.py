@@ -5,7 +5,7 @@ Tensors may lie on several devices; `advance` runs on one, where the shared stat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,19 +16,25 @@ from lopax.torch.rule import Advance, Rows, Rule
 Job = tuple[Rule, Sequence[Entry]]  # a device's rule, and the entries there
 
 
-def gather(jobs: Sequence[Job], home: torch.device) -> Rows:
+def gather(
+    jobs: Sequence[Job], home: torch.device, shared: Mapping[str, Tensor]
+) -> Rows:
     """One row for each entry of all jobs, in order, on the device `home`."""
-    count = sum(len(entries) for _, entries in jobs)
-    carried = jobs[0][0].carried if jobs else ()
-    if not carried:
-        return Rows(count, None, {})
-    found = [row for rule, entries in jobs for row in summaries(rule, entries)]
     every = [e for _, entries in jobs for e in entries]
-    return Rows(
-        count,
-        torch.stack([row.to(home) for row in found]),
-        {k: torch.stack([e.state[k].to(home) for e in every]) for k in carried},
-    )
+    carried = jobs[0][0].carried if jobs else ()
+    rows = {k: torch.stack([e.state[k].to(home) for e in every]) for k in carried}
+    if not (jobs and jobs[0][0].summarises):
+        return Rows(len(every), None, rows)
+    found = [
+        row.to(home)
+        for rule, entries in jobs
+        for row in summaries(rule, entries, _on(shared, entries[0].param.device))
+    ]
+    return Rows(len(every), torch.stack(found), rows)
+
+
+def _on(shared: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {k: v.to(device) for k, v in shared.items()}
 
 
 def hand_out(

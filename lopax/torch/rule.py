@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 import types
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -20,20 +20,11 @@ from torch import Tensor
 from lopax._core.config import from_dict
 from lopax._core.published import translate
 from lopax._core.routing import Route
+from lopax._core.run import Run
 from lopax.rules.element_net import ElementNet, Numbers
+from lopax.rules.form import Steps, Sum, complete
 from lopax.torch import theta as thetas
 from lopax.torch.geometry import Accumulator
-
-
-class Sum(NamedTuple):
-    """A sum over some of a tensor's axes, complete only within the local shard."""
-
-    value: Tensor
-    axes: tuple[int, ...]
-
-
-Steps = Generator[list[Sum], list[Tensor], Tensor]
-"""Yields sums to be completed, is sent them complete, returns the result."""
 
 
 class TensorBatch(NamedTuple):
@@ -46,6 +37,7 @@ class TensorBatch(NamedTuple):
     axes: tuple[int, int] | None  # (second largest, largest), None for vectors
     matrix: tuple[int, ...]  # (in, out), (0,) for vectors; see `geometry.matrix_axes`
     cut: int | None  # the axis of which this process has only a part
+    scalar: bool  # to the user they have no axes
     role: str  # what `Rule.role` said
     context: Mapping[
         str, Tensor
@@ -89,8 +81,11 @@ class Rule(abc.ABC):
     only_elements: ClassVar[bool] = False
     """Whether the step is that of `element_net`, and nothing else."""
     carried: ClassVar[tuple[str, ...]] = ()
-    """The arrays of a tensor's state that `advance` steps, not `step`. A rule with
-    such arrays has `summarise` called."""
+    """The arrays of a tensor's state that `advance` steps, not `step`."""
+    summarises: ClassVar[bool] = False
+    """Whether `summarise` is to be called."""
+    sees_gradients: ClassVar[bool] = False
+    """Whether `summarise` looks at them."""
 
     def __init__(self, config: Any, theta: dict[str, Tensor]):
         self.config = config
@@ -169,9 +164,32 @@ class Rule(abc.ABC):
         """
         raise NotImplementedError(f"{self.name!r} has no element network")
 
+    num_starts: ClassVar[int] = 0
+    """How many numbers `measure` says of a tensor; 0: it is not called."""
+
+    def measure(self, batch: TensorBatch) -> Steps:
+        """[B, S] numbers about the first values of tensors, whose state and gradients
+        are not there yet."""
+        raise NotImplementedError(f"{self.name!r} does not measure tensors")
+
     @abc.abstractmethod
-    def init_shared(self, num_steps: int) -> dict[str, Tensor]:
-        """State common to all tensors, on the rule's device."""
+    def init_shared(
+        self, num_steps: int, starts: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """State common to all tensors, on the rule's device.
+
+        **Arguments:**
+
+        - `starts`: [N, S] what `measure` said of all tensors; None: not known.
+        """
+
+    def init_rows(
+        self, shared: Mapping[str, Tensor], starts: Tensor
+    ) -> dict[str, Tensor]:
+        """The first values of the states named in `carried`, each [N, ...], for rules
+        that measure tensors."""
+        del shared, starts
+        return {}
 
     @abc.abstractmethod
     def accumulators(self, rank: int, axes: Any, role: str) -> dict[str, Accumulator]:
@@ -184,36 +202,34 @@ class Rule(abc.ABC):
         - `role`: what `role` said.
         """
 
-    def summarise(
-        self,
-        params: Tensor,
-        state: Mapping[str, Tensor],
-        shape: tuple[int, ...],
-        matrix: tuple[int, ...],
-    ) -> Steps:
+    def summarise(self, batch: TensorBatch, shared: Mapping[str, Tensor]) -> Steps:
         """[B, F] summaries of B tensors, for `advance`; nothing is changed.
 
         **Arguments:**
 
-        - `params`: [B, *s] float32; `state`: from before this step's gradient.
-        - `shape`: of the whole tensor, over all shards; `matrix`: as in `TensorBatch`.
+        - `batch`: with the states from before this step's gradients, which are there
+            for rules that say `sees_gradients` only; without context.
         """
         raise NotImplementedError(f"{self.name!r} has no summaries")
 
     @abc.abstractmethod
-    def advance(
-        self, shared: dict[str, Tensor], loss: Tensor, fraction: Tensor, rows: Rows
-    ) -> Advance:
+    def advance(self, shared: dict[str, Tensor], run: Run, rows: Rows) -> Advance:
         """Advances what the tensors share, once a step.
 
         Must not change `shared` in place: a step that is skipped keeps it.
 
         **Arguments:**
 
-        - `loss`: [] finite.
-        - `fraction`: [] iteration / horizon before this step.
+        - `run`: its loss is finite.
         - `rows`: what there is to know of the tensors that have a gradient.
         """
+
+    def observe_validation(
+        self, shared: dict[str, Tensor], loss: Tensor
+    ) -> dict[str, Tensor]:
+        """What is shared after a look at the (finite) loss [] on validation data."""
+        del loss
+        return shared
 
     @abc.abstractmethod
     def step(self, batch: TensorBatch, scale: Tensor, alive: Tensor) -> Steps:
@@ -232,16 +248,6 @@ def constant(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device="cpu")
 
 
-def complete(steps: Steps) -> Tensor:
-    """Runs a rule on tensors that are whole: every sum is complete as it is."""
-    try:
-        sums = next(steps)
-        while True:
-            sums = steps.send([s.value for s in sums])
-    except StopIteration as done:
-        return done.value
-
-
 def known_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of the settings saved with weights, those the torch rule has.
 
@@ -249,3 +255,17 @@ def known_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     names: Iterable[str] = cls.__dataclass_fields__  # type: ignore[attr-defined]
     return {k: v for k, v in settings.items() if k in names}
+
+
+__all__ = [
+    "NOTHING",
+    "Advance",
+    "Rows",
+    "Rule",
+    "Steps",
+    "Sum",
+    "TensorBatch",
+    "complete",
+    "constant",
+    "known_settings",
+]

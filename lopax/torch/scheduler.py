@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lopax._core.run import Run
 from lopax.torch import progress
 from lopax.torch.recurrent import affine, layer_shapes, lstm
 from lopax.torch.rule import constant
@@ -43,18 +44,10 @@ def init(theta: Theta, num_steps: int) -> State:
     return {**history, "lstm_hidden": hidden.clone(), "lstm_cell": cell.clone()}
 
 
-def advance(
-    theta: Theta, state: State, loss: Tensor, fraction: Tensor
-) -> tuple[State, Tensor]:
-    """One step: next state and the multiplier 0.1 exp(w h + b) [].
-
-    **Arguments:**
-
-    - `loss`: [] float32, finite, the training loss of this step.
-    - `fraction`: [] float32, iteration / horizon, counted before this step.
-    """
-    history = progress.update(state, loss)
-    inputs = progress.inputs(theta["scheduler/centres"], history, fraction)
+def advance(theta: Theta, state: State, run: Run) -> tuple[State, Tensor]:
+    """One step: next state and the multiplier 0.1 exp(w h + b) []."""
+    history = progress.update(state, run.loss)
+    inputs = progress.inputs(theta["scheduler/centres"], history, run.fraction)
     heard = torch.relu(affine(theta, "scheduler/mix", inputs))
     mixed = heard + affine(theta, "scheduler/skip", inputs)
     hidden, cell = lstm(

@@ -76,7 +76,9 @@ class Plan(NamedTuple):
         )
 
 
-def init_shared(rule: Rule, num_steps: int, device: torch.device) -> State:
+def init_shared(
+    rule: Rule, num_steps: int, device: torch.device, starts: Tensor | None = None
+) -> State:
     """Before the first step: counters, and what the rule shares between tensors."""
 
     def count(n: int) -> Tensor:
@@ -86,7 +88,7 @@ def init_shared(rule: Rule, num_steps: int, device: torch.device) -> State:
         "num_steps": count(num_steps),
         "iteration": count(0),
         "skipped": count(0),
-        **rule.init_shared(num_steps),
+        **rule.init_shared(num_steps, starts),
     }
 
 

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from lopax._core.config import check_choice, check_range
+from lopax._core.run import Run
 from lopax._core.sizes import SizeBounds
 from lopax.rules.element_net import ARRAYS, SIZE_EPS, ElementNet, Numbers
 from lopax.torch import elements, moments, progress, scheduler
 from lopax.torch.elements import ElementRule
 from lopax.torch.geometry import Accumulator
 from lopax.torch.recurrent import affine, layer_shapes, lstm, product
-from lopax.torch.rule import Advance, Rows, Steps, Sum
+from lopax.torch.rule import Advance, Rows, Steps, Sum, TensorBatch
 from lopax.torch.theta import published_mlp, published_scheduler
 
 NUM_TENSOR_INPUTS = 12
@@ -112,7 +113,10 @@ class VeLORule(ElementRule):
             **{f"bank/{k}": v for k, v in bank.items()},
         }
 
-    def init_shared(self, num_steps: int) -> dict[str, Tensor]:
+    def init_shared(
+        self, num_steps: int, starts: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        del starts
         horizon = 10 if self.config.short_loss_history else num_steps
         return progress.init(horizon, self.theta["mix/b"].device)
 
@@ -124,16 +128,14 @@ class VeLORule(ElementRule):
             "lstm_cell": Accumulator(size, (), self.theta["initial/cell"]),
         }
 
-    def summarise(
-        self,
-        params: Tensor,
-        state: Mapping[str, Tensor],
-        shape: tuple[int, ...],
-        matrix: tuple[int, ...],
-    ) -> Steps:
+    summarises: ClassVar[bool] = True
+
+    def summarise(self, batch: TensorBatch, shared: Mapping[str, Tensor]) -> Steps:
         """[B, 12]: sizes of the accumulators against the parameters' own, and the
         rank; the second moment too is scaled by 1/rms, not its square. [B, 13] with a
         clipped norm factor: that, last."""
+        del shared
+        params, state, shape = batch.params, batch.state, batch.shape
         every, count = tuple(range(len(shape))), math.prod(shape)
         m, v = state["momenta"].flatten(2), state["second"].flatten(1)
         p_sum, v_sum, m_sum = yield [
@@ -163,19 +165,17 @@ class VeLORule(ElementRule):
         ]
         if self.config.norm_factor == "clipped":
             rms = (p_sum / count + SIZE_EPS).sqrt()
-            least, _ = self.config.bounds.of(shape, matrix)
+            least, _ = self.config.bounds.of(shape, batch.matrix)
             size = rms.clamp(min=least).clamp(max=self.config.norm_limit)
             columns.append(size.unsqueeze(1))
         return torch.cat(columns, 1)
 
-    def advance(
-        self, shared: dict[str, Tensor], loss: Tensor, fraction: Tensor, rows: Rows
-    ) -> Advance:
+    def advance(self, shared: dict[str, Tensor], run: Run, rows: Rows) -> Advance:
         c, theta = self.config, self.theta
-        history = progress.update(shared, loss)
+        history = progress.update(shared, run.loss)
         if rows.summaries is None:  # all tensors are other processes'
-            return Advance(history, torch.zeros_like(loss))
-        common = progress.inputs(theta["scheduler/centres"], history, fraction)
+            return Advance(history, torch.zeros_like(run.loss))
+        common = progress.inputs(theta["scheduler/centres"], history, run.fraction)
         summaries = rows.summaries[:, :NUM_TENSOR_INPUTS]
         inputs = torch.cat([common.expand(rows.count, -1), summaries], 1)
         heard = torch.relu(affine(theta, "mix", inputs)).amax(0)

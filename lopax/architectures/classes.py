@@ -1,0 +1,66 @@
+"""The rules of `lopax.rules` as learned optimizers for JAX."""
+
+from __future__ import annotations
+
+from lopax.architectures.described import Described
+from lopax.rules import hypers, learned_muon, nn_adam, optim4rl, plain_mlp, rnn_mlp
+
+
+class LearnedMuon(Described):
+    """See `lopax.rules.learned_muon`."""
+
+    rule_class = learned_muon.LearnedMuon
+
+
+class PlainMLP(Described):
+    """See `lopax.rules.plain_mlp`."""
+
+    rule_class = plain_mlp.PlainMLP
+
+
+class RNNMLP(Described):
+    """See `lopax.rules.rnn_mlp`."""
+
+    rule_class = rnn_mlp.RNNMLP
+
+
+class NNAdam(Described):
+    """See `lopax.rules.nn_adam`."""
+
+    rule_class = nn_adam.NNAdam
+
+
+class LearnedSGD(Described):
+    """See `lopax.rules.hypers`."""
+
+    rule_class = hypers.LearnedSGD
+
+
+class LearnedAdam(Described):
+    """See `lopax.rules.hypers`."""
+
+    rule_class = hypers.LearnedAdam
+
+
+class ScheduledAdam(Described):
+    """See `lopax.rules.hypers`."""
+
+    rule_class = hypers.ScheduledAdam
+
+
+class Optim4RL(Described):
+    """See `lopax.rules.optim4rl`."""
+
+    rule_class = optim4rl.Optim4RL
+
+
+class LinearOptim(Described):
+    """See `lopax.rules.optim4rl`."""
+
+    rule_class = optim4rl.LinearOptim
+
+
+class L2LGD2(Described):
+    """See `lopax.rules.optim4rl`."""
+
+    rule_class = optim4rl.L2LGD2

@@ -1,0 +1,103 @@
+"""JAX's arithmetic under the names rules use (`lopax.rules.ops`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lopax._core.types import Key, Theta
+from lopax.blocks.orthogonalize import orthogonalize
+from lopax.nets import dense_mlp, initializers
+from lopax.rules.form import Place, Steps
+
+
+class JaxOps:
+    """An `lopax.rules.ops.Ops`; all of it can be traced, mapped and differentiated."""
+
+    stack = staticmethod(jnp.stack)
+    broadcast_to = staticmethod(jnp.broadcast_to)
+    sort = staticmethod(jnp.sort)
+    sum = staticmethod(jnp.sum)
+    any = staticmethod(jnp.any)
+    all = staticmethod(jnp.all)
+    max = staticmethod(jnp.max)
+    where = staticmethod(jnp.where)
+    abs = staticmethod(jnp.abs)
+    sign = staticmethod(jnp.sign)
+    square = staticmethod(jnp.square)
+    sqrt = staticmethod(jnp.sqrt)
+    rsqrt = staticmethod(jax.lax.rsqrt)
+    exp = staticmethod(jnp.exp)
+    log = staticmethod(jnp.log)
+    sin = staticmethod(jnp.sin)
+    cos = staticmethod(jnp.cos)
+    tanh = staticmethod(jnp.tanh)
+    sigmoid = staticmethod(jax.nn.sigmoid)
+    relu = staticmethod(jax.nn.relu)
+    isfinite = staticmethod(jnp.isfinite)
+    clip = staticmethod(jnp.clip)
+    maximum = staticmethod(jnp.maximum)
+    minimum = staticmethod(jnp.minimum)
+    stop_gradient = staticmethod(jax.lax.stop_gradient)
+
+    def constant(self, values: Any) -> Array:
+        return jnp.asarray(values, jnp.float32)
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        return jnp.zeros(shape, jnp.float32)
+
+    def eye(self, size: int) -> Array:
+        return jnp.eye(size, dtype=jnp.float32)
+
+    def concat(self, arrays: Sequence[Array], axis: int = 0) -> Array:
+        return jnp.concatenate(arrays, axis=axis)
+
+    def take(self, x: Array, index: Array) -> Array:
+        return x[index.astype(jnp.int32)]
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        return jnp.matmul(a, b, precision="highest")
+
+    def ema(self, old: Array, new: Array, decay: Any) -> Array:
+        return decay * old + (1.0 - decay) * new
+
+    def element_mlp(
+        self,
+        place: Place,
+        network: Theta,
+        channels: Sequence[Array],
+        scales: Sequence[Array],
+        constants: Array,
+    ) -> list[Array]:
+        del place
+        ones = [jnp.ones((), jnp.float32)] * constants.shape[-1]
+        inputs = [*channels, *constants]
+        return dense_mlp.apply(network, inputs, [*scales, *ones])
+
+    def orthogonalize(self, x: Array, place: Place, method: str) -> Steps:
+        del place
+        yield from ()
+        return orthogonalize(x, method)
+
+
+class JaxDraw:
+    """An `lopax.rules.ops.Draw` from JAX's random keys."""
+
+    def split(self, key: Key, number: int) -> Any:
+        return jax.random.split(key, number)
+
+    def full(self, shape: tuple[int, ...], value: float = 0.0) -> Array:
+        return jnp.full(shape, value, jnp.float32)
+
+    def truncated_normal(self, key: Key, shape: tuple[int, ...], std: float) -> Array:
+        return initializers.truncated_normal(key, shape, std)
+
+    def orthogonal(self, keys: Sequence[Key], size: int) -> Array:
+        make = jax.nn.initializers.orthogonal()
+        return jnp.concatenate(
+            [make(k, (size, size), jnp.float32) for k in keys], axis=1
+        )

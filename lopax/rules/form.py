@@ -1,0 +1,273 @@
+"""What a learned rule is, whichever framework runs it.
+
+A rule is data (its configuration, the shapes of its meta-parameters and of what it
+keeps) and a few small functions of arrays. It sees one tensor as [*lead, *s]: `s` is
+the tensor's shape, of rank one or more, and `lead` whatever the driver batches over (()
+in JAX, which has `vmap`; the number of equal tensors in torch). So a rule counts axes
+from the end and leaves what is in front alone; `Place` has the helpers for it.
+
+Sums over a whole tensor are requests (`yield [Sum(...)]`), because in torch a tensor
+may be spread over processes: the driver completes those of all tensors in one message.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Generator, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from lopax._core.run import Run
+from lopax.rules.ops import Array, Draw, Ops, Shape
+
+
+class Sum(NamedTuple):
+    """A sum over some of a tensor's axes, complete only within the local shard."""
+
+    value: Array
+    axes: tuple[int, ...]  # of the tensor, counted from 0
+
+
+Steps = Generator[list[Sum], list[Array], Any]
+"""Yields sums to be completed, is sent them complete, returns the result."""
+
+
+class Place(NamedTuple):
+    """A tensor without its values. Hashable."""
+
+    shape: Shape  # of the whole tensor, over all shards; rank >= 1
+    scalar: bool = False  # to the user it has no axes
+    role: str = ""  # one of the rule's `roles`
+    reading: tuple[int, ...] = ()  # the axes in the order (*window, in, out)
+    cut: int | None = None  # the axis of which this process has only a part
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements, at least one: a divisor of sums."""
+        return max(math.prod(self.shape), 1)
+
+    @property
+    def sizes(self) -> Shape:
+        """The shape in reading order, () for a scalar."""
+        return () if self.scalar else tuple(self.shape[a] for a in self.reading)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(in, out) of the tensor as one matrix: all axes but the last in reading
+        order together, and the last. A vector is (1, n)."""
+        return math.prod(self.sizes[:-1]), (self.sizes or (1,))[-1]
+
+    @property
+    def all_axes(self) -> tuple[int, ...]:
+        return tuple(range(self.rank))
+
+    def lead(self, x: Array) -> Shape:
+        """The axes of an array [*lead, *s] before the tensor's."""
+        return tuple(x.shape[: x.ndim - self.rank])
+
+    def column(self, x: Array) -> Array:
+        """A number per tensor [*lead] so that it goes with [*lead, *s]."""
+        return x.reshape((*x.shape, *(1,) * self.rank))
+
+    def layered(self, x: Array) -> Array:
+        """[*lead, *s] so that it goes with layers [*lead, K, *s]."""
+        return x.reshape((*self.lead(x), 1, *x.shape[x.ndim - self.rank :]))
+
+    def layer(self, x: Array, k: int) -> Array:
+        """Layer k of [*lead, K, *s]."""
+        return x[(..., k, *(slice(None),) * self.rank)]
+
+    def total(self, xp: Ops, x: Array) -> Sum:
+        """The sum over all elements, [*lead, ...] of [*lead, ..., *s]."""
+        axes = tuple(range(-self.rank, 0))
+        return Sum(xp.sum(x, axis=axes), self.all_axes)
+
+    def as_matrix(self, x: Array) -> Array:
+        """[*lead, *s] as matrices [*lead, r, c]; see `matrix_sides`."""
+        sizes = x.shape[x.ndim - self.rank :]
+        at = 1 if self.out_first else self.rank - 1
+        rows, columns = math.prod(sizes[:at]), math.prod(sizes[at:])
+        return x.reshape((*self.lead(x), rows, columns))
+
+    @property
+    def out_first(self) -> bool:
+        """Whether the output axis is stored first, as torch.nn does."""
+        return self.rank > 1 and self.reading[-1] == 0
+
+    @property
+    def matrix_sides(self) -> tuple[int, int]:
+        """(r, c) of `as_matrix`, of the whole tensor: (out, in) or (in, out)."""
+        fan_in, out = self.sides
+        return (out, fan_in) if self.out_first else (fan_in, out)
+
+    @property
+    def matrix_cut(self) -> int | None:
+        """Which axis of `as_matrix` this process has a part of. Shards of joined axes
+        change the order of rows or columns, and nothing else."""
+        if self.cut is None:
+            return None
+        return int(self.cut >= (1 if self.out_first else self.rank - 1))
+
+
+class Keeps(NamedTuple):
+    """One array of a tensor's state: `(copies, *shape)`, without the first entry if
+    `copies` is 0; with `units`, so many numbers behind each element. All zeros at
+    first, unless the rule's `starts` says otherwise."""
+
+    copies: int = 0
+    each: bool = True  # an entry per element; else the tensor has one
+    units: int = 0
+    counts: bool = False  # the updates made of this tensor before; the driver counts
+
+
+EACH = Keeps()
+COUNT = Keeps(each=False, counts=True)
+"""A field of the state that the driver fills: updates made of the tensor before this
+one, float32 [*lead]. In torch tensors may join late or be left out of a step."""
+
+
+class Rows(NamedTuple):
+    """What `advance` sees of the N tensors of a step."""
+
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]  # N, may be 0
+    summaries: Array  # [N, F] what `summarise` returned
+    carried: Any  # the rule's `Rows`, [N, ...] each
+
+
+class Advance(NamedTuple):
+    """What `advance` returns."""
+
+    shared: Any  # the next shared state
+    scale: Array  # [] the rule's learning-rate-like number, for reports
+    carried: Any = None  # the next rows; None: as they were
+    told: Mapping[str, Array] = {}  # each [N, ...]: a row per tensor
+    common: Mapping[str, Array] = {}  # small arrays for every tensor
+
+
+class StepContext(NamedTuple):
+    """What one step of a tensor goes by."""
+
+    place: Place
+    scale: Array  # [] what `advance` returned
+    updates: Array  # [] updates made before this one
+    told: Mapping[str, Array]  # each [*lead, ...]
+    common: Mapping[str, Array]
+
+
+class Rule(abc.ABC):
+    """A learned rule with its settings. It has no arrays of its own: theta, what is
+    shared, rows and states are handed in, as nested dicts and named tuples."""
+
+    name: ClassVar[str]
+    reference: ClassVar[str]
+    config_class: ClassVar[type]
+    needs_loss: ClassVar[bool] = False
+    needs_horizon: ClassVar[bool] = False
+    grad_clip: ClassVar[float] = 1000.0
+    """Gradients are clipped to +- this before anything sees them."""
+    roles: ClassVar[tuple[str, ...]] = ()
+    """What the configuration's `routes` may call a tensor; () if all are alike."""
+    takes_validation: ClassVar[bool] = False
+    num_summaries: int = 0
+    """F, for rules with `summarise`."""
+    num_starts: int = 0
+    """S, for rules with `measure`."""
+
+    def __init__(self, config: Any = None):
+        self.config = self.config_class() if config is None else config
+
+    @abc.abstractmethod
+    def init_theta(self, draw: Draw, key: Any) -> Any:
+        """Fresh meta-parameters: nested dicts of what `draw` returns."""
+
+    @abc.abstractmethod
+    def keeps(self, role: str) -> Any:
+        """The state of one tensor: a named tuple with a `Keeps` for each array."""
+
+    def starts(self, xp: Ops, theta: Any) -> Mapping[str, Array]:
+        """First values other than zero of fields of the state: [copies] or [units]."""
+        del xp, theta
+        return {}
+
+    def measure(self, xp: Ops, place: Place, param: Array) -> Steps:
+        """[*lead, S] numbers about a tensor's first values, for the two below."""
+        raise NotImplementedError(f"{self.name!r} does not measure tensors")
+
+    def init_shared(self, xp: Ops, theta: Any, num_steps: Array, starts: Array) -> Any:
+        """State common to all tensors: a named tuple.
+
+        **Arguments:**
+
+        - `num_steps`: [] the horizon, 0 without one.
+        - `starts`: [N, S] what `measure` said of all tensors.
+        """
+        del xp, theta, num_steps, starts
+        return ()
+
+    def init_rows(self, xp: Ops, theta: Any, shared: Any, starts: Array) -> Any:
+        """What `advance` carries from step to step of each tensor: a named tuple of
+        [N, ...], N the number of rows of `starts` [N, S]."""
+        del xp, theta, shared, starts
+        return ()
+
+    def gradient_bound(self, xp: Ops, shared: Any) -> Any:
+        """[] a bound that moves, within `grad_clip`; None: there is none."""
+        del xp, shared
+        return None
+
+    def summarise(
+        self, xp: Ops, theta: Any, place: Place, grad: Array, state: Any, param: Array
+    ) -> Steps:
+        """[*lead, F] numbers about a tensor, for `advance`. `state` is the one before
+        this gradient; nothing is changed."""
+        raise NotImplementedError(f"{self.name!r} has no summaries")
+
+    @abc.abstractmethod
+    def advance(
+        self, xp: Ops, theta: Any, shared: Any, run: Run, rows: Rows
+    ) -> Advance:
+        """Advances what the tensors share, once a step."""
+
+    @abc.abstractmethod
+    def step(
+        self,
+        xp: Ops,
+        theta: Any,
+        at: StepContext,
+        grad: Array,
+        state: Any,
+        param: Array,
+    ) -> Steps:
+        """(what to add to the parameters [*lead, *s], the next state).
+
+        `grad` is finite and clipped.
+        """
+
+    def observe_validation(self, xp: Ops, shared: Any, loss: Array) -> Any:
+        """What is shared after a look at the (finite) loss [] on validation data."""
+        del xp, loss
+        return shared
+
+    def translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Published path names and arrays to ours, flat; the same object if they are
+        not the rule's published ones."""
+        return arrays
+
+
+def complete(steps: Steps) -> Any:
+    """Runs a rule on tensors that are whole: every sum is complete as it is."""
+    try:
+        sums = next(steps)
+        while True:
+            sums = steps.send([s.value for s in sums])
+    except StopIteration as done:
+        return done.value
+
+
+def no_sums() -> Steps:
+    """For `yield from` in a step that needs no sums over a tensor."""
+    yield from ()

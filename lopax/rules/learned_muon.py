@@ -1,0 +1,370 @@
+"""Learned Muon: a hand-made optimizer at theta = 0, and what is learned on top of it.
+
+The start is Muon (Jordan et al., 2024) as people use it: orthogonalised Nesterov
+momentum for matrices, Adam for vectors and embeddings, each at a rate of its own, two
+per cent of warm-up, then linear to zero. It works untuned because its steps have a
+known size whatever the gradient's. With theta = 0 this rule *is* that optimizer, so
+meta-training can only be asked to improve on it. Every part of theta is zero at the
+start, acts alone, and can be left out of training by its name:
+
+- `size`, `horizon`, `shape`: log size of the steps per role, the power of the run's
+  length, and for matrices the powers of the smaller side and of out / in;
+- `schedule`: log multipliers of the schedule at equally spaced knots of the run;
+- `momenta`: weights of the gradient and of each momentum, and how they change over the
+  run (two time scales whose mixture changes, as the record runs of a 124M GPT found);
+- `blend`: how much of the direction that is not orthogonalised is mixed in;
+- `network`: a small network per tensor, from features any tensor has (agreement of
+  gradient and momenta, signal to noise, step against weight, shape, role, time) to a
+  log size, a mixture of the momenta and a blend. Its last layer is zero at first.
+
+Steps of a fixed size suit weights of a usual size. Where a network's weights are far
+from what their shapes would have by the usual initialisation, all sizes are multiplied
+by that ratio (`unit_ratios`); vectors, embeddings and tensors that start at zero follow
+the matrices.
+
+Roles, by name or rank (`_core.routing`): "matrix" (a convolution's kernel is one of
+window x in by out), "vector" and "embedding". Needs the horizon, not the loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar, NamedTuple
+
+from lopax._core import polar, routing
+from lopax._core.config import check_choice, check_range
+from lopax._core.routing import Route
+from lopax._core.run import Run
+from lopax.rules import form, layers, unit_ratios
+from lopax.rules.form import (
+    COUNT,
+    EACH,
+    Advance,
+    Keeps,
+    Place,
+    Rows,
+    StepContext,
+    Steps,
+)
+from lopax.rules.ops import Array, Draw, Ops
+
+ROLES = ("matrix", "vector", "embedding")
+KNOTS = 9
+TYPICAL_STEPS = 1000.0
+"""Run length at which the learned power of the horizon is one."""
+TYPICAL_SIDE = 128.0
+TRACE = 0.95
+"""Decay of the running averages of a tensor's features."""
+NUM_TRACES = 6
+NUM_FEATURES = NUM_TRACES + 4 + len(ROLES) + 4
+NUM_OUTPUTS = 3
+HUGE = 1e14
+"""Parameters count as no larger than this; squares of larger ones would overflow."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnedMuonConfig:
+    """Settings of `LearnedMuon`: the hand-made optimizer that training starts from."""
+
+    step_mult: float = 0.05
+    """Spectral norm of a square matrix's step at the peak of the schedule."""
+    warmup: float = 0.02
+    """Share of the run over which steps grow to their full size."""
+    vector_mult: float = 0.3
+    """Size of a vector's step, in units of `step_mult`."""
+    embedding_mult: float = 1.0
+    nesterov: float = 0.05
+    """Weight of the gradient beside the first momentum's, which has the rest."""
+    decays: tuple[float, ...] = (0.95, 0.99)
+    """Of the momenta. The hand-made optimizer uses the first."""
+    second_decay: float = 0.99
+    """Of the second moment of vectors and embeddings."""
+    orthogonalizer: str = "quintic"
+    """How matrices are orthogonalised, one of `_core.polar.CHOICES`: as Muon does, or
+    ("auto") as cheaply as their shapes allow."""
+    hidden: int = 8
+    """Width of the network's hidden layer."""
+    learned: bool = True
+    """Use theta. False: the hand-made optimizer; a tensor then keeps one momentum."""
+    weight_decay: float = 0.0
+    """Decoupled; each step removes this times the schedule's step size."""
+    routes: tuple[Route, ...] = (
+        Route(role="vector", max_rank=1),
+        Route(role="embedding", kind="embedding"),
+        Route(role="embedding", kind="vocabulary"),
+    )
+    default_role: str = "matrix"
+
+    def __post_init__(self) -> None:
+        check_range(self, "step_mult", above=0.0)
+        check_range(self, "warmup", low=0.0, below=1.0)
+        check_range(self, "vector_mult", above=0.0)
+        check_range(self, "embedding_mult", above=0.0)
+        check_range(self, "nesterov", low=0.0, high=1.0)
+        check_range(self, "second_decay", low=0.0, below=1.0)
+        check_choice(self, "orthogonalizer", polar.CHOICES)
+        check_range(self, "hidden", low=1)
+        check_range(self, "weight_decay", low=0.0)
+        routing.check_roles(self, self.routes, self.default_role, ROLES)
+
+
+class Adaptive(NamedTuple):
+    """State of one tensor."""
+
+    momenta: Any  # [K, *s]
+    second: Any  # [*s] for vectors and embeddings, nothing for matrices
+    step: Any
+
+
+class Shared(NamedTuple):
+    usual: Any  # [] log ratio of the network's size to the usual, see `unit_ratios`
+
+
+class Carried(NamedTuple):
+    """Of each tensor from step to step."""
+
+    unit: Any  # [N] ratio of the tensor's size to the usual
+    traces: Any  # [N, 6] running averages of its features
+
+
+class LearnedMuon(form.Rule):
+    """See the module docstring."""
+
+    name: ClassVar[str] = "learned_muon"
+    reference: ClassVar[str] = "this project; Muon: Jordan et al., 2024"
+    config_class: ClassVar[type] = LearnedMuonConfig
+    needs_horizon: ClassVar[bool] = True
+    roles: ClassVar[tuple[str, ...]] = ROLES
+    num_summaries = NUM_TRACES + 4 + len(ROLES)
+    num_starts = 2
+    config: LearnedMuonConfig
+
+    @property
+    def decays(self) -> tuple[float, ...]:
+        return self.config.decays if self.config.learned else self.config.decays[:1]
+
+    def init_theta(self, draw: Draw, key: Any) -> Any:
+        c, weights = self.config, 1 + len(self.config.decays)
+        return {
+            "size": draw.full((len(ROLES),)),
+            "horizon": draw.full((len(ROLES),)),
+            "shape": draw.full((2,)),
+            "schedule": draw.full((KNOTS,)),
+            "momenta": {"start": draw.full((weights,)), "slope": draw.full((weights,))},
+            "blend": draw.full(()),
+            "network": {
+                "hidden": layers.linear(draw, key, NUM_FEATURES, c.hidden),
+                "head": {
+                    "w": draw.full((c.hidden, NUM_OUTPUTS)),
+                    "b": draw.full((NUM_OUTPUTS,)),
+                },
+            },
+        }
+
+    def keeps(self, role: str) -> Adaptive:
+        second = None if role == "matrix" else EACH
+        return Adaptive(Keeps(copies=len(self.decays)), second, COUNT)
+
+    def measure(self, xp: Ops, place: Place, param: Array) -> Steps:
+        is_matrix = place.role == "matrix"
+        return (yield from unit_ratios.measure(xp, place, param, is_matrix))
+
+    def init_shared(
+        self, xp: Ops, theta: Any, num_steps: Array, starts: Array
+    ) -> Shared:
+        return Shared(unit_ratios.usual(xp, starts))
+
+    def init_rows(self, xp: Ops, theta: Any, shared: Shared, starts: Array) -> Carried:
+        return Carried(
+            unit_ratios.ratios(xp, starts, shared.usual),
+            xp.zeros((starts.shape[0], NUM_TRACES)),
+        )
+
+    def summarise(
+        self,
+        xp: Ops,
+        theta: Any,
+        place: Place,
+        grad: Array,
+        state: Adaptive,
+        param: Array,
+    ) -> Steps:
+        """The tensor's features of this step, before the common ones."""
+        fan_in, out = (max(n, 1) for n in place.sides)
+        static = (
+            math.log(min(fan_in, out) / TYPICAL_SIDE) / 2.0,
+            math.log(out / fan_in) / 2.0,
+            1.0 if place.rank >= 3 else 0.0,
+            *(1.0 if place.role == r else 0.0 for r in ROLES),
+        )
+        lead = place.lead(param)
+        if not self.config.learned:
+            row = xp.constant((0.0,) * (NUM_TRACES + 1) + static)
+            yield from form.no_sums()
+            return xp.broadcast_to(row, (*lead, self.num_summaries))
+        last = len(self.decays) - 1
+        fast, slow = place.layer(state.momenta, 0), place.layer(state.momenta, last)
+        products = (
+            *(xp.square(grad), xp.square(fast), xp.square(slow)),
+            *(grad * fast, grad * slow, fast * slow, xp.abs(grad)),
+            xp.square(xp.clip(param, -HUGE, HUGE)),
+        )
+        sums = yield [place.total(xp, x) for x in products]
+        g, f, s, gf, gs, fs, size, weight = (x / place.size for x in sums)
+        row = [
+            _cosine(xp, gf, g, f),
+            _cosine(xp, gs, g, s),
+            _cosine(xp, fs, f, s),
+            _log_ratio(xp, f, g),
+            _log_ratio(xp, s, f),
+            _log_ratio(xp, g, xp.square(size)),
+            xp.log(xp.sqrt(weight) + 1e-30),
+        ]
+        static_row = xp.broadcast_to(xp.constant(static), (*lead, len(static)))
+        return xp.concat([xp.stack(row, axis=-1), static_row], axis=-1)
+
+    def advance(
+        self, xp: Ops, theta: Any, shared: Shared, run: Run, rows: Rows
+    ) -> Advance:
+        c, done, summaries = self.config, run.fraction, rows.summaries
+        horizon = xp.maximum(run.num_steps * xp.constant(1.0), 1.0)
+        ramp = xp.maximum(c.warmup * horizon, 1.0)
+        warm = xp.minimum((done * horizon + 1.0) / ramp, 1.0)
+        scale = c.step_mult * warm * (1.0 - done)
+        roles = summaries[:, -len(ROLES) :]
+        mults = xp.constant((1.0, c.vector_mult, c.embedding_mult))
+        sizes = scale * xp.sum(roles * mults, axis=-1) * rows.carried.unit
+        start = [c.nesterov, 1.0 - c.nesterov, *(0.0 for _ in self.decays[1:])]
+        if not c.learned:
+            weights = xp.broadcast_to(xp.constant(start), (rows.count, len(start)))
+            return Advance(shared, scale, told={"sizes": sizes, "weights": weights})
+        new = summaries[:, :NUM_TRACES]
+        traces = TRACE * rows.carried.traces + (1.0 - TRACE) * new
+        steps = run.updates * xp.constant(1.0) + 1.0
+        seen = 1.0 - xp.constant(TRACE) ** steps
+        inputs = _features(
+            xp, traces / seen, summaries, xp.log(sizes + 1e-30), done, horizon
+        )
+        net = theta["network"]
+        hidden = xp.tanh(layers.affine(xp, net["hidden"], inputs))
+        out = 3.0 * xp.tanh(layers.affine(xp, net["head"], hidden) / 3.0)
+        log_sizes = self._log_sizes(xp, theta, summaries, roles, done, horizon)
+        learned = theta["momenta"]
+        weights = learned["start"] + learned["slope"] * done + xp.constant(start)
+        weights = xp.broadcast_to(weights, (rows.count, len(start)))
+        if len(start) > 2:  # from the fast momenta to the slowest
+            moved = xp.constant((0.0, -0.3, *(0.0 for _ in start[3:]), 0.3))
+            weights = weights + out[:, 1:2] * moved
+        return Advance(
+            shared,
+            scale,
+            carried=rows.carried._replace(traces=traces),
+            told={
+                "sizes": sizes * xp.exp(log_sizes + out[:, 0]),
+                "weights": weights,
+                "blends": theta["blend"] + 0.3 * out[:, 2],
+            },
+        )
+
+    def _log_sizes(
+        self,
+        xp: Ops,
+        theta: Any,
+        summaries: Array,
+        roles: Array,
+        done: Any,
+        horizon: Any,
+    ) -> Array:
+        """[N] the learned part of the log sizes, but for the network's."""
+        length = xp.log(horizon / TYPICAL_STEPS)
+        per_role = theta["size"] + theta["horizon"] * length
+        log_sizes = xp.sum(roles * per_role, axis=-1)
+        shapes = 2.0 * summaries[:, NUM_TRACES + 1 : NUM_TRACES + 3]
+        shaped = xp.sum(shapes * theta["shape"], axis=-1)
+        place = done * (KNOTS - 1)
+        knots = xp.constant(tuple(float(k) for k in range(KNOTS)))
+        hats = xp.maximum(1.0 - xp.abs(place - knots), 0.0)
+        return log_sizes + roles[:, 0] * shaped + xp.sum(hats * theta["schedule"])
+
+    def step(
+        self,
+        xp: Ops,
+        theta: Any,
+        at: StepContext,
+        grad: Array,
+        state: Adaptive,
+        param: Array,
+    ) -> Steps:
+        c, place, told = self.config, at.place, at.told
+        decays = xp.constant(self.decays)
+        column = decays.reshape((-1, *(1,) * place.rank))
+        momenta = xp.ema(state.momenta, place.layered(grad), column)
+        steps = state.step + 1.0
+        unbiased = told["weights"][..., 1:] / (1.0 - decays ** steps[..., None])
+        direction = place.column(told["weights"][..., 0]) * grad
+        for k in range(len(self.decays)):
+            layer = place.layer(momenta, k)
+            direction = direction + place.column(unbiased[..., k]) * layer
+        second = state.second
+        if place.role == "matrix":
+            moved = yield from self._orthogonal(xp, place, told, direction)
+        else:
+            d = c.second_decay
+            second = xp.ema(second, xp.square(grad), d)
+            root = second / place.column(1.0 - xp.constant(d) ** steps)
+            moved = direction * xp.rsqrt(root + 1e-16)
+        delta = -place.column(told["sizes"]) * moved
+        reached = xp.any(momenta != 0.0, axis=-1 - place.rank)
+        delta = xp.where(reached, delta, 0.0)
+        if c.weight_decay:
+            delta = delta - c.weight_decay * at.scale * param
+        return delta, state._replace(momenta=momenta, second=second)
+
+    def _orthogonal(self, xp: Ops, place: Place, told: Any, direction: Array) -> Steps:
+        """[*lead, *s] the direction as an orthogonal matrix, with what is blended in
+        of the plain one, of spectral norm sqrt(out / in) if that is above one."""
+        fan_in, out = (max(n, 1) for n in place.sides)
+        flat = place.as_matrix(direction)
+        moved = yield from xp.orthogonalize(flat, place, self.config.orthogonalizer)
+        if self.config.learned:
+            unit = yield from _unit(xp, place, direction)
+            plain = math.sqrt(min(fan_in, out)) * place.as_matrix(unit)
+            moved = moved + told["blends"][..., None, None] * (plain - moved)
+        return math.sqrt(max(1.0, out / fan_in)) * moved.reshape(direction.shape)
+
+
+def _unit(xp: Ops, place: Place, x: Array) -> Steps:
+    """x over its Frobenius norm; zero for zero."""
+    (size,) = yield [place.total(xp, xp.abs(x))]
+    size = size / place.size
+    x = x / place.column(xp.where(size > 0.0, size, 1.0))
+    (square,) = yield [place.total(xp, xp.square(x))]
+    return x * place.column(xp.rsqrt(xp.maximum(square, 1e-12)))
+
+
+def _cosine(xp: Ops, product: Array, power_a: Array, power_b: Array) -> Array:
+    return product * xp.rsqrt(power_a * power_b + 1e-30)
+
+
+def _log_ratio(xp: Ops, power_a: Array, power_b: Array) -> Array:
+    """log sqrt(a / b) within +- 4, over 2."""
+    log = 0.5 * (xp.log(power_a + 1e-30) - xp.log(power_b + 1e-30))
+    return 0.5 * xp.clip(log, -4.0, 4.0)
+
+
+def _features(
+    xp: Ops, traces: Array, summaries: Array, log_sizes: Array, done: Any, horizon: Any
+) -> Array:
+    """[N, F] the network's inputs, each of order one."""
+    num = summaries.shape[0]
+    weight, static = summaries[:, NUM_TRACES], summaries[:, NUM_TRACES + 1 :]
+    against = 0.25 * xp.clip(log_sizes - weight, -8.0, 8.0)
+    common = [
+        2.0 * done - 1.0,
+        xp.exp(-done / 0.05),
+        xp.exp(-(1.0 - done) / 0.05),
+        0.5 * xp.log(horizon / TYPICAL_STEPS),
+    ]
+    common = xp.broadcast_to(xp.stack(common), (num, 4))
+    return xp.concat([traces, against[:, None], static, common], axis=1)

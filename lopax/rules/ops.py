@@ -1,0 +1,137 @@
+"""The arithmetic of a rule: what JAX and torch are asked for, by one set of names.
+
+Arrays are the frameworks' own; operators (`+`, `*`, `**`, comparisons), indexing,
+`.reshape(shape)`, `.shape` and `.ndim` are used as they are. Everything else goes
+through an `Ops`, with the names of the Python array API where it has one. The rest is
+what rules need beside it: products in full float32, averages that torch moves in place,
+orthogonal matrices. There is one `Ops` per framework (`lopax.architectures.jax_ops`,
+`lopax.torch.ops`), a few lines each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+Array: TypeAlias = Any
+"""A float32 array of either framework, or a boolean one where that is said."""
+Shape: TypeAlias = tuple[int, ...]
+Axes: TypeAlias = "int | tuple[int, ...]"
+
+
+class Ops(Protocol):
+    """One framework's arithmetic. Arrays are float32 throughout."""
+
+    def constant(self, values: Any) -> Array:
+        """A number or (nested) tuple of numbers; not to be written to."""
+        ...
+
+    def zeros(self, shape: Shape) -> Array: ...
+    def eye(self, size: int) -> Array: ...
+    def stack(self, arrays: Sequence[Array], axis: int = 0) -> Array: ...
+    def concat(self, arrays: Sequence[Array], axis: int = 0) -> Array: ...
+    def broadcast_to(self, x: Array, shape: Shape) -> Array: ...
+    def sort(self, x: Array) -> Array:
+        """In rising order along the last axis."""
+        ...
+
+    def take(self, x: Array, index: Array) -> Array:
+        """The element of x [n] at the number `index` [] >= 0, rounded down."""
+        ...
+
+    def sum(self, x: Array, axis: Axes | None = None, keepdims: bool = False) -> Array:
+        """Over the given axes, all by default; 0 over none."""
+        ...
+
+    def max(self, x: Array, axis: int) -> Array: ...
+    def any(self, x: Array, axis: int) -> Array: ...
+    def all(self, x: Array, axis: int) -> Array: ...
+    def where(self, condition: Array, x: Array, y: Array | float) -> Array: ...
+    def abs(self, x: Array) -> Array: ...
+    def sign(self, x: Array) -> Array: ...
+    def square(self, x: Array) -> Array: ...
+    def sqrt(self, x: Array) -> Array: ...
+    def rsqrt(self, x: Array) -> Array: ...
+    def exp(self, x: Array) -> Array: ...
+    def log(self, x: Array) -> Array: ...
+    def sin(self, x: Array) -> Array: ...
+    def cos(self, x: Array) -> Array: ...
+    def tanh(self, x: Array) -> Array: ...
+    def sigmoid(self, x: Array) -> Array: ...
+    def relu(self, x: Array) -> Array: ...
+    def isfinite(self, x: Array) -> Array: ...
+    def clip(self, x: Array, low: float | None, high: float | None) -> Array: ...
+    def maximum(self, x: Array, y: Array | float) -> Array: ...
+    def minimum(self, x: Array, y: Array | float) -> Array: ...
+    def stop_gradient(self, x: Array) -> Array: ...
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """In full float32, whatever the surrounding program prefers."""
+        ...
+
+    def ema(self, old: Array, new: Array, decay: Array | float) -> Array:
+        """decay * old + (1 - decay) * new for an array of the state.
+
+        torch moves `old` in place (not at all in a step that is skipped), so it must
+        not be used afterwards. `summarise` may call it, too: there it is a new array.
+        """
+        ...
+
+    def element_mlp(
+        self,
+        place: Any,
+        network: Any,
+        channels: Sequence[Array],
+        scales: Sequence[Array],
+        constants: Array,
+    ) -> list[Array]:
+        """The outputs [*lead, *s] each of a small network applied to every element.
+
+        **Arguments:**
+
+        - `network`: "w0" [channels + constants, h], "b0", "w1", ...
+        - `channels`, `scales`: inputs [*lead, *s] and a factor [*lead] for each.
+        - `constants`: [*lead, C] or [C] inputs that are the same for all elements.
+        """
+        ...
+
+    def orthogonalize(self, x: Array, place: Any, method: str) -> Any:
+        """Nearly orthogonal matrices of x = `place.as_matrix(...)`, to be used with
+        `yield from`: it may ask for sums. `method`: one of `lopax._core.polar.CHOICES`.
+        """
+        ...
+
+
+class Draw(Protocol):
+    """Where the first values of meta-parameters come from."""
+
+    def split(self, key: Any, number: int) -> Sequence[Any]:
+        """Independent keys."""
+        ...
+
+    def full(self, shape: Shape, value: float = 0.0) -> Array: ...
+    def truncated_normal(self, key: Any, shape: Shape, std: float) -> Array:
+        """`std` times a standard normal cut off at +-2."""
+        ...
+
+    def orthogonal(self, keys: Sequence[Any], size: int) -> Array:
+        """Random orthogonal matrices side by side, [size, keys x size]."""
+        ...
+
+
+class Shapes:
+    """A `Draw` that only notes the shapes of what it is asked for."""
+
+    def split(self, key: Any, number: int) -> Sequence[Any]:
+        return [key] * number
+
+    def full(self, shape: Shape, value: float = 0.0) -> Shape:
+        del value
+        return shape
+
+    def truncated_normal(self, key: Any, shape: Shape, std: float) -> Shape:
+        del key, std
+        return shape
+
+    def orthogonal(self, keys: Sequence[Any], size: int) -> Shape:
+        return size, size * len(keys)

@@ -1,0 +1,164 @@
+"""torch's arithmetic under the names rules use (`lopax.rules.ops`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lopax.rules.form import Place, Steps, Sum
+from lopax.torch.orthogonalize import steps as orthogonal_steps
+from lopax.torch.recurrent import product
+
+CHUNK = 1 << 22
+"""Numbers in the first layer's inputs that are made at a time."""
+
+
+class TorchOps:
+    """An `lopax.rules.ops.Ops` on one device.
+
+    **Arguments:**
+
+    - `alive`: [] 1.0, or 0.0 in a step that is skipped. With it `ema` moves its first
+        argument in place; without it, nothing is changed.
+    - `constants`: those made so far, so that none is sent to a device twice.
+    """
+
+    abs = staticmethod(torch.abs)
+    sign = staticmethod(torch.sign)
+    square = staticmethod(torch.square)
+    sqrt = staticmethod(torch.sqrt)
+    rsqrt = staticmethod(torch.rsqrt)
+    exp = staticmethod(torch.exp)
+    log = staticmethod(torch.log)
+    sin = staticmethod(torch.sin)
+    cos = staticmethod(torch.cos)
+    tanh = staticmethod(torch.tanh)
+    sigmoid = staticmethod(torch.sigmoid)
+    relu = staticmethod(torch.relu)
+    isfinite = staticmethod(torch.isfinite)
+    where = staticmethod(torch.where)
+
+    def __init__(
+        self,
+        device: torch.device,
+        constants: dict[Any, Tensor],
+        alive: Tensor | None = None,
+    ):
+        self.device, self.alive, self.constants = device, alive, constants
+
+    def constant(self, values: Any) -> Tensor:
+        key = _frozen(values)
+        if key not in self.constants:
+            made = torch.tensor(values, dtype=torch.float32, device="cpu")
+            self.constants[key] = made.to(self.device)
+        return self.constants[key]
+
+    def zeros(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float32, device=self.device)
+
+    def eye(self, size: int) -> Tensor:
+        return torch.eye(size, dtype=torch.float32, device=self.device)
+
+    def stack(self, arrays: Sequence[Tensor], axis: int = 0) -> Tensor:
+        return torch.stack(list(arrays), axis)
+
+    def concat(self, arrays: Sequence[Tensor], axis: int = 0) -> Tensor:
+        return torch.cat(list(arrays), axis)
+
+    def broadcast_to(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return x.broadcast_to(shape)
+
+    def sort(self, x: Tensor) -> Tensor:
+        return torch.sort(x).values
+
+    def take(self, x: Tensor, index: Tensor) -> Tensor:
+        return torch.take(x, index.long())
+
+    def sum(self, x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return torch.sum(x) if axis is None else torch.sum(x, axis, keepdim=keepdims)
+
+    def max(self, x: Tensor, axis: int) -> Tensor:
+        return torch.amax(x, axis)
+
+    def any(self, x: Tensor, axis: int) -> Tensor:
+        return torch.any(x, axis)
+
+    def all(self, x: Tensor, axis: int) -> Tensor:
+        return torch.all(x, axis)
+
+    def clip(self, x: Tensor, low: float | None, high: float | None) -> Tensor:
+        return torch.clamp(x, low, high)
+
+    def maximum(self, x: Tensor, y: Any) -> Tensor:
+        return torch.maximum(x, y) if isinstance(y, Tensor) else torch.clamp(x, min=y)
+
+    def minimum(self, x: Tensor, y: Any) -> Tensor:
+        return torch.minimum(x, y) if isinstance(y, Tensor) else torch.clamp(x, max=y)
+
+    def stop_gradient(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        # A vector as multiply-and-sum, which neither TF32 nor autocast can reach.
+        return (a.unsqueeze(-1) * b).sum(-2) if a.ndim == 1 else product(a, b)
+
+    def ema(self, old: Tensor, new: Tensor, decay: Any) -> Tensor:
+        if self.alive is None:
+            return torch.lerp(old, new.expand_as(old), self._weight(decay, 1.0))
+        return old.lerp_(new, self._weight(decay, self.alive))
+
+    def _weight(self, decay: Any, alive: Any) -> Tensor:
+        if not isinstance(decay, Tensor):
+            decay = self.constant(float(decay))
+        return (1.0 - decay) * alive
+
+    def element_mlp(
+        self,
+        place: Place,
+        network: Any,
+        channels: Sequence[Tensor],
+        scales: Sequence[Tensor],
+        constants: Tensor,
+    ) -> list[Tensor]:
+        count, first = len(channels), network["w0"]
+        rows = [x.flatten(x.ndim - place.rank) for x in channels]  # [B, n] each
+        bias = network["b0"] + self.matmul(constants, first[count:])
+        bias = bias.reshape(-1, 1, bias.shape[-1])
+        weights = torch.stack(list(scales), -1).unsqueeze(-1) * first[:count]
+        size = max(1, CHUNK // count)
+        parts = []
+        for at in range(0, max(rows[0].shape[1], 1), size):
+            stacked = torch.stack([x[:, at : at + size] for x in rows], -1)
+            hidden, layer = product(stacked, weights).add_(bias), 1
+            while f"w{layer}" in network:
+                hidden = product(hidden.relu_(), network[f"w{layer}"])
+                hidden += network[f"b{layer}"]
+                layer += 1
+            parts.append(hidden)
+        found = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        return [x.reshape(channels[0].shape) for x in found.unbind(-1)]
+
+    def orthogonalize(self, x: Tensor, place: Place, method: str) -> Steps:
+        steps = orthogonal_steps(
+            x, (0, 1), place.matrix_sides, place.matrix_cut, method, None
+        )
+        sums: Any = None
+        while True:  # the sums are over axes of the matrix, asked for of the tensor's
+            try:
+                asked = next(steps) if sums is None else steps.send(sums)
+            except StopIteration as done:
+                return done.value
+            over = [place.cut is not None and place.matrix_cut in s.axes for s in asked]
+            sums = yield [
+                Sum(s.value, (place.cut,) if o and place.cut is not None else ())
+                for s, o in zip(asked, over, strict=True)
+            ]
+
+
+def _frozen(values: Any) -> Any:
+    if isinstance(values, (list, tuple)):
+        return tuple(_frozen(v) for v in values)
+    return float(values)

@@ -1,0 +1,96 @@
+"""Learned Muon in torch: the bundled weights, sizes, late tensors, convolutions."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch_common import loss_of, make, small_model, train, values
+
+import lopax.torch as lt
+
+
+def test_bundled_weights_train_untuned() -> None:
+    model = small_model()
+    optimizer = lt.LearnedMuon(model, num_steps=60)
+    losses = train(model, optimizer, range(60))
+    assert losses[-1] < 0.5 * losses[0]
+    roles = optimizer.info().roles
+    assert roles["0/weight"] == "matrix" and roles["0/bias"] == "vector"
+
+
+def test_bundled_weights_give_the_numbers_of_jax() -> None:
+    jax = pytest.importorskip("jax")
+    import lopax
+
+    model = small_model()
+    optimizer = lt.LearnedMuon(model, num_steps=8)
+    params = {k: v.detach().numpy().T for k, v in model.named_parameters()}
+    theirs = lopax.optimizer("learned_muon", num_steps=8)
+    state = theirs.init(params)
+    update = jax.jit(theirs.update)
+    start = copy.deepcopy(params)
+    for step in range(8):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        grads = {k: v.grad.numpy().T for k, v in model.named_parameters()}
+        updates, state = update(grads, state, params)
+        params = {k: params[k] + np.asarray(u) for k, u in updates.items()}
+        optimizer.step()
+    for name, p in model.named_parameters():
+        moved = np.linalg.norm(params[name] - start[name])
+        error = np.linalg.norm(p.detach().numpy().T - params[name])
+        assert moved > 1e-3 and error <= 1e-3 * moved, name
+
+
+def test_steps_follow_the_scale_of_the_network() -> None:
+    sizes = []
+    for scale in (1.0, 1000.0):
+        model = small_model()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(scale)
+        optimizer = make("learned_muon", model.named_parameters())
+        before = values(model)
+        for p in model.parameters():
+            generator = torch.Generator().manual_seed(p.numel())
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+        sizes.append((values(model) - before).norm().item())
+    assert 300.0 < sizes[1] / sizes[0] < 3000.0
+
+
+def test_a_tensor_that_joins_late_steps_as_a_first_step_does() -> None:
+    """Its averages are corrected by its own steps, and its size is that of its own
+    start, relative to the network's."""
+    late = torch.nn.Parameter(torch.full((6, 4), 0.3))
+    early = torch.nn.Parameter(torch.full((6, 4), 0.3))
+    first = torch.nn.Parameter(torch.randn(5, 5))
+    settings = {"num_steps": 10**6, "learned": False, "warmup": 0.0}
+    optimizer = make("learned_muon", [first, late], **settings)
+    other = make("learned_muon", [early], **settings)
+    gradient = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    for _ in range(5):
+        first.grad = torch.randn(5, 5)
+        optimizer.step()
+    late.grad, early.grad = gradient, gradient.clone()
+    optimizer.step()
+    other.step()
+    torch.testing.assert_close(late.data, early.data, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["out_in", "in_out"])
+def test_a_convolution_is_one_matrix(layout: str) -> None:
+    shape = (8, 3, 5) if layout == "out_in" else (5, 3, 8)
+    kernel = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    param = torch.nn.Parameter(kernel.clone())
+    optimizer = make("learned_muon", [param], learned=False, layout=layout)
+    param.grad = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    optimizer.step()
+    delta = (param.detach() - kernel).reshape(
+        (8, 15) if layout == "out_in" else (15, 8)
+    )
+    singular = torch.linalg.svdvals(delta)
+    assert singular.max() / singular.min() < 3.0
