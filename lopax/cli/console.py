@@ -85,11 +85,13 @@ class TrainingDisplay:
         """Shows one report."""
         self._measure(p)
         log = p.metrics
-        text = (
-            f"loss {log['loss']:.3f}  |grad| {log['grad_norm']:.2f}  "
-            f"{self._speed:,.0f} inner steps/s"
-        )
-        if "best" in log:
+        text = f"loss {log['loss']:.3f}  "
+        if "grad_norm" in log:
+            text += f"|grad| {log['grad_norm']:.2f}  "
+        else:  # a search
+            text += f"spread {log['spread']:.3f}  moved {log['moved']:.3f}  "
+        text += f"{self._speed:,.0f} inner steps/s"
+        if "lost" in log:  # a population
             text = f"best {log['best']:.3f}  lost {log['lost']:.0f}  {text}"
         if self._live:
             self._bar.update(self._task, completed=p.step, phase=p.phase, metrics=text)

@@ -44,12 +44,10 @@ def write_run_report(
     evaluations = _lines(folder / "evaluations.jsonl", ("step",))
     last = metrics[-1]
     inner = sum(line["inner_steps"] for line in metrics)
-    figures = {
-        "Meta-loss": curve_figure(metrics, ["loss"], "meta-loss"),
-        "Meta-gradient norm": curve_figure(
-            metrics, ["grad_norm"], "global norm", log=True
-        ),
-    }
+    figures = {"Meta-loss": curve_figure(metrics, ["loss"], "meta-loss")}
+    for name, (title, label) in _NORMS.items():
+        if any(name in line for line in metrics):
+            figures[title] = curve_figure(metrics, [name], label, log=True)
     names = [k for k in (evaluations[0] if evaluations else {}) if k not in _NOT_LOSS]
     if names:
         figures["Validation tasks"] = curve_figure(
@@ -77,7 +75,12 @@ def write_run_report(
     return target
 
 
-_NUMBERS = ("step", "loss", "grad_norm", "inner_steps", "diverged", "seconds")
+_NUMBERS = ("step", "loss", "inner_steps", "diverged", "seconds")
+_NORMS = {
+    "grad_norm": ("Meta-gradient norm", "global norm"),
+    "distance": ("Distance of a search from its start", "norm of the mean's way"),
+}
+"""Metrics of a meta-gradient and of a search: title and label of their figures."""
 
 
 def _lines(path: Path, numbers: Sequence[str]) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ from lopax.meta.population import PopulationState, PopulationTrainer
 from lopax.meta.population_config import PopulationConfig
 from lopax.meta.recipes import load_recipe
 from lopax.meta.run_folder import holds_run, read_log
+from lopax.meta.search import SearchState, SearchTrainer
+from lopax.meta.search_config import SearchConfig
 from lopax.meta.selection import SELECTIONS
 from lopax.meta.trainer import MetaState, PhaseTrainer, StepInfo, build_estimator
 from lopax.meta.variety import VarietyConfig, draw_groups
@@ -33,6 +35,9 @@ __all__ = [
     "PopulationTrainer",
     "Progress",
     "RunConfig",
+    "SearchConfig",
+    "SearchState",
+    "SearchTrainer",
     "StepInfo",
     "TasksConfig",
     "VarietyConfig",

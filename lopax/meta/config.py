@@ -16,6 +16,7 @@ from lopax._core.config import (
 from lopax._core.errors import ConfigError
 from lopax.meta import learned_outer
 from lopax.meta.population_config import PopulationConfig
+from lopax.meta.search_config import SearchConfig
 from lopax.tasks import FOUR_DATASETS, NETWORKS, FineTuningSettings
 from lopax.tasks.rl import AGENTS
 
@@ -202,6 +203,9 @@ class PhaseConfig:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     estimator: dict[str, Any] = dataclasses.field(default_factory=dict)
     outer: dict[str, Any] = dataclasses.field(default_factory=dict)
+    search: SearchConfig | None = None
+    """Search among candidates instead of following a meta-gradient; an outer step is a
+    generation. For a few dozen trainable numbers."""
 
     def __post_init__(self) -> None:
         check_name(self, "name")
@@ -270,6 +274,11 @@ class RunConfig:
         for phase in self.phases:
             self.estimator_of(phase)
             outer = self.outer_of(phase)
+            if self.population is not None and phase.search is not None:
+                raise ConfigError(
+                    f"phase {phase.name!r}: search and population are two ways to have "
+                    "many candidates; leave one out"
+                )
             if self.population is not None:
                 self.population.check_phase(
                     phase.name,

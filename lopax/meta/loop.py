@@ -27,6 +27,7 @@ from lopax.meta import distributed, recipes, run_folder
 from lopax.meta.config import PhaseConfig, RunConfig
 from lopax.meta.population import PopulationTrainer
 from lopax.meta.run_folder import Tally
+from lopax.meta.search import SearchTrainer
 from lopax.meta.trainer import PhaseTrainer
 from lopax.theta import load_theta
 
@@ -113,17 +114,23 @@ def _train(
     listener: Callable[[Progress], None] | None,
     should_stop: Callable[[], bool],
 ) -> Outcome:
-    make = PhaseTrainer if run.population is None else PopulationTrainer
+
+    def make(phase: PhaseConfig) -> Any:
+        kind = PhaseTrainer if run.population is None else PopulationTrainer
+        if phase.search is not None:
+            kind = SearchTrainer
+        return kind(run, phase, families, mesh, outer_optimizer)
+
     theta = initial_theta(run)
     if not resume:  # nothing is written for a run that cannot start, in any phase
         for phase in run.phases:
-            make(run, phase, families, mesh, outer_optimizer).check(theta)
+            make(phase).check(theta)
     with run_folder.held(folder):
         return _continue(
             run,
             folder,
             theta,
-            lambda phase: make(run, phase, families, mesh, outer_optimizer),
+            make,
             resume,
             evaluate,
             listener,

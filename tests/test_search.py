@@ -1,0 +1,167 @@
+"""A phase that searches: what a generation runs, that it finds, resume, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flock import close, config, identical
+
+from lopax._core.config import from_dict, to_dict
+from lopax._core.errors import ConfigError
+from lopax.architectures import architecture
+from lopax.meta import (
+    OuterConfig,
+    PhaseConfig,
+    PopulationConfig,
+    RunConfig,
+    SearchConfig,
+    SearchTrainer,
+    build_families,
+    read_log,
+    train,
+)
+from lopax.meta.search_config import ALGORITHMS
+from lopax.meta.trainer import build_unroller
+
+pytest.importorskip("evosax", reason="needs the extra `search`")
+
+
+def searching(steps: int = 8, **changes: Any) -> RunConfig:
+    search = SearchConfig(**{"size": 8, "sigma": 0.5, "problems": 2, **changes})
+    return config(
+        population=None,
+        outer=OuterConfig(),
+        phases=(PhaseConfig(outer_steps=steps, search=search),),
+    )
+
+
+@pytest.fixture(scope="module")
+def families():
+    return build_families(searching().tasks)
+
+
+@pytest.fixture(scope="module")
+def whole(families, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return train(searching(), families, folder), folder
+
+
+def test_a_generation_runs_every_candidate_on_the_same_problems(families):
+    """The losses that rank candidates are those of plain runs, one at a time."""
+    run = searching(together=4)
+    trainer = SearchTrainer(run, run.phases[0], families)
+    rule = architecture(run.architecture)
+    theta = rule.init_theta(jax.random.key(3))
+    leaves = jax.tree.leaves(theta)
+    noise = [
+        0.3 * jax.random.normal(jax.random.key(i), (8, *jnp.shape(x)))
+        for i, x in enumerate(leaves)
+    ]
+    key = jax.random.key(5)
+    losses, steps, diverged = trainer._losses(
+        trainer.member.arrays, theta, noise, key, jnp.asarray(1)
+    )
+    assert losses.shape == (2, 8) and steps == 2 * 8 * 4 and diverged == 0
+    unroller = build_unroller(run.estimator, rule, families[0])
+    keys = jax.random.split(jax.random.fold_in(key, 0), 2)
+    strata = jnp.asarray([0, 0])
+    for i in range(8):
+        moved = [x + e[i] for x, e in zip(leaves, noise, strict=True)]
+        one = jax.tree.unflatten(jax.tree.structure(theta), moved)
+        thetas = jax.tree.map(lambda x: jnp.broadcast_to(x, (2, 1, *x.shape)), one)
+        alone = unroller.run(thetas, strata, keys).losses[:, 0]
+        np.testing.assert_allclose(losses[:, i], alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_finds_a_better_rule(algorithm, families, tmp_path):
+    """Against its start, on problems of the same kind that no generation saw."""
+    run = searching(steps=30, algorithm=algorithm)
+    longer = dataclasses.replace(run.estimator, horizon_low=30, horizon_high=30)
+    run = dataclasses.replace(run, log_every=30, estimator=longer)
+    start = architecture(run.architecture).init_theta(jax.random.key(run.seed))
+    found = train(run, families, tmp_path).theta
+    unroller = build_unroller(
+        run.estimator, architecture(run.architecture), families[0]
+    )
+
+    def loss(theta: Any) -> float:
+        thetas = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (16, 1, *jnp.shape(x))), theta
+        )
+        keys = jax.random.split(jax.random.key(99), 16)
+        return float(jnp.mean(unroller.run(thetas, jnp.zeros(16, int), keys).losses))
+
+    assert loss(found) < 0.8 * loss(start)
+
+
+def test_a_stopped_search_resumes_exactly(families, whole, tmp_path):
+    calls = itertools.count()
+    stopped = train(
+        searching(), families, tmp_path, should_stop=lambda: next(calls) == 1
+    )
+    assert not stopped.finished
+    parts = train(searching(), families, tmp_path, resume=True)
+    assert identical(whole[0].theta, parts.theta)
+
+
+def test_metrics_count_what_ran(whole):
+    lines = read_log(whole[1] / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    assert all(line["inner_steps"] == 2 * 2 * 8 * 4 for line in lines)
+    assert whole[0].inner_steps == 8 * 2 * 8 * 4
+    assert lines[-1]["distance"] > 0.0
+
+
+def test_candidates_one_part_after_the_other_are_the_same(families, whole, tmp_path):
+    found = train(searching(together=2), families, tmp_path)
+    close(whole[0].theta, found.theta)
+
+
+def test_only_what_is_trainable_moves(families, tmp_path):
+    run = searching(steps=2)
+    start = architecture(run.architecture).init_theta(jax.random.key(run.seed))
+    names = list(start)
+    phase = dataclasses.replace(run.phases[0], trainable=(f"{names[0]}*",))
+    run = dataclasses.replace(run, phases=(phase,))
+    theta = train(run, families, tmp_path).theta
+    for name in names:
+        assert identical(theta[name], start[name]) == (name != names[0])
+
+
+def test_a_candidate_that_diverges_ranks_last_and_moves_nothing_to_nan(families):
+    trainer = SearchTrainer(searching(), searching().phases[0], families)
+    losses = jnp.asarray([[0.1, jnp.nan, 0.3], [0.1, 0.2, jnp.inf]])
+    fitness = np.asarray(trainer._fitness(losses))
+    assert np.isfinite(fitness).all() and fitness.argmin() == 0
+    assert fitness[1] > 0.3 and fitness[2] > 0.3
+
+
+def test_bad_input(families):
+    with pytest.raises(ConfigError, match="'cma_es', 'sep_cma_es', 'snes', 'xnes'"):
+        SearchConfig(algorithm="best")
+    with pytest.raises(ConfigError, match=r"together = 3: must divide the size = 8"):
+        SearchConfig(size=8, together=3)
+    with pytest.raises(ConfigError, match="sigma"):
+        SearchConfig(sigma=0.0)
+    with pytest.raises(ConfigError, match="search and population"):
+        dataclasses.replace(searching(), population=PopulationConfig())
+    with pytest.raises(ConfigError, match=r"problems = 3: .* 2 groups"):
+        run = searching(problems=3)
+        SearchTrainer(run, run.phases[0], [*families, *families])
+    large = dataclasses.replace(searching(), architecture="celo")
+    with pytest.raises(ConfigError, match=r"at most 400; train fewer"):
+        SearchTrainer(large, large.phases[0], families).check(
+            architecture("celo").init_theta(jax.random.key(0))
+        )
+
+
+def test_a_recipe_says_it():
+    run = searching(algorithm="snes", together=2)
+    assert from_dict(RunConfig, to_dict(run)).phases == run.phases
