@@ -235,9 +235,10 @@ def test_a_result_that_is_not_finite_is_a_skipped_step():
         params = {"w": jnp.ones(3, dtype), "b": jnp.ones(2, dtype)}
         grads = {"w": jnp.full(3, 900.0, dtype), "b": jnp.full(2, 1e-3, dtype)}
         updates, state = step(opt, params, grads)
+        fresh: Any = opt.init(params)
         assert not any(np.any(u) for u in jax.tree.leaves(updates))
         assert int(state.rule.skipped) == 1
-        assert_same(state.rule.tensors, opt.init(params).rule.tensors, 0, 0)
+        assert_same(state.rule.tensors, fresh.rule.tensors, 0, 0)
     huge = from_rule(rule, theta | {"log_lr": jnp.float32(200.0)})
     updates, state = step(huge, params, grads)
     assert not any(np.any(u) for u in jax.tree.leaves(updates))
@@ -249,7 +250,8 @@ def test_one_update_that_is_not_finite_leaves_every_state(name, monkeypatch):
     """Of rules without a kernel all that there is, of the others what is shared."""
     theta_of(name)
     opt, params = make(name), {"w": jnp.ones((4, 3)), "b": jnp.ones(5)}
-    rule, made = type(lopax.architecture(name, **SETTINGS[name])), []
+    rule: Any = type(lopax.architecture(name, **SETTINGS[name]))
+    made: list[bool] = []
     inner = rule.step_or_keep
 
     def broken(self: Any, theta: Any, context: Any, leaf: Any, *args: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -142,8 +142,11 @@ class ElementRule(TensorRule[Any, Any, Moments]):
 
     config: Any
     """Settings with `backend` and `element_net`."""
-    unrolled: ClassVar[bool | None] = None
-    """How the plain form computes the network, see `dense_mlp.apply`."""
+
+    @property
+    def unrolled(self) -> bool | None:
+        """How the plain form computes the network, see `dense_mlp.apply`."""
+        return None
 
     @abc.abstractmethod
     def numbers(self, theta: Theta, context: Any, leaf: Leaf, param: Array) -> Numbers:

@@ -215,7 +215,11 @@ class SearchTrainer:
             steps = jnp.sum(runs.steps) * together
             found.append((losses, steps, jnp.sum(runs.diverged)))
         losses, steps, diverged = zip(*found, strict=True)
-        return jnp.concatenate(losses), sum(steps), sum(diverged)
+        return (
+            jnp.concatenate(losses),
+            jnp.sum(jnp.stack(steps)),
+            jnp.sum(jnp.stack(diverged)),
+        )
 
     def _fitness(self, losses: Float[Array, "problems size"]) -> Float[Array, " size"]:
         """Mean over problems of the bounded distance to the problem's median."""
