@@ -15,7 +15,14 @@ import pytest
 from quick_compile import quick_jit
 
 import lopax
-from lopax._core.sizes import FLOOR, LIMIT, VECTOR_FLOOR, SizeBounds, usual_size
+from lopax._core.sizes import (
+    FLOOR,
+    LARGEST,
+    LIMIT,
+    VECTOR_FLOOR,
+    SizeBounds,
+    usual_size,
+)
 from lopax._core.warned import far_from_one
 from lopax.architectures import ARCHITECTURES, architecture
 from lopax.native import xla
@@ -65,7 +72,7 @@ def test_the_usual_size_goes_by_the_fan_in():
     # as torch stores them
     assert usual_size((2, 5), (1, 0)) == usual_size((5, 2))
     assert usual_size((6, 4, 3, 3), (1, 0)) == usual_size((3, 3, 4, 6))
-    assert SizeBounds(FLOOR).of((0, 3)) == (FLOOR, math.inf)
+    assert SizeBounds(FLOOR).of((0, 3)) == (FLOOR, LARGEST)
 
 
 FLOORS = {"size_floor": FLOOR, "vector_floor": VECTOR_FLOOR}

@@ -20,7 +20,7 @@ from torch_common import (
 import lopax.torch as lt
 from lopax._core.errors import ConfigError
 from lopax.pretrained import list_weights
-from lopax.torch import elements, progress
+from lopax.torch import elements
 
 
 def celo2(params: Any, **options: Any) -> Any:
@@ -286,9 +286,21 @@ def test_weights_that_are_not_bundled_are_asked_for(name: str) -> None:
     lt.optimizer(name, named, num_steps=5, **options)
 
 
-def test_time_stands_still_past_the_horizon() -> None:
-    history = progress.update(progress.init(10, "cpu"), torch.tensor(1.0))
-    centres = torch.tensor(progress.CENTRES)
-    at_end, past = (progress.inputs(centres, history, torch.tensor(x)) for x in (1, 7))
-    before = progress.inputs(centres, history, torch.tensor(0.9))
-    assert torch.equal(at_end, past) and not torch.equal(before, at_end)
+@pytest.mark.filterwarnings("ignore:step 3 of a run of 2")
+@pytest.mark.parametrize("name", NAMES)
+def test_time_stands_still_past_the_horizon(name, monkeypatch) -> None:
+    """What rules are told of the run; most are not trained beyond its end."""
+    cls, told = lt.RULES[name].rule_class, []
+    advance = cls.advance
+
+    def noted(self: Any, shared: Any, run: Any, *rest: Any) -> Any:
+        told.append((float(run.fraction), int(run.updates), int(run.num_steps)))
+        return advance(self, shared, run, *rest)
+
+    monkeypatch.setattr(cls, "advance", noted)
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = make(name, [param], num_steps=2)
+    for _ in range(4):
+        param.grad = torch.ones(3)
+        optimizer.step(loss=1.0)
+    assert told == [(0.0, 0, 2), (0.5, 1, 2), (1.0, 2, 2), (1.0, 3, 2)]

@@ -94,13 +94,14 @@ def test_trainer_sets_the_horizon_and_feeds_the_loss(transformers, tmp_path, nam
     assert isinstance(optimizer, lt.RULES[name])
     state = next(iter(optimizer.state.values()))
     assert int(state["shared_num_steps"]) == 12
-    assert int(state["shared_loss_count"]) == 12
     assert int(state["shared_skipped"]) == 0
     # The slowest average is close to the plain mean of the losses the trainer logged.
     logged = [h["loss"] for h in trainer.state.log_history if "loss" in h]
     assert len(logged) == 12
-    average = state["shared_loss_means"] / (1 - state["shared_loss_decays"] ** 12)
-    assert float(average[-1]) == pytest.approx(sum(logged) / 12, rel=0.15)
+    if name != "rnn_mlp":  # which keeps its last losses only
+        assert int(state["shared_loss_count"]) == 12
+        average = state["shared_loss_means"] / (1 - state["shared_loss_decays"] ** 12)
+        assert float(average[-1]) == pytest.approx(sum(logged) / 12, rel=0.15)
     groups = optimizer.param_groups
     assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
     assert [g["lr"] for g in groups] == [1.0, 1.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -26,7 +27,8 @@ from torch_common import (
 import lopax.torch as lt
 from lopax._core.errors import ConfigError, LopaxError, StructureMismatch, UnknownName
 
-NEEDS_HORIZON = (*NEEDS_LOSS, "celo2")  # with the tests' settings
+ALWAYS = {n for n in NAMES if lt.RULES[n].rule_class.needs_horizon is True}
+NEEDS_HORIZON = ALWAYS | {"celo2"}  # with the tests' settings
 
 
 @pytest.fixture(params=NAMES)
@@ -83,7 +85,7 @@ def test_without_the_loss_one_error_names_all_ways(name):
     assert torch.equal(values(model), values(small_model()))
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(NEEDS_LOSS)))
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*NEEDS_LOSS} - ALWAYS))
 def test_rules_that_do_not_look_at_the_loss_need_neither_it_nor_a_horizon(name):
     results = []
     for given in (None, 3.0):
@@ -290,8 +292,13 @@ def test_bad_settings_are_refused(name, monkeypatch):
     ):
         with pytest.raises(ConfigError, match=next(iter(settings))):
             make(name, params, **settings)
-    with pytest.raises(UnknownName, match="step_mult"):
-        make(name, params, step_mul=3.0)
+    with pytest.raises(UnknownName, match=r"unknown setting .*'no_such_setting'"):
+        make(name, params, no_such_setting=3.0)
+    if "step_mult" in {
+        f.name for f in dataclasses.fields(lt.RULES[name].rule_class.config_class)
+    }:
+        with pytest.raises(UnknownName, match="did you mean 'step_mult'"):
+            make(name, params, step_mul=3.0)
     with pytest.raises(UnknownName, match="celo"):
         lt.optimizer("cello", params, num_steps=3)
     with pytest.raises(ConfigError, match="not both"):

@@ -70,7 +70,14 @@ def torch_losses(net: torch.nn.Module, optimizer: Any) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("name", NAMES)
+CHAOTIC = {"plain_mlp", "rnn_mlp", "learned_adam", "scheduled_adam"} | {
+    *("linear_optim", "l2lgd2")
+}
+"""Rules that do not settle with random meta-parameters, so that rounding errors grow;
+`test_torch_rules` compares theirs a few steps at a time."""
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - CHAOTIC))
 def test_a_small_mlp_trains_the_same(name: str) -> None:
     jax = pytest.importorskip("jax")
     from lopax.architectures import architecture

@@ -203,7 +203,8 @@ class Described(Rule):
             if name in counts:
                 old += alive
             elif value is not old:
-                old.copy_(torch.where(alive > 0.0, value, old))
+                # Elements that would not be finite stay, as parameters do.
+                old.copy_(torch.where((alive > 0.0) & value.isfinite(), value, old))
         return torch.where(alive > 0.0, delta, 0.0)
 
     def _state(self, batch: TensorBatch) -> tuple[Any, set[str]]:
