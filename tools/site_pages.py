@@ -125,7 +125,8 @@ def module_of_page(stem: str) -> str:
     for module, page in PAGE_OF_MODULE.items():
         if page == stem:
             return module
-    return f"{ARCHITECTURES}.{stem}"
+    told_once = f"lopax.rules.{stem}"
+    return told_once if public.source_of(told_once) else f"{ARCHITECTURES}.{stem}"
 
 
 def reference() -> Iterator[tuple[str, str]]:
