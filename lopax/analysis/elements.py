@@ -27,6 +27,7 @@ from lopax.blocks import element_net as plain
 from lopax.blocks import time_features
 from lopax.rules.channels import GROUPS
 from lopax.rules.element_net import ElementNet
+from lopax.rules.time_features import NUM_TIME
 
 
 class InputGroup(NamedTuple):
@@ -55,7 +56,7 @@ class NamedInputs(NamedTuple):
             start += group.width
         if self.timed:
             meaning = "steps made so far"
-            found.append(InputGroup("time", meaning, start, time_features.NUM_TIME))
+            found.append(InputGroup("time", meaning, start, NUM_TIME))
         return tuple(found)
 
     @property

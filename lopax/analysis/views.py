@@ -20,10 +20,12 @@ from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.types import Scalar, Theta
 from lopax.analysis.recurrent import RecurrentView, momentum_view
 from lopax.architectures.classes import L2LGD2, LearnedSGD, LinearOptim, Optim4RL
+from lopax.architectures.described import XP
 from lopax.architectures.l2o_gru import L2OGRU
 from lopax.architectures.l2o_lstm import L2OLSTM
-from lopax.blocks.log_sign import log_and_sign
-from lopax.nets import gru, linear, lstm
+from lopax.nets import linear, lstm
+from lopax.rules import layers
+from lopax.rules.log_features import log_and_sign
 from lopax.rules.optim4rl import LOG_RANGE
 
 
@@ -64,7 +66,7 @@ def _l2o_lstm(rule: L2OLSTM, theta: Theta) -> RecurrentView:
     start, unravel = ravel_pytree((lstm.LSTMState(zero, zero),) * c.layers)
 
     def transition(h: Array, g: Scalar) -> Array:
-        signal, states = log_and_sign(g, c.log_range), []
+        signal, states = log_and_sign(XP, g, c.log_range), []
         for i, old in enumerate(unravel(h)):
             states.append(lstm.apply(theta[f"lstm{i}"], signal, old))
             signal = states[-1].hidden
@@ -91,8 +93,8 @@ def _optim4rl(rule: Optim4RL, theta: Theta) -> RecurrentView:
 
     def transition(h: Array, g: Scalar) -> Array:
         g = _clip(rule, g)
-        first = gru.apply(theta["first"]["gru"], g[None], h[:n])
-        second = gru.apply(theta["second"]["gru"], jnp.square(g)[None], h[n:-1])
+        first = layers.gru(XP, theta["first"]["gru"], g[None], h[:n])
+        second = layers.gru(XP, theta["second"]["gru"], jnp.square(g)[None], h[n:-1])
         return jnp.concatenate([first, second, jnp.sign(g)[None]])
 
     def readout(h: Array) -> Scalar:
@@ -107,7 +109,7 @@ def _optim4rl(rule: Optim4RL, theta: Theta) -> RecurrentView:
 def _linear_optim(rule: LinearOptim, theta: Theta) -> RecurrentView:
     def transition(h: Array, g: Scalar) -> Array:
         g = _clip(rule, g)[None]
-        return jnp.concatenate([gru.apply(theta["gru"], g, h[:-1]), g])
+        return jnp.concatenate([layers.gru(XP, theta["gru"], g, h[:-1]), g])
 
     def readout(h: Array) -> Scalar:
         gain, size, offset = linear.apply(theta["head"], h[:-1])
@@ -119,8 +121,8 @@ def _linear_optim(rule: LinearOptim, theta: Theta) -> RecurrentView:
 def _l2lgd2(rule: L2LGD2, theta: Theta) -> RecurrentView:
     def transition(h: Array, g: Scalar) -> Array:
         g = _clip(rule, g)
-        signal = log_and_sign(g, LOG_RANGE)
-        return jnp.concatenate([gru.apply(theta["gru"], signal, h[:-1]), g[None]])
+        signal = log_and_sign(XP, g, LOG_RANGE)
+        return jnp.concatenate([layers.gru(XP, theta["gru"], signal, h[:-1]), g[None]])
 
     def readout(h: Array) -> Scalar:
         rate = jnp.exp(linear.apply(theta["head"], h[:-1])[0])

@@ -155,11 +155,9 @@ class Described(TensorRule[Shared, Told, Any]):
         at = StepContext(
             self.place(index), context.scale, context.updates, told, context.common
         )
-        counted = {
-            field: context.updates.astype(jnp.float32)
-            for field, keeps in self.rule.keeps(at.place.role)._asdict().items()
-            if keeps is not None and keeps.counts
-        }
+        updates = context.updates.astype(jnp.float32)
+        keeps = self.rule.keeps(at.place.role)
+        counted = dict.fromkeys(form.counted(keeps), updates)
         delta, new = form.complete(
             self.rule.step(XP, theta, at, grad, state._replace(**counted), param)
         )

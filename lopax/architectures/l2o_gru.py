@@ -24,9 +24,12 @@ from jaxtyping import Array, Float
 from lopax._core.config import check_choice, check_range
 from lopax._core.lifting import Leaf
 from lopax._core.types import Count, Key, Theta
+from lopax.architectures.described import XP
+from lopax.architectures.jax_ops import JaxDraw
 from lopax.blocks import first_gradient
 from lopax.blocks.counted_rule import CountedRule
-from lopax.nets import gru, linear
+from lopax.nets import linear
+from lopax.rules import layers
 
 INPUTS = ("raw", "log")
 
@@ -66,7 +69,7 @@ class L2OGRU(CountedRule[Array]):
         inputs = 1 if c.inputs == "raw" else 2
         return {
             "initial": jnp.zeros((c.units,), jnp.float32),
-            "gru": gru.init(key, inputs, c.units),
+            "gru": layers.gru_init(JaxDraw(), key, inputs, c.units),
             "head": {
                 "w": jnp.zeros((c.units, 1), jnp.float32),
                 "b": jnp.zeros((1,), jnp.float32),
@@ -100,7 +103,7 @@ class L2OGRU(CountedRule[Array]):
         self, theta: Theta, hidden: Float[Array, "*s h"], grad: Float[Array, "*s"]
     ) -> Any:
         """The next hidden units [*s, h]."""
-        return gru.apply(theta["gru"], self._signal(grad), hidden)
+        return layers.gru(XP, theta["gru"], self._signal(grad), hidden)
 
     def readout(self, theta: Theta, hidden: Float[Array, "*s h"]) -> Any:
         """The step [*s] for (new) hidden units."""

@@ -22,11 +22,12 @@ from jaxtyping import Array
 from lopax._core.config import check_range
 from lopax._core.lifting import Leaf
 from lopax._core.types import Count, Key, Theta
+from lopax.architectures.described import XP
 from lopax.blocks import first_gradient
 from lopax.blocks.counted_rule import CountedRule
-from lopax.blocks.log_sign import log_and_sign
 from lopax.nets import initializers, linear, lstm
 from lopax.nets.lstm import LSTMState
+from lopax.rules.log_features import log_and_sign
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class L2OLSTM(CountedRule[tuple[LSTMState, ...]]):
     ) -> tuple[Array, tuple[LSTMState, ...]]:
         del context, index, param
         # The paper drops the optimizee's second derivatives from the meta-gradient.
-        signal = log_and_sign(jax.lax.stop_gradient(grad), self.config.log_range)
+        signal = log_and_sign(XP, jax.lax.stop_gradient(grad), self.config.log_range)
         states = []
         for i, old in enumerate(state):
             new = lstm.apply(theta[f"lstm{i}"], signal, old)

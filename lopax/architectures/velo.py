@@ -29,6 +29,7 @@ from lopax._core.lifting import Leaf
 from lopax._core.run import Run
 from lopax._core.sizes import SizeBounds
 from lopax._core.types import Count, Key, Scalar, Theta
+from lopax.architectures.described import XP
 from lopax.blocks import loss_history, moments, scheduler, time_features
 from lopax.blocks import tensor_features as tensors
 from lopax.blocks.element_rule import ElementRule, check_backend
@@ -39,6 +40,7 @@ from lopax.nets import initializers, linear, lstm, mlp
 from lopax.nets.lstm import LSTMState
 from lopax.rules import channels
 from lopax.rules.element_net import ElementNet, Numbers
+from lopax.rules.log_features import log_magnitude
 
 NUM_SHARED_INPUTS = time_features.NUM_FRACTION + loss_history.NUM_FEATURES
 NUM_TENSOR_INPUTS = 12
@@ -173,7 +175,7 @@ class VeLO(ElementRule):
         )
 
         def log(values: Array) -> Array:
-            return 0.5 * tensors.log_magnitude(values, 10.0)
+            return 0.5 * log_magnitude(XP, values, 10.0)
 
         mean = log(tensors.mean(second)[None] * scale)
         rank = tensors.rank_one_hot(leaf.shape)

@@ -16,8 +16,9 @@ from lopax.blocks import moments, time_features
 from lopax.nets import mlp
 from lopax.rules import channels
 from lopax.rules.element_net import Decays, ElementNet, Epsilons
+from lopax.rules.time_features import NUM_TIME
 
-NUM_INPUTS = channels.count(channels.ADAFAC) + time_features.NUM_TIME
+NUM_INPUTS = channels.count(channels.ADAFAC) + NUM_TIME
 
 GRADIENT_BOUND = 1e9
 """The publications clip nothing. Beyond this bound the square of a squared gradient
@@ -50,7 +51,7 @@ def at_step(theta: Theta, step: Count) -> tuple[Theta, Decays]:
     - `step`: [] int32, updates made before this one.
     """
     net = theta["net"]
-    first = NUM_INPUTS - time_features.NUM_TIME
+    first = NUM_INPUTS - NUM_TIME
     times = time_features.tanh_of_step(step)
     late = jnp.dot(times, net["w0"][first:], precision="highest")
     net = {**net, "w0": net["w0"][:first], "b0": net["b0"] + late}

@@ -23,6 +23,7 @@ from lopax.native.blocks import Blocks
 from lopax.rules.element_net import ARRAYS, ElementNet
 
 _TARGET = "lopax_element_step"
+_CXX = ("CXX", ("g++", "clang++", "c++"))
 _SYMBOLS = ("LopaxElementStep", "elements_register")
 
 
@@ -30,7 +31,7 @@ def compiler() -> list[str] | None:
     """The C++ compiler with its arguments: `CXX`, g++ or clang++; None if there is
     none, or `LOPAX_KERNELS=off`."""
     try:
-        return native_build.compiler("CXX", ("g++", "clang++", "c++"))
+        return native_build.compiler(*_CXX)
     except NativeUnavailable:
         return None
 
@@ -59,7 +60,7 @@ def why_not(hidden: int) -> str | None:
 @functools.cache
 def _shim() -> Any:
     """The shim, registered with XLA. Raises `NativeUnavailable`."""
-    command = native_build.compiler("CXX", ("g++", "clang++", "c++"))
+    command = native_build.compiler(*_CXX)
     folder = library.HERE
     loaded = native_build.load(
         native_build.Source(

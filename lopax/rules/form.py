@@ -77,6 +77,10 @@ class Place(NamedTuple):
         """[*lead, *s] so that it goes with layers [*lead, K, *s]."""
         return x.reshape((*self.lead(x), 1, *x.shape[x.ndim - self.rank :]))
 
+    def per_layer(self, x: Array) -> Array:
+        """A number for each layer [K] so that it goes with layers [*lead, K, *s]."""
+        return x.reshape((-1, *(1,) * self.rank))
+
     def layer(self, x: Array, k: int) -> Array:
         """Layer k of [*lead, K, *s]."""
         return x[(..., k, *(slice(None),) * self.rank)]
@@ -128,6 +132,11 @@ EACH = Keeps()
 COUNT = Keeps(each=False, counts=True)
 """A field of the state that the driver fills: updates made of the tensor before this
 one, float32 [*lead]. In torch tensors may join late or be left out of a step."""
+
+
+def counted(keeps: Any) -> set[str]:
+    """The fields that the driver fills, of what `Rule.keeps` returned."""
+    return {k for k, v in keeps._asdict().items() if v is not None and v.counts}
 
 
 class Rows(NamedTuple):

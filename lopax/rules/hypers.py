@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from lopax._core.config import check_range
 from lopax._core.run import Run
-from lopax.rules import form
+from lopax.rules import form, time_features
 from lopax.rules.form import COUNT, EACH, Advance, Rows, StepContext, Steps
 from lopax.rules.ops import Array, Draw, Ops
 
@@ -183,10 +183,8 @@ class ScheduledAdam(_AdamRule):
         return {**super().init_theta(draw, key), "log_schedule": knots}
 
     def _log_rate(self, xp: Ops, theta: Any, run: Run) -> Array:
-        last = self.config.knots - 1
-        places = xp.constant(tuple(range(last + 1)))
-        hats = xp.maximum(1.0 - xp.abs(run.fraction * last - places), 0.0)
-        return theta["log_lr"] + xp.sum(hats * theta["log_schedule"])
+        schedule = time_features.at_knots(xp, theta["log_schedule"], run.fraction)
+        return theta["log_lr"] + schedule
 
 
 def _decay(xp: Ops, log_one_minus: Array) -> Array:

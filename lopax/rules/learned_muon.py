@@ -36,7 +36,7 @@ from lopax._core import polar, routing
 from lopax._core.config import check_choice, check_range
 from lopax._core.routing import Route
 from lopax._core.run import Run
-from lopax.rules import form, layers, unit_ratios
+from lopax.rules import form, layers, time_features, unit_ratios
 from lopax.rules.form import (
     COUNT,
     EACH,
@@ -282,10 +282,8 @@ class LearnedMuon(form.Rule):
         log_sizes = xp.sum(roles * per_role, axis=-1)
         shapes = 2.0 * summaries[:, NUM_TRACES + 1 : NUM_TRACES + 3]
         shaped = xp.sum(shapes * theta["shape"], axis=-1)
-        place = done * (KNOTS - 1)
-        knots = xp.constant(tuple(float(k) for k in range(KNOTS)))
-        hats = xp.maximum(1.0 - xp.abs(place - knots), 0.0)
-        return log_sizes + roles[:, 0] * shaped + xp.sum(hats * theta["schedule"])
+        schedule = time_features.at_knots(xp, theta["schedule"], done)
+        return log_sizes + roles[:, 0] * shaped + schedule
 
     def step(
         self,
@@ -298,8 +296,7 @@ class LearnedMuon(form.Rule):
     ) -> Steps:
         c, place, told = self.config, at.place, at.told
         decays = xp.constant(self.decays)
-        column = decays.reshape((-1, *(1,) * place.rank))
-        momenta = xp.ema(state.momenta, place.layered(grad), column)
+        momenta = xp.ema(state.momenta, place.layered(grad), place.per_layer(decays))
         steps = state.step + 1.0
         unbiased = told["weights"][..., 1:] / (1.0 - decays ** steps[..., None])
         direction = place.column(told["weights"][..., 0]) * grad
@@ -315,8 +312,7 @@ class LearnedMuon(form.Rule):
             root = second / place.column(1.0 - xp.constant(d) ** steps)
             moved = direction * xp.rsqrt(root + 1e-16)
         delta = -place.column(told["sizes"]) * moved
-        reached = xp.any(momenta != 0.0, axis=-1 - place.rank)
-        delta = xp.where(reached, delta, 0.0)
+        delta = xp.where(layers.reached(xp, place, momenta), delta, 0.0)
         if c.weight_decay:
             delta = delta - c.weight_decay * at.scale * param
         return delta, state._replace(momenta=momenta, second=second)

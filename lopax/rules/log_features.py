@@ -1,8 +1,9 @@
-"""Numbers of many orders of magnitude as numbers of order one."""
+"""Numbers of many orders of magnitude as numbers of order one, and their order."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from lopax.rules.ops import Array, Ops
 
@@ -26,3 +27,9 @@ def log_shape(shape: tuple[int, ...]) -> list[float]:
     the fourth on are folded into one."""
     sizes = [*[*shape[:3], 1, 1, 1][:3], math.prod(shape[3:])]
     return [math.log(max(n, 1)) - 1.0 for n in sizes]
+
+
+def in_name_order(features: Mapping[str, Array]) -> list[Array]:
+    """Features in alphabetical order of their names, the order in which the published
+    networks read them."""
+    return [features[name] for name in sorted(features)]

@@ -25,7 +25,7 @@ from lopax._core.run import Run
 from lopax.rules import form, layers
 from lopax.rules.form import EACH, Advance, Keeps, Place, Rows, StepContext, Steps
 from lopax.rules.layers import LSTMState
-from lopax.rules.log_features import log_magnitude
+from lopax.rules.log_features import in_name_order, log_magnitude
 from lopax.rules.ops import Array, Draw, Ops
 
 HUGE = 1e14
@@ -128,8 +128,7 @@ class NNAdam(form.Rule):
             inputs[f"var_{name}"] = 0.5 * log_magnitude(xp, spread / place.size)
         for k, name in enumerate(HYPERS):
             inputs[name] = 0.2 * xp.clip(state.hypers[..., k], -5.0, 5.0)
-        # The published networks read their inputs in alphabetical order.
-        ordered = [inputs[name] for name in sorted(inputs)]
+        ordered = in_name_order(inputs)
         return xp.stack([*ordered, *_decode(xp, state.hypers)], axis=-1)
 
     def advance(

@@ -79,7 +79,7 @@ class PlainMLP(form.Rule):
         param: Array,
     ) -> Steps:
         c, place = self.config, at.place
-        column = xp.constant(DECAYS).reshape((-1, *(1,) * place.rank))
+        column = place.per_layer(xp.constant(DECAYS))
         momenta = xp.ema(state.momenta, place.layered(grad), column)
         slow = [place.layer(momenta, k) for k in range(len(DECAYS))]
         channels = [grad, param, *slow]

@@ -292,7 +292,7 @@ class RNNMLP(form.Rule):
 def _accumulate(
     xp: Ops, place: Place, state: RNNMLPState, grad: Array
 ) -> tuple[Array, Array]:
-    column = xp.constant(DECAYS).reshape((-1, *(1,) * place.rank))
+    column = place.per_layer(xp.constant(DECAYS))
     grad = place.layered(grad)
     return (
         xp.ema(state.momenta, grad, column),

@@ -1,4 +1,4 @@
-"""Where in the run we are, as a handful of saturating numbers."""
+"""Where in the run we are: saturating numbers of the step, and curves over the run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 from lopax.rules.ops import Array, Ops
 
+FRACTION_CENTRES = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
+"""Of the schedulers' inputs tanh(10 (x - c)), x the fraction of the run."""
 TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 NUM_TIME = len(TIME_SCALES)
 
@@ -22,3 +24,12 @@ def sine_of_step(xp: Ops, step: Array) -> Array:
     The period is 2 pi^2 s, not s: kept, because the published weights saw that.
     """
     return xp.sin(step / (xp.constant(TIME_SCALES) * math.pi))
+
+
+def at_knots(xp: Ops, values: Array, fraction: Array) -> Array:
+    """[] the value at a fraction [] in [0, 1] of the run, piecewise linear between
+    `values` [K] at equally spaced knots."""
+    last = values.shape[0] - 1
+    places = xp.constant(tuple(range(last + 1)))
+    hats = xp.maximum(1.0 - xp.abs(fraction * last - places), 0.0)
+    return xp.sum(hats * values)

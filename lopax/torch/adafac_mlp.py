@@ -19,12 +19,11 @@ from lopax._core.config import check_range
 from lopax._core.run import Run
 from lopax.rules import channels
 from lopax.rules.element_net import ElementNet, Epsilons, Numbers
+from lopax.rules.time_features import TIME_SCALES
 from lopax.torch import elements, moments
 from lopax.torch.elements import ElementRule
 from lopax.torch.rule import Advance, Rows, constant
 from lopax.torch.theta import published_mlp
-
-TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

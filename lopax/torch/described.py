@@ -47,14 +47,17 @@ class Described(Rule):
         self.tree = _nested(theta)
         self.device = next(iter(theta.values())).device
         self._constants: dict[Any, Tensor] = {}
-        like = self._rows_of(
-            self._shared_of(1, None), self._zeros(1, self.rule.num_starts)
+        # What is shared and the rows, of one tensor: their structure, and first rows
+        # where those do not go by the tensor.
+        self._like_shared = self._shared_of(1, None)
+        self._like_rows = self._rows_of(
+            self._like_shared, self._zeros(1, self.rule.num_starts)
         )
-        self._row_names = {path: tuple(x.shape[1:]) for path, x in _flat(like)}
+        self._first_rows = dict(_flat(self._like_rows))
 
     @property
     def carried(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(self._row_names)
+        return tuple(self._first_rows)
 
     @classmethod
     def theta_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
@@ -92,17 +95,10 @@ class Described(Rule):
             behind = (keeps.units,) if keeps.units else ()
             kept = every if keeps.each else ()
             found[name] = Accumulator(keeps.copies, kept, start, behind=behind)
-        for name, shape in self._row_names.items():
-            found[name] = Accumulator(0, (), self._row_start(name), behind=shape)
+        for name, (first,) in self._first_rows.items():
+            start = None if self.num_starts else first  # None: measured
+            found[name] = Accumulator(0, (), start, behind=tuple(first.shape))
         return found
-
-    def _row_start(self, name: str) -> Tensor | None:
-        if self.num_starts:
-            return None  # measured
-        like = self._rows_of(
-            self._shared_of(1, None), self._zeros(1, self.rule.num_starts)
-        )
-        return dict(_flat(like))[name][0]
 
     def _ops(self, alive: Tensor | None = None) -> Ops:
         return cast(Ops, TorchOps(self.device, self._constants, alive))
@@ -131,14 +127,14 @@ class Described(Rule):
 
     def _shared(self, shared: Mapping[str, Tensor]) -> Any:
         """The rule's own form of what is shared."""
-        return _filled(self._shared_of(1, None), shared)
+        return _filled(self._like_shared, shared)
 
     def measure(self, batch: TensorBatch) -> Steps:
         return self.rule.measure(self._ops(), place_of(batch), batch.params)
 
     def summarise(self, batch: TensorBatch, shared: Mapping[str, Tensor]) -> Steps:
         xp = self._ops()
-        state, _ = self._state(batch)
+        state = self._state(batch)
         bound = self.rule.gradient_bound(xp, self._shared(shared))
         grads = _bounded(batch.grads, bound)
         place = place_of(batch)
@@ -149,13 +145,11 @@ class Described(Rule):
         summaries = rows.summaries
         if summaries is None:
             summaries = self._zeros(rows.count, self.rule.num_summaries)
-        empty = {k: self._zeros(rows.count, *s) for k, s in self._row_names.items()}
-        like = (
-            self._rows_of(own, self._zeros(1, self.rule.num_starts))
-            if self._row_names
-            else ()
-        )
-        carried = _filled(like, empty | rows.carried)
+        empty = {
+            k: self._zeros(rows.count, *first.shape)
+            for k, (first,) in self._first_rows.items()
+        }
+        carried = _filled(self._like_rows, empty | rows.carried)
         found = self.rule.advance(
             xp, self.tree, own, run, form.Rows(rows.count, summaries, carried)
         )
@@ -189,7 +183,7 @@ class Described(Rule):
                 told[name] = rows
         updates, bound = common.pop(_UPDATES), common.pop(_BOUND, None)
         at = StepContext(place_of(batch), scale, updates, told, common)
-        state, counts = self._state(batch)
+        state, counts = self._state(batch), form.counted(self.rule.keeps(batch.role))
         delta, new = yield from self.rule.step(
             self._ops(alive),
             self.tree,
@@ -207,20 +201,16 @@ class Described(Rule):
                 old.copy_(torch.where((alive > 0.0) & value.isfinite(), value, old))
         return torch.where(alive > 0.0, delta, 0.0)
 
-    def _state(self, batch: TensorBatch) -> tuple[Any, set[str]]:
-        """A batch's state as the rule's own, and which fields the driver counts."""
+    def _state(self, batch: TensorBatch) -> Any:
+        """A batch's state as the rule's own."""
         keeps = self.rule.keeps(batch.role)
-        counts = {k for k, v in keeps._asdict().items() if v is not None and v.counts}
-        return type(keeps)(*(batch.state.get(k) for k in keeps._fields)), counts
+        return type(keeps)(*(batch.state.get(k) for k in keeps._fields))
 
 
 def place_of(batch: TensorBatch) -> Place:
     """A batch's tensors as their rule knows them."""
-    rank = len(batch.shape)
-    layout = "out_in" if batch.matrix == (1, 0) else "in_out"
-    if rank > 2:
-        layout = "out_in" if batch.matrix[-1] == 0 else "in_out"
-    reading = reading_order(rank, layout)
+    layout = "out_in" if batch.matrix[-1] == 0 else "in_out"
+    reading = reading_order(len(batch.shape), layout)
     return Place(batch.shape, batch.scalar, batch.role, reading, batch.cut)
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lopax.rules.time_features import FRACTION_CENTRES
+
 State = dict[str, Tensor]
 
 NUM_DECAYS = 10
-CENTRES = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
-NUM_INPUTS = len(CENTRES) + NUM_DECAYS - 1
+NUM_INPUTS = len(FRACTION_CENTRES) + NUM_DECAYS - 1
 _HUGE = 999999999999.0
 _FAST, _SLOWEST = 1.0 - 2.0**-20, 1.0 - 2.0**-24
 
@@ -87,7 +88,7 @@ def inputs(centres: Tensor, history: State, fraction: Tensor) -> Tensor:
 
     **Arguments:**
 
-    - `centres`: `CENTRES` on the device of the rest.
+    - `centres`: `FRACTION_CENTRES` on the device of the rest.
     - `fraction`: [] steps before this one / horizon, at most 1.
     """
     return torch.cat([torch.tanh(10.0 * (fraction - centres)), _features(history)])

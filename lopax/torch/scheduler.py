@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lopax._core.run import Run
+from lopax.rules.time_features import FRACTION_CENTRES
 from lopax.torch import progress
 from lopax.torch.recurrent import affine, layer_shapes, lstm
 from lopax.torch.rule import constant
@@ -34,7 +35,7 @@ def shapes(
 
 def constants() -> dict[str, Tensor]:
     """What a scheduler expects in theta beside the meta-parameters."""
-    return {"scheduler/centres": constant(progress.CENTRES)}
+    return {"scheduler/centres": constant(FRACTION_CENTRES)}
 
 
 def init(theta: Theta, num_steps: int) -> State:
