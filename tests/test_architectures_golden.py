@@ -18,9 +18,8 @@ from lopax._core.errors import StructureMismatch
 from lopax._core.routing import Route, role_of
 from lopax.architectures import architecture
 from lopax.architectures.described import XP
-from lopax.blocks import accumulators, tensor_features
 from lopax.nets import mlp
-from lopax.rules import log_features, loss_normalizer
+from lopax.rules import log_features, loss_normalizer, moments, velo
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {
@@ -568,12 +567,17 @@ def test_the_unrolled_network_has_the_right_derivatives() -> None:
 
 def test_learned_decays_stay_in_the_unit_interval() -> None:
     start = (0.9, 0.99, 0.999)
-    same = accumulators.learned_decays(start, jnp.zeros(3))
-    np.testing.assert_allclose(same, start, rtol=2e-7)
-    tenth = accumulators.learned_decays(start, jnp.full(3, -np.log(10.0) / 10.0))
+
+    def learned(offset: float) -> Any:
+        offsets = {"momenta": jnp.full(3, offset), "second": jnp.full(1, offset)}
+        return moments.learned(XP, {**offsets, "factored": jnp.full(3, offset)})
+
+    for same in (learned(0.0).momenta, learned(0.0).factored):
+        np.testing.assert_allclose(same, start, rtol=2e-7)
+    tenth = learned(-np.log(10.0) / 10.0).momenta
     np.testing.assert_allclose(tenth, (0.99, 0.999, 0.9999), rtol=1e-6)
     for offset in (-100.0, 100.0):
-        decays = accumulators.learned_decays(start, jnp.full(3, offset))
+        decays = jnp.concatenate(learned(offset))
         assert np.all((decays >= 0.0) & (decays <= 1.0))
 
 
@@ -583,10 +587,8 @@ def test_tensor_features() -> None:
         np.log([3.0, 1.0, 2.0, 20.0]),
         rtol=1e-6,
     )
-    np.testing.assert_array_equal(
-        tensor_features.rank_one_hot((3, 1, 2)), [0, 0, 1, 0, 0]
-    )
-    assert not np.any(tensor_features.rank_one_hot((2,) * 5))
+    np.testing.assert_array_equal(velo.rank_one_hot((3, 1, 2)), [0, 0, 1, 0, 0])
+    assert not np.any(velo.rank_one_hot((2,) * 5))
     ordered = log_features.in_name_order({"b": jnp.asarray(2.0), "a": jnp.ones(2)})
     flat = jnp.concatenate([jnp.atleast_1d(x) for x in ordered])
     np.testing.assert_array_equal(flat, [1.0, 1.0, 2.0])

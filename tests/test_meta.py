@@ -30,7 +30,7 @@ from lopax._core.errors import (
 )
 from lopax._core.tree import named_leaves
 from lopax.architectures import ARCHITECTURES, architecture
-from lopax.blocks import scheduler
+from lopax.architectures.jax_ops import JaxDraw
 from lopax.estimators import perturb
 from lopax.meta import (
     EstimatorConfig,
@@ -47,6 +47,7 @@ from lopax.meta import (
     train,
 )
 from lopax.meta.loop import initial_theta
+from lopax.rules import scheduler
 from lopax.theta import load_theta, save_theta
 
 ROOT = Path(__file__).parents[1]
@@ -282,7 +283,7 @@ def test_meta_training_lowers_the_meta_loss(families):
 
     before = initial_theta(trainer(0.1).run)
     # A scheduler without a head says 0.1.
-    before["scheduler"] = scheduler.init_theta(jax.random.key(2), 18)
+    before["scheduler"] = scheduler.init_theta(JaxDraw(), jax.random.key(2), 18)
     before["scheduler"]["head"] = jax.tree.map(
         jnp.zeros_like, before["scheduler"]["head"]
     )

@@ -12,11 +12,14 @@ import pytest
 from toy import LearnedRate, Parabola, ParabolaFamily, parabola_losses
 
 from lopax._core.errors import ConfigError, UnknownName
+from lopax._core.run import Run
 from lopax.architectures import architecture
-from lopax.blocks import scheduler
+from lopax.architectures.described import XP
+from lopax.architectures.jax_ops import JaxDraw
 from lopax.estimators import FullGradient, Horizon, Mixture, ParticleSettings, Unroller
 from lopax.meta import EstimatorConfig, RunConfig, TasksConfig, build_families
 from lopax.meta.trainer import build_estimator
+from lopax.rules import scheduler
 from lopax.tasks import LogLoss, SingleTask, supervised_family
 
 THETA = LearnedRate().init_theta(None)
@@ -158,15 +161,16 @@ class TestGivenSchedule:
     def multipliers(self, theta, steps: int, losses) -> np.ndarray:
         def body(state, inputs):
             fraction, loss = inputs
-            return scheduler.advance(theta, state, loss, fraction)
+            return scheduler.advance(XP, theta, state, Run(loss, fraction, None, None))
 
         fractions = jnp.arange(steps) / steps
-        start = scheduler.init(theta, jnp.asarray(steps))
+        start = scheduler.init(XP, theta, jnp.asarray(steps))
         return np.asarray(jax.lax.scan(body, start, (fractions, losses))[1])
 
     def test_a_fresh_scheduler_follows_it_whatever_the_losses(self):
-        random = scheduler.init_theta(jax.random.key(0), 64)
-        theta = scheduler.following(random, scheduler.falling(3.0, 0.05))
+        random = scheduler.init_theta(JaxDraw(), jax.random.key(0), 64)
+        falling = scheduler.falling(3.0, 0.05)
+        theta = scheduler.following(JaxDraw(), random, 64, falling)
         wanted = 3.0 * (0.05 / 3.0) ** (np.arange(200) / 200)
         noise = jax.random.uniform(jax.random.key(1), (200,))
         for losses in (jnp.ones(200), 2.0 * noise, jnp.linspace(5.0, 0.1, 200)):

@@ -28,8 +28,10 @@ import lopax
 from lopax._core import lifting
 from lopax._core.errors import ConfigError
 from lopax._core.tree import count_bytes
-from lopax.blocks import loss_history, narrow_momenta
+from lopax.architectures.described import XP
+from lopax.blocks import narrow_momenta
 from lopax.optax import AccumulationState, HorizonWarning
+from lopax.rules import loss_history
 
 PARAMS = {"w": params_tree()["dense"]["w"]}
 
@@ -75,11 +77,11 @@ def test_extending_a_fresh_state_is_a_run_of_that_length(name: str, kind: str):
 def test_extending_midway_keeps_the_averages_of_the_loss():
     state, _ = states_after(make("celo", 20), 9)
     after = lopax.extend(state, 200)
-    old, new = (s.rule.shared.history for s in (state, after))
+    old, new = (s.rule.shared.common.loss for s in (state, after))
     assert not np.allclose(old.decays, new.decays)
 
     def averages(h: Any) -> Any:
-        return h.means / (1.0 - h.decays**h.iteration)
+        return h.means / (1.0 - h.decays**h.count)
 
     np.testing.assert_allclose(averages(new), averages(old), rtol=2e-3)
     assert int(after.rule.num_steps) == 200 and int(after.rule.iteration) == 9
@@ -92,8 +94,8 @@ def test_extending_midway_keeps_the_averages_of_the_loss():
 
 
 def test_a_loss_history_of_its_own_length_is_left_alone():
-    short = loss_history.init(jnp.asarray(10))
-    kept = loss_history.retime(short, jnp.asarray(500), jnp.asarray(900))
+    short = loss_history.init(XP, jnp.asarray(10))
+    kept = loss_history.retime(XP, short, jnp.asarray(500), jnp.asarray(900))
     assert_same(kept, short, 0, 0)
 
 

@@ -20,7 +20,7 @@ BELOW = {
     "blocks": {"_core", "native", "nets", "rules"},
     "pretrained": {"_core"},
     "data": {"_core"},
-    "architectures": {"_core", "nets", "blocks", "rules"},
+    "architectures": {"_core", "native", "nets", "blocks", "rules"},
     "theta": {"_core", "architectures", "pretrained", "_version"},
     "tasks": {"_core", "nets", "data", "architectures"},
     "estimators": {"_core", "tasks", "architectures"},
@@ -28,7 +28,7 @@ BELOW = {
         "_core", "_version", "architectures", "estimators", "tasks", "pretrained",
         "theta",
     },
-    "optax": {"_core", "architectures", "blocks", "pretrained", "theta"},
+    "optax": {"_core", "architectures", "blocks", "pretrained", "rules", "theta"},
     "inventory": {
         "_core", "architectures", "blocks", "pretrained", "tasks", "theta",
     },

@@ -11,7 +11,7 @@ import lopax.torch as lt
 from lopax.architectures import ARCHITECTURES
 from lopax.architectures.described import Described
 from lopax.rules.ops import Ops
-from lopax.torch.described import Described as DescribedInTorch
+from lopax.torch.rule import Rule as RuleInTorch
 
 FOLDER = Path(lopax.rules.__file__).parent
 FRAMEWORKS = {"jax", "jaxtyping", "torch", "optax", "flax"}
@@ -39,7 +39,7 @@ def test_a_rule_is_the_same_in_both_frameworks() -> None:
         assert entry.config is rule.config_class
         assert rule.name == name
         ours = lt.RULES[name].rule_class
-        assert issubclass(ours, DescribedInTorch)
+        assert issubclass(ours, RuleInTorch)
         assert ours.rule_class is rule
 
 

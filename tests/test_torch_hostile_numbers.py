@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch_common import FUSED_CPU, NAMES, make, needs_compiler, random_theta
 
 import lopax.torch as lt
-from lopax.torch.rule import Advance
+from lopax.torch.batch import Advance
 
 pytestmark = pytest.mark.filterwarnings("ignore::lopax.torch.LopaxWarning")
 
@@ -142,7 +142,7 @@ def test_a_theta_of_which_nothing_is_finite_moves_nothing(kind):
     assert moved or int(optimizer.info().skipped) == 3
 
 
-@pytest.mark.parametrize("part", ["shared", "scale", "context", "carried"])
+@pytest.mark.parametrize("part", ["shared", "scale", "told", "common", "carried"])
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_tensors_share_must_be_finite(name, part, monkeypatch):
     params = tensors(torch.float32, 1.0)
@@ -154,13 +154,17 @@ def test_what_the_tensors_share_must_be_finite(name, part, monkeypatch):
 
     def broken(self, *args) -> Advance:
         found = advance(self, *args)
+        common = found.common
         if part == "scale":
-            return found._replace(scale=found.scale * float("inf"))
-        arrays = dict(getattr(found, part))
+            scale = common.scale * float("inf")
+            return found._replace(common=common._replace(scale=scale))
+        arrays = dict(common.told if part == "common" else getattr(found, part))
         floats = [k for k, x in arrays.items() if x.is_floating_point() and x.numel()]
         if not floats:
             pytest.skip(f"{name} has nothing {part}")
         arrays[floats[0]] = arrays[floats[0]] * float("nan")
+        if part == "common":
+            return found._replace(common=common._replace(told=arrays))
         return found._replace(**{part: arrays})
 
     monkeypatch.setattr(cls, "advance", broken)

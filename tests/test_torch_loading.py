@@ -9,10 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch_common import NAMES, loss_of, make, small_model, train, values
+from torch_common import (
+    NAMES,
+    loss_of,
+    make,
+    random_theta,
+    small_model,
+    train,
+    values,
+)
 
+import lopax.torch as lt
 from lopax._core.errors import ConfigError, StructureMismatch
+from lopax._core.run import Run
 from lopax.torch import UnsupportedParameter
+from lopax.torch.batch import Rows
 
 
 @pytest.fixture(params=NAMES)
@@ -280,16 +291,23 @@ def test_extending_a_fresh_state_gives_that_of_the_longer_run(name):
 
 def test_extending_agrees_with_jax():
     jax: Any = pytest.importorskip("jax")
-    from lopax.blocks import loss_history
-    from lopax.torch import progress
+    from lopax.architectures.described import XP
+    from lopax.rules import loss_history
 
     short, long = jax.numpy.int32(100), jax.numpy.int32(4_000)
-    history, ours = loss_history.init(short), progress.init(100, "cpu")
-    for loss in (2.0, 1.5, 1.2, 1.0):
-        history = loss_history.update(history, jax.numpy.float32(loss))
-        ours |= progress.update(ours, torch.tensor(loss))
-    moved = loss_history.retime(history, short, long)
-    ours |= progress.retime(ours, 100, 4_000)
+    history = loss_history.init(XP, short)
+    rule = lt.RULES["celo"].rule_class.create(random_theta("celo"), {})
+    ours = rule.init_shared(100)
+    zero = torch.zeros(())
+    for step, loss in enumerate((2.0, 1.5, 1.2, 1.0)):
+        history = loss_history.update(XP, history, jax.numpy.float32(loss))
+        count = torch.tensor(step, dtype=torch.int32)
+        run = Run(torch.tensor(loss), zero, count, torch.tensor(100))
+        ours = rule.advance(ours, run, Rows(0, None, {})).shared
+    moved = loss_history.retime(XP, history, short, long)
+    unlike = rule.retime(ours, 77, 50)  # not built for 77 steps
+    assert all(torch.equal(ours[k], unlike[k]) for k in ours)
+    ours = rule.retime(ours, 100, 4_000)
     for theirs, name in (
         ("means", "means"),
         ("decays", "decays"),
@@ -301,7 +319,6 @@ def test_extending_agrees_with_jax():
             rtol=1e-5,
             atol=0.0,
         )
-    assert progress.retime(ours, 77, 50) == {}  # not built for 77 steps
 
 
 def test_a_parameter_without_memory_is_refused():

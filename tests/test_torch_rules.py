@@ -19,7 +19,7 @@ from torch_common import (
 )
 
 import lopax.torch as lt
-from lopax._core.config import to_dict
+from lopax._core.errors import ConfigError
 from lopax.native.blocks import Blocks
 from lopax.pretrained.files import write_arrays
 from lopax.torch.geometry import factored_axes
@@ -249,11 +249,20 @@ def test_settings_are_those_of_the_jax_rules():
     from lopax.architectures import ARCHITECTURES
 
     for name in NAMES:
-        theirs = to_dict(ARCHITECTURES[name].config())
-        # Of meta-training, and of JAX.
-        for key in ("start", "backend", "unrolled"):
-            theirs.pop(key, None)
-        assert to_dict(lt.RULES[name].rule_class.config_class()) == theirs
+        assert lt.RULES[name].rule_class.config_class is ARCHITECTURES[name].config
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("celo", {"start": "adam"}), ("adafac_mlp", {"unrolled": True})],
+)
+def test_settings_of_jax_alone_are_refused(name, settings):
+    """What would do nothing; saved with weights it is passed over."""
+    param = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))} = .*leave it out"):
+        make(name, [param], **settings)
+    rule = lt.RULES[name].rule_class
+    assert rule.known_settings({**settings, "hidden": 3}) == {"hidden": 3}
 
 
 def test_factored_axes():

@@ -14,7 +14,7 @@ from lopax.torch import fused_cpu
 from lopax.torch.errors import BackendUnavailable
 
 NAMES = tuple(lt.RULES)
-FUSED_CPU = ("celo", "velo", "adafac_mlp", "celo2", "celo2_base")
+FUSED_CPU = ("celo", "velo", "adafac_mlp", "mulo", "celo2", "celo2_base")
 FUSED_CUDA = ("celo", "celo_adam")
 NEEDS_LOSS = tuple(n for n in NAMES if lt.RULES[n].rule_class.needs_loss)
 
@@ -31,6 +31,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "celo2_base": {"hidden": 3},
     "adafac_mlp": {"hidden": 3},
+    "mulo": {
+        "routes": ({"role": "other", "max_rank": 1}, {"role": "hidden"}),
+        "hidden": 3,
+        "base_width": 8.0,
+        "step_mult": 1e-3,
+    },
+    "star": {"hidden": 3, "decay_controller": True, "nominal": 0.01},
     "plain_mlp": {"hidden": 3},
     "rnn_mlp": {"lstm": 4, "hidden": 4},
     "nn_adam": {"lstm": 4},
@@ -139,7 +146,12 @@ def adam_like_theta(name: str) -> dict[str, np.ndarray]:
     """Meta-parameters with which a rule trains: its network passes on one Adam-like
     direction, and every other weight is small, random and acts."""
     arrays = {k: 0.1 * v for k, v in random_theta(name, seed=5).items()}
-    adam = {"adafac_mlp": 6}.get(name, 7)  # the channel momentum / root second moment
+    if name == "star":  # its nominal part is one without the network
+        return {
+            k: 0.1 * v if k[:5] in ("net/w", "net/b") else v for k, v in arrays.items()
+        }
+    # The channel momentum / root second moment.
+    adam = 6 if name in ("adafac_mlp", "mulo") else 7
     for prefix, gain in (("rule/", 10.0), ("net/", 5.0), ("bank/", 10.0)):
         if f"{prefix}w0" in arrays:
             w0, w1, w2 = (arrays[f"{prefix}w{i}"] for i in range(3))

@@ -17,17 +17,22 @@ from jaxtyping import Array, Float
 from lopax._core.errors import NotApplicable
 from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.types import Count, Theta
-from lopax.architectures.adafac_mlp import AdafacMLP
-from lopax.architectures.celo import Celo
-from lopax.architectures.celo2 import Celo2, Celo2Base
-from lopax.architectures.mulo import MuLO
-from lopax.architectures.star import STAR
-from lopax.architectures.velo import VeLO
-from lopax.blocks import element_net as plain
-from lopax.blocks import time_features
+from lopax.architectures.classes import (
+    STAR,
+    AdafacMLP,
+    Celo,
+    Celo2,
+    Celo2Base,
+    MuLO,
+    VeLO,
+)
+from lopax.architectures.described import XP
+from lopax.rules import element_plain as plain
+from lopax.rules import form
 from lopax.rules.channels import GROUPS
 from lopax.rules.element_net import ElementNet
-from lopax.rules.time_features import NUM_TIME
+from lopax.rules.form import Place
+from lopax.rules.time_features import NUM_TIME, tanh_of_step
 
 
 class InputGroup(NamedTuple):
@@ -78,16 +83,24 @@ class NamedInputs(NamedTuple):
         for grad, param, state in zip(grads, params, states, strict=True):
             if not hasattr(state, "factored") or not grad.size:
                 continue
-            net = self.net
-            if net.seen(grad.ndim) != net.channels:
-                continue
-            view = plain.ElementView(grad, state, param, net.epsilons)
-            seen = plain.channels(net.channels, view)
-            rows.append(jnp.stack([jnp.mean(x * plain.scale(net, x)) for x in seen]))
+            if self.net.seen(grad.ndim) == self.net.channels:
+                rows.append(self._means_of(grad, param, state))
         mean = jnp.mean(jnp.stack(rows), axis=0)
         if self.timed:
-            mean = jnp.concatenate([mean, time_features.tanh_of_step(step)])
+            times = tanh_of_step(XP, step.astype(jnp.float32))
+            mean = jnp.concatenate([mean, times])
         return mean
+
+    def _means_of(
+        self, grad: Array, param: Array, state: Any
+    ) -> Float[Array, "channels"]:
+        """Of one tensor."""
+        net, place = self.net, Place(grad.shape, reading=tuple(range(grad.ndim)))
+        lines = form.complete(plain.lines(XP, place, state))
+        view = plain.View(XP, place, net.epsilons, grad, param, state, lines)
+        seen = view.channels(net.channels)
+        scales = form.complete(plain.normalisers(XP, place, net, net.channels, seen))
+        return jnp.stack([jnp.mean(x * s) for x, s in zip(seen, scales, strict=True)])
 
     def without(
         self, theta: Theta, group: InputGroup, means: Float[Array, "inputs"]

@@ -17,10 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from lopax._core.errors import NotApplicable
 from lopax._core.optimizer import LearnedOptimizer
+from lopax._core.run import Run
 from lopax._core.types import Scalar, Theta
-from lopax.architectures.celo import Celo
-from lopax.architectures.celo_adam import CeloAdam
-from lopax.blocks import scheduler
+from lopax.architectures.classes import Celo, CeloAdam
+from lopax.architectures.described import XP
+from lopax.rules import scheduler
 
 
 def has_scheduler(optimizer: LearnedOptimizer) -> bool:
@@ -53,9 +54,10 @@ def _follow(theta: Theta, given: Any) -> Any:
 
     def step(state: Any, now: Any) -> tuple[Any, Scalar]:
         t, loss = now
-        return scheduler.advance(theta, state, loss, t.astype(jnp.float32) / count)
+        run = Run(loss, t.astype(jnp.float32) / count, t, jnp.asarray(count))
+        return scheduler.advance(XP, theta, state, run)
 
-    start = scheduler.init(theta, jnp.asarray(count))
+    start = scheduler.init(XP, theta, jnp.asarray(count))
     return jax.lax.scan(step, start, (jnp.arange(count), given))[1]
 
 

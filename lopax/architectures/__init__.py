@@ -8,39 +8,42 @@ from typing import Any, NamedTuple
 from lopax._core.config import from_dict
 from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.registry import Registry
-from lopax.architectures.adafac_mlp import AdafacMLP, AdafacMLPConfig
-from lopax.architectures.celo import Celo, CeloConfig
-from lopax.architectures.celo2 import (
-    Celo2,
-    Celo2Base,
-    Celo2BaseConfig,
-    Celo2Config,
-)
-from lopax.architectures.celo_adam import CeloAdam, CeloAdamConfig
 from lopax.architectures.classes import (
     L2LGD2,
     RNNMLP,
+    STAR,
+    AdafacMLP,
+    Celo,
+    Celo2,
+    Celo2Base,
+    CeloAdam,
     LearnedAdam,
     LearnedMuon,
     LearnedSGD,
     LinearOptim,
+    MuLO,
     NNAdam,
     Optim4RL,
     PlainMLP,
     ScheduledAdam,
+    VeLO,
 )
 from lopax.architectures.l2o_gru import L2OGRU, L2OGRUConfig
 from lopax.architectures.l2o_lstm import L2OLSTM, L2OLSTMConfig
 from lopax.architectures.l3rs import L3RS, L3RSConfig
-from lopax.architectures.mulo import MuLO, MuLOConfig
-from lopax.architectures.star import STAR, STARConfig
-from lopax.architectures.velo import VeLO, VeLOConfig
+from lopax.rules.adafac_mlp import AdafacMLPConfig
+from lopax.rules.celo import CeloConfig
+from lopax.rules.celo2 import Celo2BaseConfig, Celo2Config
+from lopax.rules.celo_adam import CeloAdamConfig
 from lopax.rules.hypers import LearnedAdamConfig, LearnedSGDConfig, ScheduledAdamConfig
 from lopax.rules.learned_muon import LearnedMuonConfig
+from lopax.rules.mulo import MuLOConfig
 from lopax.rules.nn_adam import NNAdamConfig
 from lopax.rules.optim4rl import ElementGRUConfig
 from lopax.rules.plain_mlp import PlainMLPConfig
 from lopax.rules.rnn_mlp import RNNMLPConfig
+from lopax.rules.star import STARConfig
+from lopax.rules.velo import VeLOConfig
 
 
 class Entry(NamedTuple):

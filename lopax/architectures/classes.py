@@ -3,7 +3,69 @@
 from __future__ import annotations
 
 from lopax.architectures.described import Described
-from lopax.rules import hypers, learned_muon, nn_adam, optim4rl, plain_mlp, rnn_mlp
+from lopax.rules import (
+    adafac_mlp,
+    celo,
+    celo2,
+    celo_adam,
+    hypers,
+    learned_muon,
+    mulo,
+    nn_adam,
+    optim4rl,
+    plain_mlp,
+    rnn_mlp,
+    star,
+    velo,
+)
+
+
+class Celo(Described):
+    """See `lopax.rules.celo`."""
+
+    rule_class = celo.Celo
+
+
+class CeloAdam(Described):
+    """See `lopax.rules.celo_adam`."""
+
+    rule_class = celo_adam.CeloAdam
+
+
+class Celo2(Described):
+    """See `lopax.rules.celo2`."""
+
+    rule_class = celo2.Celo2
+
+
+class Celo2Base(Described):
+    """See `lopax.rules.celo2`."""
+
+    rule_class = celo2.Celo2Base
+
+
+class VeLO(Described):
+    """See `lopax.rules.velo`."""
+
+    rule_class = velo.VeLO
+
+
+class AdafacMLP(Described):
+    """See `lopax.rules.adafac_mlp`."""
+
+    rule_class = adafac_mlp.AdafacMLP
+
+
+class MuLO(Described):
+    """See `lopax.rules.mulo`."""
+
+    rule_class = mulo.MuLO
+
+
+class STAR(Described):
+    """See `lopax.rules.star`."""
+
+    rule_class = star.STAR
 
 
 class LearnedMuon(Described):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import jax.numpy as jnp
@@ -13,9 +14,12 @@ from lopax._core.lifting import Leaf
 from lopax._core.optimizer import OptState
 from lopax._core.run import Run
 from lopax._core.tensor_rule import TensorRule
-from lopax._core.types import Count, Key, Scalar, Theta
+from lopax._core.types import Count, Flag, Key, Scalar, Theta
+from lopax.architectures import elements
 from lopax.architectures.jax_ops import JaxDraw, JaxOps
-from lopax.rules import form
+from lopax.rules import element_plain, form
+from lopax.rules.element_net import ElementNet, Numbers
+from lopax.rules.element_rule import ElementRule
 from lopax.rules.form import Keeps, Place, Rows, StepContext
 from lopax.rules.ops import Ops
 
@@ -48,36 +52,49 @@ class Described(TensorRule[Shared, Told, Any]):
         super().__init_subclass__(**kwargs)
         rule = cls.rule_class
         cls.name, cls.reference = rule.name, rule.reference
-        cls.needs_loss, cls.needs_horizon = rule.needs_loss, rule.needs_horizon
-        cls.roles = rule.roles
+        cls.needs_loss, cls.roles = rule.needs_loss, rule.roles
         cls.takes_validation = rule.takes_validation
 
     def __init__(self, config: Any = None):
         self.rule = self.rule_class(config)
         self.config = self.rule.config
+        self.needs_horizon = self.rule.needs_horizon  # pyright: ignore[reportAttributeAccessIssue]
         self.grad_clip = self.rule.grad_clip  # pyright: ignore[reportAttributeAccessIssue]
+        self.unrolled: bool | None = getattr(self.config, "unrolled", None)
+        self.xp = cast(Ops, JaxOps(self.unrolled))
+        if isinstance(self.rule, ElementRule):
+            nets = {self.rule.element_net(role) for role in self.roles or ("",)}
+            for net in nets - {None}:
+                elements.check_backend(self.config, net)
 
     @property
     def param_like(self) -> tuple[str, ...]:  # type: ignore[override]
         # Whatever the role: one that has none of the field's elements excludes it.
-        each = [
-            {
+        found = [
+            [
                 field
                 for field, keeps in self.rule.keeps(role)._asdict().items()
-                if keeps is not None
-                and keeps.each
-                and not (keeps.copies or keeps.units)
-            }
+                if isinstance(keeps, Keeps) and keeps == form.EACH
+            ]
             for role in self.roles or ("",)
         ]
-        first = self.rule.keeps((self.roles or ("",))[0])
-        return tuple(f for f in first._fields if all(f in found for found in each))
+        return tuple(f for f in found[0] if all(f in fields for fields in found))
 
     def place(self, leaf: Leaf) -> Place:
         """The tensor as its rule knows it."""
-        shape = leaf.shape or (1,)
+        shape = self._shape(leaf.shape) or (1,)
         role = self.role(leaf) if self.roles else ""
         return Place(shape, not leaf.shape, role, tuple(range(len(shape))))
+
+    def _shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if self.rule.flattens and len(shape) > 3:
+            return math.prod(shape[:-1]), shape[-1]
+        return shape
+
+    def _seen(self, x: Array) -> Array:
+        """A tensor's array in the shape its rule knows."""
+        shape = self._shape(x.shape)
+        return x if shape == x.shape else x.reshape(shape)
 
     def init_theta(self, key: Key) -> Theta:
         return self.rule.init_theta(JaxDraw(), key)
@@ -97,7 +114,7 @@ class Described(TensorRule[Shared, Told, Any]):
         if not (self.rule.num_starts and tensors):
             return shared
         starts = [
-            form.complete(self.rule.measure(XP, self.place(leaf), x))
+            form.complete(self.rule.measure(self.xp, self.place(leaf), self._seen(x)))
             for leaf, x in zip(places, tensors, strict=True)
         ]
         return self._begin(theta, num_steps, jnp.stack(starts))
@@ -105,21 +122,19 @@ class Described(TensorRule[Shared, Told, Any]):
     def _begin(
         self, theta: Theta, num_steps: Count, starts: Float[Array, "N S"]
     ) -> Shared:
-        common = self.rule.init_shared(XP, theta, num_steps, starts)
-        return Shared(common, self.rule.init_rows(XP, theta, common, starts))
+        common = self.rule.init_shared(self.xp, theta, num_steps, starts)
+        return Shared(common, self.rule.init_rows(self.xp, theta, common, starts))
 
     def init_tensor(self, theta: Theta, param: Array) -> Any:
         raise NotImplementedError("the state may depend on the role: see init_leaf")
 
     def init_leaf(self, theta: Theta, leaf: Leaf, param: Array) -> Any:
-        keeps = self.rule.keeps(self.role(leaf) if self.roles else "")
-        starts = self.rule.starts(XP, theta)
-        fields = keeps._asdict().items()
-        found = {k: _first(v, param.shape, starts.get(k)) for k, v in fields}
-        return type(keeps)(**found)
+        del param
+        place, starts = self.place(leaf), self.rule.starts(self.xp, theta)
+        return _starting(self.rule.keeps(place.role), place, starts)
 
     def gradient_bound(self, shared: Shared) -> Any:
-        found = self.rule.gradient_bound(XP, shared.common)
+        found = self.rule.gradient_bound(self.xp, shared.common)
         return self.grad_clip if found is None else jnp.minimum(found, self.grad_clip)
 
     def summarise(
@@ -127,8 +142,10 @@ class Described(TensorRule[Shared, Told, Any]):
     ) -> Any:
         if not self.rule.num_summaries:
             return None
-        steps = self.rule.summarise(XP, theta, self.place(leaf), grad, state, param)
-        return form.complete(steps)
+        place, grad, param = self.place(leaf), self._seen(grad), self._seen(param)
+        return form.complete(
+            self.rule.summarise(self.xp, theta, place, grad, state, param)
+        )
 
     def advance(
         self, theta: Theta, shared: Shared, run: Run, summaries: Any
@@ -136,11 +153,18 @@ class Described(TensorRule[Shared, Told, Any]):
         if summaries is None:
             summaries = jnp.zeros((0, 0), jnp.float32)
         rows = Rows(summaries.shape[0], summaries, shared.rows)
-        found = self.rule.advance(XP, theta, shared.common, run, rows)
+        found = self.rule.advance(self.xp, theta, shared.common, run, rows)
         carried = shared.rows if found.carried is None else found.carried
         scale = jnp.asarray(found.scale, jnp.float32)
         told = Told(dict(found.told), dict(found.common), scale, run.updates)
         return Shared(found.shared, carried), told, scale
+
+    def group_key(self, leaf: Leaf) -> Hashable:
+        rule = self.rule
+        if not isinstance(rule, ElementRule) or rule.num_summaries:
+            return None  # its steps may go by what single tensors were told
+        # A call to the kernel costs little however many there are.
+        return None if self.by_kernel(leaf) else self.place(leaf)
 
     def step(
         self,
@@ -151,24 +175,98 @@ class Described(TensorRule[Shared, Told, Any]):
         state: Any,
         param: Array,
     ) -> tuple[Array, Any]:
-        told = {name: rows[int(index)] for name, rows in context.told.items()}
-        at = StepContext(
-            self.place(index), context.scale, context.updates, told, context.common
+        at, seen = self._context(context, index), (self._seen(grad), self._seen(param))
+        found = self._numbers(theta, at)
+        if found is None:
+            updates = context.updates.astype(jnp.float32)
+            counted = dict.fromkeys(
+                form.counted(self.rule.keeps(at.place.role)), updates
+            )
+            held, rule = state._replace(**counted), self.rule
+            delta, new = form.complete(
+                rule.step(self.xp, theta, at, seen[0], held, seen[1])
+            )
+            new = new._replace(**dict.fromkeys(counted, ()))
+        else:
+            net, numbers = found
+            delta, new = form.complete(
+                element_plain.step(
+                    self.xp, at.place, net, numbers, seen[0], state, seen[1]
+                )
+            )
+            delta = self._finished(theta, at, delta, new, seen[1])
+        return delta.reshape(grad.shape), new
+
+    def by_kernel(self, leaf: Leaf) -> bool:
+        place = self.place(leaf)
+        net = self._net(place.role)
+        if net is None:
+            return False
+        return elements.why_plain(self.config, net, place) is None
+
+    def step_or_keep(
+        self,
+        theta: Theta,
+        context: Told,
+        index: Leaf,
+        grad: Array,
+        state: Any,
+        param: Array,
+        finite: Flag,
+        bound: Any,
+    ) -> tuple[Array, Any]:
+        found = None
+        if self.by_kernel(index):
+            at = self._context(context, index)
+            found = self._numbers(theta, at)
+        if found is None:
+            return super().step_or_keep(
+                theta, context, index, grad, state, param, finite, bound
+            )
+        (net, numbers), flat = found, self._seen(param)
+        delta, new = elements.step_or_keep(
+            *(net, at.place, numbers, self._seen(grad), state, flat),
+            *(finite, bound, self.unrolled),
         )
-        updates = context.updates.astype(jnp.float32)
-        keeps = self.rule.keeps(at.place.role)
-        counted = dict.fromkeys(form.counted(keeps), updates)
-        delta, new = form.complete(
-            self.rule.step(XP, theta, at, grad, state._replace(**counted), param)
-        )
-        return delta, new._replace(**dict.fromkeys(counted, ()))
+        if not self.rule.only_elements:
+            delta = self._finished(theta, at, delta, new, flat)
+            delta = jnp.where(finite, delta, 0.0)
+        return delta.reshape(grad.shape), new
+
+    def _context(self, context: Told, leaf: Leaf) -> StepContext:
+        told = {name: rows[int(leaf)] for name, rows in context.told.items()}
+        place = self.place(leaf)
+        return StepContext(place, context.scale, context.updates, told, context.common)
+
+    def _net(self, role: str) -> ElementNet | None:
+        rule = self.rule
+        return rule.element_net(role) if isinstance(rule, ElementRule) else None
+
+    def _numbers(
+        self, theta: Theta, at: StepContext
+    ) -> tuple[ElementNet, Numbers] | None:
+        """A tensor's element network and its numbers, if it has one."""
+        rule, net = self.rule, self._net(at.place.role)
+        if net is None or not isinstance(rule, ElementRule):
+            return None
+        numbers = rule.numbers(self.xp, theta, at.scale, at.told, at.common)
+        factor = rule.factor(at.place)
+        if factor != 1.0:
+            numbers = numbers._replace(scale=numbers.scale * factor)
+        return net, numbers
+
+    def _finished(
+        self, theta: Theta, at: StepContext, delta: Array, state: Any, param: Array
+    ) -> Array:
+        rule = cast(ElementRule, self.rule)
+        return form.complete(rule.finish(self.xp, theta, at, delta, state, param))
 
     def observe_validation(self, state: OptState, loss: Any) -> OptState:
         if not self.takes_validation:
             return state
         loss = jnp.asarray(loss, jnp.float32)
         shared: Shared = state.shared
-        seen = self.rule.observe_validation(XP, shared.common, loss)
+        seen = self.rule.observe_validation(self.xp, shared.common, loss)
         kept = trees.select(jnp.isfinite(loss), seen, shared.common)
         return state._replace(shared=shared._replace(common=kept))
 
@@ -176,13 +274,27 @@ class Described(TensorRule[Shared, Told, Any]):
         return self.rule.translate_published(arrays)
 
 
-def _first(keeps: Keeps | None, shape: tuple[int, ...], start: Any) -> Any:
-    """The first value of one array of a tensor's state; () for what is not kept."""
+def _starting(keeps: Any, place: Place, starts: Mapping[str, Array]) -> Any:
+    """The first state of a tensor; () for what it does not have."""
+    found = {
+        name: _first(v, place, starts.get(name))
+        if v is None or isinstance(v, Keeps)
+        else _starting(v, place, starts)
+        for name, v in keeps._asdict().items()
+    }
+    return type(keeps)(**found)
+
+
+def _first(keeps: Keeps | None, place: Place, start: Any) -> Any:
+    """The first value of one array of a tensor's state."""
     if keeps is None or keeps.counts:
         return ()
+    axes = keeps.axes(place)
+    if axes is None:  # an array of its own: one that is there twice cannot be donated
+        return jnp.zeros((0,), jnp.float32)
     lead = (keeps.copies,) if keeps.copies else ()
     tail = (keeps.units,) if keeps.units else ()
-    zeros = jnp.zeros((*lead, *(shape if keeps.each else ()), *tail), jnp.float32)
+    zeros = jnp.zeros((*lead, *(place.shape[a] for a in axes), *tail), jnp.float32)
     if start is None:
         return zeros
     if keeps.copies and keeps.each:

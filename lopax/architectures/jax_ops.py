@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,22 @@ from jaxtyping import Array
 from lopax._core.types import Key, Theta
 from lopax.blocks.orthogonalize import orthogonalize
 from lopax.nets import dense_mlp, initializers
+from lopax.rules import moments
 from lopax.rules.form import Place, Steps
+from lopax.rules.moments import Moments
+from lopax.rules.ops import Ops
 
 
 class JaxOps:
-    """An `lopax.rules.ops.Ops`; all of it can be traced, mapped and differentiated."""
+    """An `lopax.rules.ops.Ops`; all of it can be traced, mapped and differentiated.
+
+    **Arguments:**
+
+    - `unrolled`: how `element_mlp` computes, see `dense_mlp.apply`.
+    """
+
+    def __init__(self, unrolled: bool | None = None):
+        self.unrolled = unrolled
 
     stack = staticmethod(jnp.stack)
     broadcast_to = staticmethod(jnp.broadcast_to)
@@ -32,7 +43,10 @@ class JaxOps:
     sqrt = staticmethod(jnp.sqrt)
     rsqrt = staticmethod(jax.lax.rsqrt)
     exp = staticmethod(jnp.exp)
+    expm1 = staticmethod(jnp.expm1)
     log = staticmethod(jnp.log)
+    log10 = staticmethod(jnp.log10)
+    log1p = staticmethod(jnp.log1p)
     sin = staticmethod(jnp.sin)
     cos = staticmethod(jnp.cos)
     tanh = staticmethod(jnp.tanh)
@@ -46,6 +60,9 @@ class JaxOps:
 
     def constant(self, values: Any) -> Array:
         return jnp.asarray(values, jnp.float32)
+
+    def integer(self, value: int) -> Array:
+        return jnp.asarray(value, jnp.int32)
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
         return jnp.zeros(shape, jnp.float32)
@@ -76,12 +93,17 @@ class JaxOps:
         del place
         ones = [jnp.ones((), jnp.float32)] * constants.shape[-1]
         inputs = [*channels, *constants]
-        return dense_mlp.apply(network, inputs, [*scales, *ones])
+        return dense_mlp.apply(network, inputs, [*scales, *ones], self.unrolled)
 
     def orthogonalize(self, x: Array, place: Place, method: str) -> Steps:
         del place
         yield from ()
         return orthogonalize(x, method)
+
+    orthogonalize_each = orthogonalize
+
+    def hold_unreached(self, x: Array, place: Place, state: Moments) -> Array:
+        return jnp.where(moments.reached(cast(Ops, self), place, state), x, 0.0)
 
 
 class JaxDraw:
@@ -89,6 +111,12 @@ class JaxDraw:
 
     def split(self, key: Key, number: int) -> Any:
         return jax.random.split(key, number)
+
+    def several(self, key: Key, number: int, make: Callable[[Key], Any]) -> Any:
+        return jax.vmap(make)(jax.random.split(key, number))
+
+    def edit(self, x: Array, keep: Any, put: Any) -> Array:
+        return x * jnp.asarray(keep, jnp.float32) + jnp.asarray(put, jnp.float32)
 
     def full(self, shape: tuple[int, ...], value: float = 0.0) -> Array:
         return jnp.full(shape, value, jnp.float32)

@@ -11,9 +11,10 @@ from lopax._core import lifting
 from lopax._core.errors import ConfigError
 from lopax._core.optimizer import OptState
 from lopax._core.types import Count
-from lopax.blocks import loss_history
-from lopax.blocks.loss_history import LossHistory
+from lopax.architectures.described import XP
 from lopax.optax.states import AccumulationState
+from lopax.rules import loss_history
+from lopax.rules.loss_history import LossHistory
 
 
 def extend(state: Any, num_steps: Any) -> Any:
@@ -75,7 +76,7 @@ def _retime(state: OptState, num_steps: Count) -> OptState:
     (old,) = jax.tree.leaves(state.num_steps)
 
     def one_history(old: Count, *arrays: Any) -> tuple[Any, ...]:
-        return tuple(loss_history.retime(LossHistory(*arrays), old, num_steps))
+        return tuple(loss_history.retime(XP, LossHistory(*arrays), old, num_steps))
 
     for _ in range(jnp.ndim(old)):
         one_history = jax.vmap(one_history)

@@ -13,108 +13,15 @@ may be spread over processes: the driver completes those of all tensors in one m
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Generator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from lopax._core.run import Run
-from lopax.rules.ops import Array, Draw, Ops, Shape
-
-
-class Sum(NamedTuple):
-    """A sum over some of a tensor's axes, complete only within the local shard."""
-
-    value: Array
-    axes: tuple[int, ...]  # of the tensor, counted from 0
-
+from lopax.rules.ops import Array, Draw, Ops
+from lopax.rules.place import Place, Sum
 
 Steps = Generator[list[Sum], list[Array], Any]
 """Yields sums to be completed, is sent them complete, returns the result."""
-
-
-class Place(NamedTuple):
-    """A tensor without its values. Hashable."""
-
-    shape: Shape  # of the whole tensor, over all shards; rank >= 1
-    scalar: bool = False  # to the user it has no axes
-    role: str = ""  # one of the rule's `roles`
-    reading: tuple[int, ...] = ()  # the axes in the order (*window, in, out)
-    cut: int | None = None  # the axis of which this process has only a part
-
-    @property
-    def rank(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Number of elements, at least one: a divisor of sums."""
-        return max(math.prod(self.shape), 1)
-
-    @property
-    def sizes(self) -> Shape:
-        """The shape in reading order, () for a scalar."""
-        return () if self.scalar else tuple(self.shape[a] for a in self.reading)
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """(in, out) of the tensor as one matrix: all axes but the last in reading
-        order together, and the last. A vector is (1, n)."""
-        return math.prod(self.sizes[:-1]), (self.sizes or (1,))[-1]
-
-    @property
-    def all_axes(self) -> tuple[int, ...]:
-        return tuple(range(self.rank))
-
-    def lead(self, x: Array) -> Shape:
-        """The axes of an array [*lead, *s] before the tensor's."""
-        return tuple(x.shape[: x.ndim - self.rank])
-
-    def column(self, x: Array) -> Array:
-        """A number per tensor [*lead] so that it goes with [*lead, *s]."""
-        return x.reshape((*x.shape, *(1,) * self.rank))
-
-    def layered(self, x: Array) -> Array:
-        """[*lead, *s] so that it goes with layers [*lead, K, *s]."""
-        return x.reshape((*self.lead(x), 1, *x.shape[x.ndim - self.rank :]))
-
-    def per_layer(self, x: Array) -> Array:
-        """A number for each layer [K] so that it goes with layers [*lead, K, *s]."""
-        return x.reshape((-1, *(1,) * self.rank))
-
-    def layer(self, x: Array, k: int) -> Array:
-        """Layer k of [*lead, K, *s]."""
-        return x[(..., k, *(slice(None),) * self.rank)]
-
-    def total(self, xp: Ops, x: Array) -> Sum:
-        """The sum over all elements, [*lead, ...] of [*lead, ..., *s]."""
-        axes = tuple(range(-self.rank, 0))
-        return Sum(xp.sum(x, axis=axes), self.all_axes)
-
-    def as_matrix(self, x: Array) -> Array:
-        """[*lead, *s] as matrices [*lead, r, c]; see `matrix_sides`."""
-        sizes = x.shape[x.ndim - self.rank :]
-        at = 1 if self.out_first else self.rank - 1
-        rows, columns = math.prod(sizes[:at]), math.prod(sizes[at:])
-        return x.reshape((*self.lead(x), rows, columns))
-
-    @property
-    def out_first(self) -> bool:
-        """Whether the output axis is stored first, as torch.nn does."""
-        return self.rank > 1 and self.reading[-1] == 0
-
-    @property
-    def matrix_sides(self) -> tuple[int, int]:
-        """(r, c) of `as_matrix`, of the whole tensor: (out, in) or (in, out)."""
-        fan_in, out = self.sides
-        return (out, fan_in) if self.out_first else (fan_in, out)
-
-    @property
-    def matrix_cut(self) -> int | None:
-        """Which axis of `as_matrix` this process has a part of. Shards of joined axes
-        change the order of rows or columns, and nothing else."""
-        if self.cut is None:
-            return None
-        return int(self.cut >= (1 if self.out_first else self.rank - 1))
 
 
 class Keeps(NamedTuple):
@@ -126,6 +33,24 @@ class Keeps(NamedTuple):
     each: bool = True  # an entry per element; else the tensor has one
     units: int = 0
     counts: bool = False  # the updates made of this tensor before; the driver counts
+    line: str = ""  # one of `LINES`: an entry per row or column, not per element
+
+    def axes(self, place: Place) -> tuple[int, ...] | None:
+        """The tensor's axes that the array has; None: the tensor has no such array."""
+        if self.line == "vector":
+            return place.all_axes if place.factored is None else None
+        if self.line and place.factored is None:
+            return None
+        if self.line:
+            d1, d0 = place.factored or (0, 0)
+            gone = d0 if self.line == "row" else d1
+            return tuple(a for a in place.all_axes if a != gone)
+        return place.all_axes if self.each else ()
+
+
+LINES = ("row", "col", "vector")
+"""What a factored moment keeps: an entry per row (all but the largest axis), per column
+(all but the second largest), or, of vectors, which have neither, per element."""
 
 
 EACH = Keeps()
@@ -136,7 +61,8 @@ one, float32 [*lead]. In torch tensors may join late or be left out of a step.""
 
 def counted(keeps: Any) -> set[str]:
     """The fields that the driver fills, of what `Rule.keeps` returned."""
-    return {k for k, v in keeps._asdict().items() if v is not None and v.counts}
+    fields = keeps._asdict().items()
+    return {k for k, v in fields if isinstance(v, Keeps) and v.counts}
 
 
 class Rows(NamedTuple):
@@ -175,7 +101,7 @@ class Rule(abc.ABC):
     reference: ClassVar[str]
     config_class: ClassVar[type]
     needs_loss: ClassVar[bool] = False
-    needs_horizon: ClassVar[bool] = False
+    needs_horizon: bool = False
     grad_clip: ClassVar[float] = 1000.0
     """Gradients are clipped to +- this before anything sees them."""
     roles: ClassVar[tuple[str, ...]] = ()
@@ -183,6 +109,11 @@ class Rule(abc.ABC):
     takes_validation: ClassVar[bool] = False
     num_summaries: int = 0
     """F, for rules with `summarise`."""
+    summaries_need_gradients: ClassVar[bool] = True
+    """Whether `summarise` looks at them."""
+    flattens: bool = False
+    """Whether tensors of four or more axes (convolutions) are one matrix to it: all
+    axes but the output's together."""
     num_starts: int = 0
     """S, for rules with `measure`."""
 
@@ -195,7 +126,9 @@ class Rule(abc.ABC):
 
     @abc.abstractmethod
     def keeps(self, role: str) -> Any:
-        """The state of one tensor: a named tuple with a `Keeps` for each array."""
+        """The state of one tensor: a named tuple with a `Keeps` for each array, None
+        for what is not kept, or such a named tuple again. The arrays' own names tell
+        them apart."""
 
     def starts(self, xp: Ops, theta: Any) -> Mapping[str, Array]:
         """First values other than zero of fields of the state: [copies] or [units]."""

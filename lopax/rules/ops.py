@@ -10,7 +10,7 @@ orthogonal matrices. There is one `Ops` per framework (`lopax.architectures.jax_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 Array: TypeAlias = Any
@@ -24,6 +24,10 @@ class Ops(Protocol):
 
     def constant(self, values: Any) -> Array:
         """A number or (nested) tuple of numbers; not to be written to."""
+        ...
+
+    def integer(self, value: int) -> Array:
+        """[] int32, of which the state may keep what is counted from it."""
         ...
 
     def zeros(self, shape: Shape) -> Array: ...
@@ -53,7 +57,10 @@ class Ops(Protocol):
     def sqrt(self, x: Array) -> Array: ...
     def rsqrt(self, x: Array) -> Array: ...
     def exp(self, x: Array) -> Array: ...
+    def expm1(self, x: Array) -> Array: ...
     def log(self, x: Array) -> Array: ...
+    def log10(self, x: Array) -> Array: ...
+    def log1p(self, x: Array) -> Array: ...
     def sin(self, x: Array) -> Array: ...
     def cos(self, x: Array) -> Array: ...
     def tanh(self, x: Array) -> Array: ...
@@ -90,7 +97,8 @@ class Ops(Protocol):
         **Arguments:**
 
         - `network`: "w0" [channels + constants, h], "b0", "w1", ...
-        - `channels`, `scales`: inputs [*lead, *s] and a factor [*lead] for each.
+        - `channels`, `scales`: inputs [*lead, *s], or with axes of size one instead,
+            and for each a factor [*lead], or one that goes with the input.
         - `constants`: [*lead, C] or [C] inputs that are the same for all elements.
         """
         ...
@@ -101,12 +109,33 @@ class Ops(Protocol):
         """
         ...
 
+    def orthogonalize_each(self, x: Array, place: Any, method: str) -> Any:
+        """The same of tensors x [*lead, *s] of rank two or more, whose matrices lie in
+        the axes `place.matrix`."""
+        ...
+
+    def hold_unreached(self, x: Array, place: Any, state: Any) -> Array:
+        """x [*lead, *s], and 0 for elements that never saw a gradient other than zero.
+
+        `state`: a tensor's `Moments`, after this step.
+        """
+        ...
+
 
 class Draw(Protocol):
     """Where the first values of meta-parameters come from."""
 
+    def edit(self, x: Array, keep: Any, put: Any) -> Array:
+        """x * keep + put, for numbers or numpy arrays that go with it."""
+        ...
+
     def split(self, key: Any, number: int) -> Sequence[Any]:
         """Independent keys."""
+        ...
+
+    def several(self, key: Any, number: int, make: Callable[[Any], Any]) -> Any:
+        """`number` of what `make` draws from a key, a dict of arrays, stacked in
+        front of their axes."""
         ...
 
     def full(self, shape: Shape, value: float = 0.0) -> Array: ...
@@ -124,6 +153,14 @@ class Shapes:
 
     def split(self, key: Any, number: int) -> Sequence[Any]:
         return [key] * number
+
+    def edit(self, x: Shape, keep: Any, put: Any) -> Shape:
+        del keep, put
+        return x
+
+    def several(self, key: Any, number: int, make: Callable[[Any], Any]) -> Any:
+        found = make(key)
+        return {name: (number, *shape) for name, shape in found.items()}
 
     def full(self, shape: Shape, value: float = 0.0) -> Shape:
         del value

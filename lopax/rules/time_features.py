@@ -7,9 +7,14 @@ import math
 from lopax.rules.ops import Array, Ops
 
 FRACTION_CENTRES = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
-"""Of the schedulers' inputs tanh(10 (x - c)), x the fraction of the run."""
 TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 NUM_TIME = len(TIME_SCALES)
+
+
+def fraction_done(xp: Ops, fraction: Array) -> Array:
+    """tanh(10 (x - c)) [9] for nine centres c; x [] is iteration / horizon (Metz et
+    al., 2022, arXiv 2211.09760)."""
+    return xp.tanh(10.0 * (fraction - xp.constant(FRACTION_CENTRES)))
 
 
 def tanh_of_step(xp: Ops, step: Array) -> Array:

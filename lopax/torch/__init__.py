@@ -24,10 +24,6 @@ from lopax._core.warned import (
     StepSizeWarning,
 )
 from lopax.torch import classes
-from lopax.torch.adafac_mlp import AdafacMLPRule
-from lopax.torch.celo import CeloRule
-from lopax.torch.celo2 import Celo2BaseRule, Celo2Rule
-from lopax.torch.celo_adam import CeloAdamRule
 from lopax.torch.errors import (
     BackendUnavailable,
     HorizonNotGiven,
@@ -37,44 +33,43 @@ from lopax.torch.errors import (
 )
 from lopax.torch.optimizer import Info, LearnedOptimizer
 from lopax.torch.rule import Rule
-from lopax.torch.velo import VeLORule
 
 
 class Celo(LearnedOptimizer):
-    """Celo; see `LearnedOptimizer` for the arguments and `lopax.torch.celo` for the
+    """Celo; see `LearnedOptimizer` for the arguments and `lopax.rules.celo` for the
     rule. Needs `num_steps`, and the loss at every step."""
 
-    rule_class: ClassVar[type[Rule]] = CeloRule
+    rule_class: ClassVar[type[Rule]] = classes.CeloRule
 
 
 class CeloAdam(LearnedOptimizer):
-    """Celo-Adam; see `LearnedOptimizer` for the arguments and `lopax.torch.celo_adam`
+    """Celo-Adam; see `LearnedOptimizer` for the arguments and `lopax.rules.celo_adam`
     for the rule. Needs `num_steps`, and the loss at every step. The bundled weights'
     steps are too large for transformers: begin with lr=0.3 there."""
 
-    rule_class: ClassVar[type[Rule]] = CeloAdamRule
+    rule_class: ClassVar[type[Rule]] = classes.CeloAdamRule
 
 
 class Celo2(LearnedOptimizer):
-    """Celo2; see `LearnedOptimizer` for the arguments and `lopax.torch.celo2` for the
+    """Celo2; see `LearnedOptimizer` for the arguments and `lopax.rules.celo2` for the
     rule. Pass `model.named_parameters()`, or groups with a `role`: matrices, vectors
     and embeddings are treated differently. `lr` and its schedule are yours."""
 
-    rule_class: ClassVar[type[Rule]] = Celo2Rule
+    rule_class: ClassVar[type[Rule]] = classes.Celo2Rule
 
 
 class Celo2Base(LearnedOptimizer):
     """Celo2 with the learned rule for every parameter, not orthogonalised; see
-    `lopax.torch.celo2`."""
+    `lopax.rules.celo2`."""
 
-    rule_class: ClassVar[type[Rule]] = Celo2BaseRule
+    rule_class: ClassVar[type[Rule]] = classes.Celo2BaseRule
 
 
 class VeLO(LearnedOptimizer):
-    """VeLO; see `LearnedOptimizer` for the arguments and `lopax.torch.velo` for the
+    """VeLO; see `LearnedOptimizer` for the arguments and `lopax.rules.velo` for the
     rule. Needs `num_steps`, and the loss at every step."""
 
-    rule_class: ClassVar[type[Rule]] = VeLORule
+    rule_class: ClassVar[type[Rule]] = classes.VeLORule
 
 
 Velo = VeLO
@@ -83,9 +78,24 @@ Velo = VeLO
 
 class AdafacMLP(LearnedOptimizer):
     """Adafac-MLP; see `LearnedOptimizer` for the arguments and
-    `lopax.torch.adafac_mlp` for the rule."""
+    `lopax.rules.adafac_mlp` for the rule."""
 
-    rule_class: ClassVar[type[Rule]] = AdafacMLPRule
+    rule_class: ClassVar[type[Rule]] = classes.AdafacMLPRule
+
+
+class MuLO(LearnedOptimizer):
+    """µLO; see `LearnedOptimizer` for the arguments and `lopax.rules.mulo` for the
+    rule. Pass the model, or `model.named_parameters()`: hidden matrices and other
+    parameters are treated differently."""
+
+    rule_class: ClassVar[type[Rule]] = classes.MuLORule
+
+
+class STAR(LearnedOptimizer):
+    """STAR; see `LearnedOptimizer` for the arguments and `lopax.rules.star` for the
+    rule."""
+
+    rule_class: ClassVar[type[Rule]] = classes.STARRule
 
 
 class LearnedMuon(LearnedOptimizer):
@@ -169,6 +179,8 @@ RULES.add("celo2", Celo2)
 RULES.add("celo2_base", Celo2Base)
 RULES.add("velo", VeLO)
 RULES.add("adafac_mlp", AdafacMLP)
+RULES.add("mulo", MuLO)
+RULES.add("star", STAR)
 RULES.add("learned_muon", LearnedMuon)
 RULES.add("plain_mlp", PlainMLP)
 RULES.add("rnn_mlp", RNNMLP)
@@ -193,6 +205,7 @@ __all__ = [
     "L2LGD2",
     "RNNMLP",
     "RULES",
+    "STAR",
     "AdafacMLP",
     "BackendUnavailable",
     "Celo",
@@ -210,6 +223,7 @@ __all__ = [
     "LinearOptim",
     "LopaxWarning",
     "LossNotGiven",
+    "MuLO",
     "NNAdam",
     "Optim4RL",
     "PlainMLP",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lopax._core import native_build
 from lopax._core.errors import ConfigError
+from lopax.torch.batch import Common
 from lopax.torch.errors import BackendUnavailable
 from lopax.torch.plain import Entry, PlainBackend
 from lopax.torch.rule import Rule
@@ -35,7 +36,7 @@ class Backend(Protocol):
         ...
 
     def finish(
-        self, rule: Rule, entries: Sequence[Entry], scale: Tensor, alive: Tensor
+        self, rule: Rule, entries: Sequence[Entry], common: Common, alive: Tensor
     ) -> Tensor:
         """Updates parameters and states in place.
 

@@ -11,18 +11,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lopax.rules import channels
 from lopax.rules.channels import CLIP, COL, ELEMENT, GROUPS, LINE_EPS, ROW
-from lopax.rules.element_net import ARRAYS, SIZE_EPS, ElementNet, Numbers
+from lopax.rules.element_net import SIZE_EPS, ElementNet, Numbers
 from lopax.torch import moments
-from lopax.torch.geometry import Accumulator
+from lopax.torch.batch import Sum, TensorBatch
 from lopax.torch.moments import Factors
-from lopax.torch.rule import Rule, Steps, Sum, TensorBatch
 
 # Elements treated at a time: intermediate results should stay in a CPU's cache; a GPU
 # wants few launches, and few megabytes beside the state.
@@ -43,43 +42,10 @@ class View(NamedTuple):
     momenta_factor: Tensor
 
 
-def network(theta: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The MLP of theta as `Numbers` has it: the same for all tensors."""
-    return {name: theta[f"{prefix}/{name}"].unsqueeze(0) for name in ARRAYS}
-
-
-def under(prefix: str, net: ElementNet, inputs: int | None = None) -> dict[str, Any]:
-    """The shapes of a network's arrays by path name."""
-    return {f"{prefix}/{k}": shape for k, shape in net.shapes(inputs).items()}
-
-
-class ElementRule(Rule):
-    """A rule of which a tensor's step is one network, applied to every element."""
-
-    only_elements: ClassVar[bool] = True
-
-    def element_net(self, role: str) -> ElementNet:
-        del role
-        return self.config.element_net
-
-    def accumulators(self, rank: int, axes: Any, role: str) -> dict[str, Accumulator]:
-        del role
-        return moments.accumulators(rank, axes)
-
-    def step(self, batch: TensorBatch, scale: Tensor, alive: Tensor) -> Steps:
-        numbers = self.numbers(batch.context, scale)
-        numbers = numbers._replace(scale=numbers.scale * alive)
-        net = self.element_net(batch.role)
-        return (yield from step(batch, net, numbers, alive))
-
-
 def step(
     batch: TensorBatch, net: ElementNet, numbers: Numbers, alive: Tensor
 ) -> Generator[list[Sum], list[Tensor], Tensor]:
-    """The step [B, *s], in place of grads; updates the accumulators. What a kernel has
-    done already is not done again."""
-    if batch.elements is not None:
-        return batch.elements
+    """The step [B, *s], in place of grads; updates the accumulators."""
     factors = yield from moments.update(batch, numbers.decays, alive)
     names = net.seen(len(batch.shape))
     lines = {o: [n for n in names if GROUPS[n].over == o] for o in (ELEMENT, ROW, COL)}
@@ -140,7 +106,9 @@ def step(
         # The gradient's buffer is the batch's own; the update takes its place.
         torch.mul(update, _at(factor, update), out=cut(batch.grads, 1))
     if net.hold_unreached:
-        batch.grads.masked_fill_(moments.unreached(batch.state), 0.0)
+        batch.grads.masked_fill_(
+            moments.unreached(batch.state["momenta"], batch.state["second"]), 0.0
+        )
     return batch.grads
 
 

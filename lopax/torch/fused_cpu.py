@@ -22,10 +22,11 @@ from lopax.native.blocks import Blocks
 from lopax.native.coverage import not_covered, tensor_not_covered
 from lopax.rules.element_net import ARRAYS, ElementNet, Numbers
 from lopax.torch import plain
+from lopax.torch.batch import Common, complete
 from lopax.torch.errors import BackendUnavailable
 from lopax.torch.memory import share_memory
 from lopax.torch.plain import Entry, PlainBackend
-from lopax.torch.rule import Rule, complete
+from lopax.torch.rule import Rule, place_of
 from lopax.torch.working_copies import (
     Operand,
     add_updates,
@@ -96,7 +97,7 @@ class FusedCPU:
     @outside_graphs
     def begin(self, rule: Rule, entries: Sequence[Entry]) -> Tensor:
         self._sort(rule, entries)
-        key = tuple((e.shape, e.axes) for e in self._mine)
+        key = tuple((e.shape, e.axes, e.matrix, e.role) for e in self._mine)
         if key != self._key:
             self._lay_out(key)
         self._point(rule)
@@ -108,24 +109,24 @@ class FusedCPU:
 
     @outside_graphs
     def finish(
-        self, rule: Rule, entries: Sequence[Entry], scale: Tensor, alive: Tensor
+        self, rule: Rule, entries: Sequence[Entry], common: Common, alive: Tensor
     ) -> Tensor:
         held = torch.zeros((), dtype=torch.bool, device="cpu")
         if self._shared:
-            held = self._plain.finish(rule, entries, scale, alive)
+            held = self._plain.finish(rule, entries, common, alive)
         elif alive.item():  # on the CPU nothing has to be waited for
             # `advance` has told the entries something since `begin`.
             self._sort(rule, entries)
             if self._mine:
-                kept = self._set_rule(rule, scale)
+                kept = self._set_rule(rule, common)
                 if rule.only_elements:
-                    held |= self._finish(0, len(self._table), scale.item())
+                    held |= self._finish(0, len(self._table), common.scale.item())
                     add_updates(self._mine, self._operands)
                 else:
-                    held |= self._finish_groups(rule, scale, alive)
+                    held |= self._finish_groups(rule, common, alive)
                 del kept
             if self._rest:
-                held |= self._plain.finish(rule, self._rest, scale, alive)
+                held |= self._plain.finish(rule, self._rest, common, alive)
         self._operands, self._mine, self._rest, self._groups = [], [], [], []
         return held
 
@@ -161,9 +162,10 @@ class FusedCPU:
         found = self._core.elements_finish(start, count, decay, 1, None, _threads())
         return found != 0
 
-    def _finish_groups(self, rule: Rule, scale: Tensor, alive: Tensor) -> Tensor:
+    def _finish_groups(self, rule: Rule, common: Common, alive: Tensor) -> Tensor:
         """[] bool: some update was not finite."""
         at, table, held = 0, self._table, []
+        rate = common.scale * alive
         for members in self._groups:
             count, shape = len(members), members[0].shape
             step = torch.empty((count, *shape), dtype=torch.float32, device="cpu")
@@ -174,21 +176,21 @@ class FusedCPU:
             batch = plain.batch_of(
                 rule, members, step, bool(table["unreached"][here].any())
             )
-            update = complete(rule.step(batch, scale, alive))
-            held.append(plain.commit(members, batch, update, scale * alive))
+            update = complete(rule.step(batch, common, alive))
+            held.append(plain.commit(members, batch, update, rate))
             at += count
         return torch.stack(held).any()
 
     def _lay_out(self, key: Sequence[Any]) -> None:
         """Geometry, which holds as long as the shapes do."""
         table = np.zeros(len(key), tables.TENSOR)
-        for row, (shape, axes) in zip(table, key, strict=True):
+        for row, (shape, axes, *_) in zip(table, key, strict=True):
             blocks = Blocks.of(shape, axes)
             for name in ("a", "x", "b", "y", "c", "row_over_x"):
                 row[name] = getattr(blocks, name)
             row["vector"] = axes is None
         self._table, self._key = table, tuple(key)
-        self._rules = np.zeros(0, tables.RULE)
+        self._rules, self._factors = np.zeros(0, tables.RULE), np.ones(())
 
     def _set_bands(self) -> None:
         """How tensors are cut, and their scratch memory; depends on the rule's flags
@@ -213,6 +215,7 @@ class FusedCPU:
         if net is not None and not len(self._rules):
             ranks = [tables.rule(net, rank, rule.grad_clip) for rank in (1, 2)]
             self._rules = np.concatenate(ranks)
+            self._factors = np.array([rule.factor(place_of(e)) for e in mine])
             where = np.where(table["vector"] != 0, 0, self._rules.itemsize)
             table["rule"] = self._rules.ctypes.data + where
             self._set_bands()
@@ -247,17 +250,17 @@ class FusedCPU:
             )
             self._addresses, self._others = addresses, others
 
-    def _set_rule(self, rule: Rule, scale: Tensor) -> list[Tensor]:
+    def _set_rule(self, rule: Rule, common: Common) -> list[Tensor]:
         """The network's pointers; what is returned must live until they are used."""
         table, mine = self._table, self._mine
-        told = {k: torch.stack([e.context[k] for e in mine]) for k in mine[0].context}
-        net, numbers = _net(rule, mine), rule.numbers(told, scale)
+        told = {k: torch.stack([e.told[k] for e in mine]) for k in mine[0].told}
+        net, numbers = _net(rule, mine), rule.numbers(told, common)
         assert net is not None
         kept = _checked(net, numbers, len(mine))
         for name, array in kept.items():
             stride = array.stride(0) * array.element_size() * (len(array) > 1)
             table[name] = array.data_ptr() + stride * np.arange(len(mine))
-        table["scale"] = numbers.scale.numpy()
+        table["scale"] = numbers.scale.numpy() * self._factors
         if net.bounds is not None:
             between = np.array([net.bounds.of(e.shape, e.matrix) for e in mine])
             table["least"], table["most"] = between.T

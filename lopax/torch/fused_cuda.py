@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from lopax._core.sizes import SizeBounds
+from lopax.rules.celo import Celo
+from lopax.rules.celo_adam import CeloAdam
 from lopax.rules.channels import ELEMENT, GROUPS, places
-from lopax.rules.element_net import ElementNet
-from lopax.torch import moments
-from lopax.torch.celo import CeloRule
-from lopax.torch.celo_adam import CeloAdamRule
+from lopax.rules.element_net import ARRAYS, ElementNet
+from lopax.torch.batch import NOTHING, Common
 from lopax.torch.cuda_tables import CHUNK, ITEM, OUT, Tables
 from lopax.torch.errors import BackendUnavailable
 from lopax.torch.memory import share_memory
@@ -52,12 +52,13 @@ def create(rule: Rule) -> FusedCUDA:
             "the fused CUDA kernels need Triton (pip install triton); or use "
             "backend='plain'"
         ) from None
-    if isinstance(rule, CeloRule):
-        reason = _not_covered(rule.element_net(""))
+    net = rule.element_net("")
+    if isinstance(rule.rule, Celo) and net is not None:
+        reason = _not_covered(net)
         if reason is None:
             return FusedCelo(rule)
         raise BackendUnavailable(f"{rule.name!r}: {reason}; use backend='plain'")
-    if isinstance(rule, CeloAdamRule):
+    if isinstance(rule.rule, CeloAdam):
         return FusedCeloAdam(rule)
     raise BackendUnavailable(
         f"there is no fused CUDA kernel for {rule.name!r}; use backend='plain'"
@@ -84,8 +85,8 @@ class FusedCUDA:
 
     name = "fused"
 
-    def __init__(self, rule: Any):
-        self._device = rule.theta["scheduler/centres"].device
+    def __init__(self, rule: Rule):
+        self._device = rule.device
         self._limit = rule.grad_clip
         self._tables: dict[Any, Tables] = {}
         self._step: list[tuple[Tables, list[Entry], list[Operand]]] = []
@@ -138,15 +139,15 @@ class FusedCUDA:
 
     @outside_graphs
     def finish(
-        self, rule: Rule, entries: Sequence[Entry], scale: Tensor, alive: Tensor
+        self, rule: Rule, entries: Sequence[Entry], common: Common, alive: Tensor
     ) -> Tensor:
         held = torch.zeros((), dtype=torch.bool, device=self._device)
         if self._shared:
-            held = self._plain.finish(rule, entries, scale, alive)
+            held = self._plain.finish(rule, entries, common, alive)
             self._step = []
         for tables, members, found in self._step:
             with self._on_device():
-                self._advance(tables, members, scale, alive)
+                self._advance(tables, members, common.scale, alive)
             if not all(o.direct for o in found):
                 for o in found:
                     if not o.direct:  # a skipped step wrote nothing: no update
@@ -173,18 +174,16 @@ class FusedCUDA:
 class FusedCelo(FusedCUDA):
     """Celo: a statistics pass and an apply pass, with small kernels around them."""
 
-    def __init__(self, rule: CeloRule):
+    def __init__(self, rule: Rule):
         super().__init__(rule)
-        theta, net = rule.theta, rule.element_net("")
-        assert net.bounds is not None, "see create"
-        w0 = theta["rule/w0"]
-        parts = [
-            *(w0[list(places(names))] for names in PACKED),
-            theta["rule/b0"],
-            *(theta[f"rule/{k}"] for k in ("w1", "b1", "w2", "b2")),
-        ]
+        net = rule.element_net("")
+        assert net is not None and net.bounds is not None, "see create"
+        zero = torch.zeros((), dtype=torch.float32, device=self._device)
+        numbers = rule.numbers(NOTHING, Common(zero, zero))
+        w0, *rest = (numbers.network[name] for name in ARRAYS)
+        parts = [*(w0[0, list(places(names))] for names in PACKED), *rest]
         self._theta = torch.cat([p.flatten() for p in parts])
-        momenta, second, factored = (1.0 - d for d in moments.decays(theta))
+        momenta, second, factored = (1.0 - d for d in numbers.decays)
         self._rates = torch.cat([momenta, second])
         self._factored = factored
         self._exp_mult, self._bounds = net.exp_mult, net.bounds
@@ -276,7 +275,7 @@ class FusedCelo(FusedCUDA):
 class FusedCeloAdam(FusedCUDA):
     """Celo-Adam: one pass to find flaws, one to step."""
 
-    def __init__(self, rule: CeloAdamRule):
+    def __init__(self, rule: Rule):
         super().__init__(rule)
         self._b1, self._b2 = rule.config.b1, rule.config.b2
 

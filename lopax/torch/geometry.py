@@ -14,6 +14,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from lopax.rules.form import Place
+
 View = Callable[[tuple[int, ...]], tuple[int, ...]]
 """From the shape of a tensor, or of a shard of it, to the one a rule sees."""
 
@@ -30,14 +32,8 @@ def reading_order(rank: int, layout: str) -> tuple[int, ...]:
 
 
 def factored_axes(shape: tuple[int, ...], layout: str) -> tuple[int, int] | None:
-    """(d1, d0): the second largest and the largest axis; None for vectors.
-
-    The sort is stable over the reading order.
-    """
-    if len(shape) < 2:
-        return None
-    order = sorted(reading_order(len(shape), layout), key=lambda axis: shape[axis])
-    return order[-2], order[-1]
+    """(d1, d0): the second largest and the largest axis; None for vectors."""
+    return Place(shape, reading=reading_order(len(shape), layout)).factored
 
 
 def matrix_axes(rank: int, layout: str) -> tuple[int, ...]:

@@ -1,24 +1,19 @@
-"""The accumulators most per-element rules keep, for a batch of tensors.
+"""The accumulators of `lopax.rules.moments`, for a batch of tensors.
 
-Three momenta, one second moment and three factored second moments of a gradient, none
-of them bias-corrected: the counterpart of `lopax.blocks.moments` and
-`lopax.blocks.accumulators`.
+Three momenta, one second moment and three factored second moments of a gradient, moved
+in place. The twin in arithmetic is `lopax.rules.element_plain`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Generator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lopax.rules.element_net import Decays
-from lopax.torch.geometry import Accumulator
-from lopax.torch.rule import Sum, TensorBatch, constant
-
-THREE = (0.9, 0.99, 0.999)
-"""The decays of momenta and factored moments most publications use, or start from."""
+from lopax.torch.batch import Sum, TensorBatch
 
 
 class Factors(NamedTuple):
@@ -28,55 +23,6 @@ class Factors(NamedTuple):
     col: Tensor
     row_scale: Tensor
     col_scale: Tensor
-
-
-def fixed(momenta: Any, second: float, factored: Any) -> dict[str, Tensor]:
-    """Decays that are settings, as a rule keeps them beside theta: three numbers, one,
-    three."""
-    return _constants(Decays(*(constant(d) for d in (momenta, (second,), factored))))
-
-
-def learned(theta: dict[str, Tensor]) -> dict[str, Tensor]:
-    """From meta-learned offsets: decays 1 - (1 - d) exp(10 t), kept in [0, 1].
-
-    The order of operations is the published one: for decays near one only four digits
-    of 1 - d survive in float32, and another order would be another decay.
-    """
-
-    def decay(initial: tuple[float, ...], offsets: Tensor) -> Tensor:
-        start = torch.log(1.0 - constant(initial)) / 10.0
-        return (1.0 - torch.exp((start + offsets) * 10.0)).clamp(0.0, 1.0)
-
-    return _constants(
-        Decays(
-            momenta=decay(THREE, theta["decays/momenta"]),
-            second=decay((0.999,), theta["decays/second"]),
-            factored=decay(THREE, theta["decays/factored"]),
-        )
-    )
-
-
-def _constants(decays: Decays) -> dict[str, Tensor]:
-    return {f"{name}_decays": d for name, d in decays._asdict().items()}
-
-
-def decays(theta: Mapping[str, Tensor]) -> Decays:
-    """What `fixed` or `learned` made, of a rule's constants."""
-    return Decays(*(theta[f"{name}_decays"] for name in Decays._fields))
-
-
-def accumulators(rank: int, axes: Any) -> dict[str, Accumulator]:
-    """Of one tensor; `axes`: (second largest, largest) axis, None for vectors."""
-    every = tuple(range(rank))
-    elements = {"momenta": Accumulator(3, every), "second": Accumulator(0, every)}
-    if axes is None:
-        return {**elements, "full": Accumulator(3, every)}
-    d1, d0 = axes
-    return {
-        **elements,
-        "row": Accumulator(3, tuple(a for a in every if a != d0)),
-        "col": Accumulator(3, tuple(a for a in every if a != d1)),
-    }
 
 
 def update(
@@ -117,10 +63,10 @@ def update(
     )
 
 
-def unreached(state: Mapping[str, Tensor]) -> Tensor:
+def unreached(momenta: Tensor, second: Tensor) -> Tensor:
     """[B, *s] bool: the elements that never saw a gradient other than zero, whose
     accumulators are zero. They are to stay where they are."""
-    return state["second"].eq(0.0).logical_and_(state["momenta"].eq(0.0).all(1))
+    return second.eq(0.0).logical_and_(momenta.eq(0.0).all(1))
 
 
 def safe_rsqrt(x: Tensor) -> Tensor:

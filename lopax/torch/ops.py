@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from lopax.rules.form import Place, Steps, Sum
+from lopax.rules.moments import Moments
+from lopax.torch import moments
 from lopax.torch.orthogonalize import steps as orthogonal_steps
-from lopax.torch.recurrent import product
+from lopax.torch.product import product
 
 CHUNK = 1 << 22
 """Numbers in the first layer's inputs that are made at a time."""
@@ -24,6 +26,7 @@ class TorchOps:
     - `alive`: [] 1.0, or 0.0 in a step that is skipped. With it `ema` moves its first
         argument in place; without it, nothing is changed.
     - `constants`: those made so far, so that none is sent to a device twice.
+    - `all_reached`: it is known that every element saw a gradient.
     """
 
     abs = staticmethod(torch.abs)
@@ -32,7 +35,10 @@ class TorchOps:
     sqrt = staticmethod(torch.sqrt)
     rsqrt = staticmethod(torch.rsqrt)
     exp = staticmethod(torch.exp)
+    expm1 = staticmethod(torch.expm1)
     log = staticmethod(torch.log)
+    log10 = staticmethod(torch.log10)
+    log1p = staticmethod(torch.log1p)
     sin = staticmethod(torch.sin)
     cos = staticmethod(torch.cos)
     tanh = staticmethod(torch.tanh)
@@ -46,8 +52,10 @@ class TorchOps:
         device: torch.device,
         constants: dict[Any, Tensor],
         alive: Tensor | None = None,
+        all_reached: bool = False,
     ):
         self.device, self.alive, self.constants = device, alive, constants
+        self.all_reached = all_reached
 
     def constant(self, values: Any) -> Tensor:
         key = _frozen(values)
@@ -55,6 +63,9 @@ class TorchOps:
             made = torch.tensor(values, dtype=torch.float32, device="cpu")
             self.constants[key] = made.to(self.device)
         return self.constants[key]
+
+    def integer(self, value: int) -> Tensor:
+        return torch.tensor(value, dtype=torch.int32, device=self.device)
 
     def zeros(self, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros(shape, dtype=torch.float32, device=self.device)
@@ -124,7 +135,9 @@ class TorchOps:
         constants: Tensor,
     ) -> list[Tensor]:
         count, first = len(channels), network["w0"]
-        rows = [x.flatten(x.ndim - place.rank) for x in channels]  # [B, n] each
+        shape = torch.broadcast_shapes(*(x.shape for x in channels))
+        # [B, n] each
+        rows = [x.expand(shape).flatten(len(shape) - place.rank) for x in channels]
         bias = network["b0"] + self.matmul(constants, first[count:])
         bias = bias.reshape(-1, 1, bias.shape[-1])
         weights = torch.stack(list(scales), -1).unsqueeze(-1) * first[:count]
@@ -139,7 +152,7 @@ class TorchOps:
                 layer += 1
             parts.append(hidden)
         found = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        return [x.reshape(channels[0].shape) for x in found.unbind(-1)]
+        return [x.reshape(shape) for x in found.unbind(-1)]
 
     def orthogonalize(self, x: Tensor, place: Place, method: str) -> Steps:
         steps = orthogonal_steps(
@@ -156,6 +169,16 @@ class TorchOps:
                 Sum(s.value, (place.cut,) if o and place.cut is not None else ())
                 for s, o in zip(asked, over, strict=True)
             ]
+
+    def orthogonalize_each(self, x: Tensor, place: Place, method: str) -> Steps:
+        matrix: Any = place.matrix
+        return orthogonal_steps(x, matrix, place.shape, place.cut, method, None)
+
+    def hold_unreached(self, x: Tensor, place: Place, state: Moments) -> Tensor:
+        del place
+        if self.all_reached:
+            return x
+        return x.masked_fill(moments.unreached(state.momenta, state.second), 0.0)
 
 
 def _frozen(values: Any) -> Any:

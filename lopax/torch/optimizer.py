@@ -16,6 +16,7 @@ from lopax._core.run import Run
 from lopax.torch import backends, restoring, sharding, views
 from lopax.torch import state as states
 from lopax.torch import theta as thetas
+from lopax.torch.batch import NOTHING
 from lopax.torch.errors import HorizonNotGiven, LossNotGiven
 from lopax.torch.groups import (
     check_settings,
@@ -34,7 +35,7 @@ from lopax.torch.losses import (
 from lopax.torch.operands import Operands
 from lopax.torch.plain import Entry, PlainBackend
 from lopax.torch.rows import gather, hand_out
-from lopax.torch.rule import NOTHING, Rule, known_settings
+from lopax.torch.rule import Rule
 from lopax.torch.watch import Watch
 
 # For bookkeeping, of which nothing belongs in a compiled graph.
@@ -117,7 +118,7 @@ class LearnedOptimizer(Operands):
         if on_resume not in (None, "saved", "new"):
             raise ConfigError(f"on_resume = {on_resume!r}: must be 'saved' or 'new'")
         loaded = thetas.load(cls.name, theta, weights)
-        known = known_settings(cls.config_class, loaded.config)
+        known = cls.known_settings(loaded.config)
         self._rule = cls.create(loaded.arrays, {**known, **settings, **config})
         if num_steps is None and self._rule.needs_horizon:
             raise HorizonNotGiven(cls.name)
@@ -297,7 +298,7 @@ class LearnedOptimizer(Operands):
         finite = torch.isfinite(loss) & ~bad
 
         members = [(rule, part) for rule, _, part in jobs]
-        common = {k: shared[k] for k in shared if k not in states.COUNTERS}
+        old = {k: shared[k] for k in shared if k not in states.COUNTERS}
         done = shared["iteration"].float() / shared["num_steps"].clamp_min(1).float()
         run = Run(
             loss=torch.where(finite, loss, torch.zeros_like(loss)),
@@ -305,24 +306,26 @@ class LearnedOptimizer(Operands):
             updates=shared["iteration"] - shared["skipped"],
             num_steps=shared["num_steps"],
         )
-        rows = gather(members, home, common)
-        result = self._on(home, False)[0].advance(common, run, rows)
+        rows = gather(members, home, old)
+        result = self._on(home, False)[0].advance(old, run, rows)
         # What is not finite here would make every parameter so, now or later.
-        made = (*result.shared.values(), *result.context.values(), result.scale)
-        for x in (*made, *result.carried.values()):
+        common = result.common
+        made = (*result.shared.values(), *result.told.values(), common.scale)
+        made = (*made, *result.carried.values(), *common.told.values())
+        for x in made if common.bound is None else (*made, common.bound):
             finite = finite & torch.isfinite(x).all()
         told = hand_out(members, result, finite)
         for name, new in result.shared.items():
             shared[name].copy_(torch.where(finite, new, shared[name]))
         shared["iteration"] += 1
         shared["skipped"] += ~finite
-        last = torch.zeros_like(result.scale) if self._scale is None else self._scale
-        self._scale = torch.where(finite, result.scale, last)  # of a step that counts
+        last = torch.zeros_like(common.scale) if self._scale is None else self._scale
+        self._scale = torch.where(finite, common.scale, last)  # of a step that counts
 
         alive, halted = finite.float(), none
         for (rule, backend, _), part in zip(jobs, told, strict=True):
             device = part[0].param.device
-            held = backend.finish(rule, part, result.scale.to(device), alive.to(device))
+            held = backend.finish(rule, part, common.to(device), alive.to(device))
             halted = halted | held.to(home)
         shared["skipped"] += halted & finite
         self._notice(entries, halted & finite)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lopax._core import polar
+from lopax.torch.batch import Sum, TensorBatch, complete
 from lopax.torch.errors import UnsupportedParameter
-from lopax.torch.recurrent import product
-from lopax.torch.rule import Sum, TensorBatch, complete
+from lopax.torch.product import product
 
 SMALL_ROW = 1e-5
 """For "mud": rows below this after the solve depend on earlier ones, and stay small."""

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lopax.torch.rule import NOTHING, Rule, Steps, TensorBatch, complete
+from lopax.torch.batch import NOTHING, Common, Steps, TensorBatch, complete
+from lopax.torch.rule import Rule
 from lopax.torch.sharding import Sharding, complete_together
 
 _foreach_norm: Any = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
@@ -39,9 +40,7 @@ class Entry(NamedTuple):
     matrix: tuple[int, ...] = (0,)  # see `geometry.matrix_axes`
     scalar: bool = False
     role: str = ""
-    context: Mapping[str, Tensor] = (
-        NOTHING  # what the rule's `advance` told this tensor
-    )
+    told: Mapping[str, Tensor] = NOTHING  # what the rule's `advance` told this tensor
     place: int = 0  # in a list of entries
     addressable: bool = True  # a kernel may be given the addresses of all its arrays
 
@@ -67,28 +66,28 @@ class PlainBackend:
         return ~torch.stack([n.float() for n in largest]).isfinite().all()
 
     def finish(
-        self, rule: Rule, entries: Sequence[Entry], scale: Tensor, alive: Tensor
+        self, rule: Rule, entries: Sequence[Entry], common: Common, alive: Tensor
     ) -> Tensor:
         """Updates parameters and states in place.
 
         Returns [] bool: somewhere the step was not finite. There, parameters stay.
         """
-        groups = grouped(entries)
+        groups, rate = grouped(entries), common.scale * alive
         held: list[Tensor] = []
 
         def write(batch: TensorBatch, members: list[Entry], update: Tensor) -> None:
-            held.append(commit(members, batch, update, scale * alive))
+            held.append(commit(members, batch, update, rate))
 
         if any(e.sharding is not None for e in entries):
             batches = [_batch(rule, members) for members in groups]
-            steps = [rule.step(b, scale, alive) for b in batches]
+            steps = [rule.step(b, common, alive) for b in batches]
             updates = complete_together(steps, [m[0].sharding for m in groups])
             for batch, members, update in zip(batches, groups, updates, strict=True):
                 write(batch, members, update)
             return torch.stack(held).any()
         for members in groups:  # one at a time: what a step needs is freed after it
             batch = _batch(rule, members)
-            write(batch, members, complete(rule.step(batch, scale, alive)))
+            write(batch, members, complete(rule.step(batch, common, alive)))
         return torch.stack(held).any()
 
 
@@ -157,7 +156,7 @@ def _states(rule: Rule, members: Sequence[Entry]) -> dict[str, Tensor]:
 
 
 def _gradients(rule: Rule, members: Sequence[Entry]) -> Tensor:
-    """Finite and clipped; a new tensor in any case, which the rule may write to."""
+    """Finite and clipped; a new tensor in any case, which the step may write to."""
     clip, stacked = rule.grad_clip, _stack([e.grad for e in members]).float()
     grads = torch.nan_to_num(stacked, nan=0.0, posinf=clip, neginf=-clip)
     return grads.clamp_(-clip, clip)
@@ -200,7 +199,7 @@ def _as_batch(
         cut=None if first.sharding is None else first.sharding.axis,
         scalar=first.scalar,
         role=first.role,
-        context={k: _stack([e.context[k] for e in members]) for k in first.context},
+        told={k: _stack([e.told[k] for e in members]) for k in first.told},
     )
 
 

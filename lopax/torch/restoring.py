@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lopax._core.errors import StructureMismatch
-from lopax.torch import progress, sharding
+from lopax.torch import sharding
 from lopax.torch import state as states
 from lopax.torch.groups import checked_steps, named
 from lopax.torch.memory import describe
@@ -206,7 +206,9 @@ class Resumable(torch.optim.Optimizer):
         self._num_steps = checked_steps(num_steps)
         if self._shared:
             old = int(self._shared["num_steps"])
-            changed = progress.retime(self._shared, old, self._num_steps)
+            kept = {k: v for k, v in self._shared.items() if k not in states.COUNTERS}
+            rule = self._rule.to(self._shared["num_steps"].device)
+            changed = rule.retime(kept, old, self._num_steps)
             for name, value in changed.items():
                 self._shared[name].copy_(value)
             self._shared["num_steps"].fill_(self._num_steps)

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lopax.torch.batch import Advance, Rows
 from lopax.torch.plain import Entry, summaries
-from lopax.torch.rule import Advance, Rows, Rule
+from lopax.torch.rule import Rule
 
 Job = tuple[Rule, Sequence[Entry]]  # a device's rule, and the entries there
 
@@ -40,7 +41,7 @@ def _on(shared: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]
 def hand_out(
     jobs: Sequence[Job], result: Advance, finite: Tensor
 ) -> list[Sequence[Entry]]:
-    """Each job's entries with their context; keeps what is carried if `finite`."""
+    """Each job's entries with what they are told; keeps what is carried if `finite`."""
     told, at = [], 0
     for _, entries in jobs:
         here = slice(at, at + len(entries))
@@ -50,10 +51,10 @@ def hand_out(
             for e, row in zip(entries, rows[here].to(device).unbind(0), strict=True):
                 old = e.state[name]
                 old.copy_(torch.where(keep, row, old))
-        split = {k: v[here].to(device).unbind(0) for k, v in result.context.items()}
+        split = {k: v[here].to(device).unbind(0) for k, v in result.told.items()}
         told.append(
             [
-                e._replace(context={k: rows[i] for k, rows in split.items()})
+                e._replace(told={k: rows[i] for k, rows in split.items()})
                 for i, e in enumerate(entries)
             ]
             if split

@@ -1,95 +1,75 @@
-"""What a learned rule is in torch, and the seam at which further rules enter.
+"""Runs a rule of `lopax.rules` in torch: the driver between it and the optimizer.
 
-A rule says what state a tensor has, advances once a step what all tensors share, and
-steps a batch of equally shaped tensors. It never sees an optimizer or a process group:
-where it needs a sum over a whole tensor it yields its own part and is sent back the
-complete sum.
+What a rule calls `lead` is the number of equal tensors here. The arrays of its state
+have the names of their fields in an optimizer's state; those of what is shared and of
+rows are joined by "_" where named tuples are nested. A rule never sees an optimizer or
+a process group: where it needs a sum over a whole tensor it yields its own part and is
+sent back the complete sum.
 """
 
 from __future__ import annotations
 
-import abc
-import types
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lopax._core.config import from_dict
+from lopax._core.errors import ConfigError
 from lopax._core.published import translate
-from lopax._core.routing import Route
+from lopax._core.routing import Route, role_of
 from lopax._core.run import Run
+from lopax.rules import form, loss_history
 from lopax.rules.element_net import ElementNet, Numbers
-from lopax.rules.form import Steps, Sum, complete
+from lopax.rules.element_rule import ElementRule
+from lopax.rules.form import Place, StepContext, Steps
+from lopax.rules.ops import Ops, Shapes
+from lopax.torch import elements, structure
 from lopax.torch import theta as thetas
-from lopax.torch.geometry import Accumulator
+from lopax.torch.batch import Advance, Common, Rows, TensorBatch
+from lopax.torch.geometry import Accumulator, reading_order
+from lopax.torch.ops import TorchOps
+
+ELSEWHERE = ("backend", "start", "unrolled")
+"""Settings of rules that say how JAX computes, or how a fresh theta is made."""
 
 
-class TensorBatch(NamedTuple):
-    """B tensors of one shape `*s` and one role, all float32."""
+class Rule:
+    """A `lopax.rules.form.Rule` with its settings and meta-parameters on one device;
+    subclasses name the rule."""
 
-    grads: Tensor  # [B, *s] finite, clipped; the rule may write to it
-    params: Tensor  # [B, *s]
-    state: dict[str, Tensor]  # each [B, ...]; the rule updates it in place
-    shape: tuple[int, ...]  # of the whole tensor, over all shards
-    axes: tuple[int, int] | None  # (second largest, largest), None for vectors
-    matrix: tuple[int, ...]  # (in, out), (0,) for vectors; see `geometry.matrix_axes`
-    cut: int | None  # the axis of which this process has only a part
-    scalar: bool  # to the user they have no axes
-    role: str  # what `Rule.role` said
-    context: Mapping[
-        str, Tensor
-    ]  # each [B, ...]: what `Rule.advance` told these tensors
-    elements: Tensor | None = None  # [B, *s] the network's step, if a kernel made it
-    all_reached: bool = False  # whether it is known that `moments.unreached` is none
-
-
-NOTHING: Mapping[str, Any] = types.MappingProxyType({})
-
-
-class Rows(NamedTuple):
-    """What `Rule.advance` sees of the N tensors of a step, one row each."""
-
-    count: int  # N  # pyright: ignore[reportIncompatibleMethodOverride]
-    summaries: Tensor | None  # [N, F] what `summarise` returned, if the rule has it
-    carried: dict[str, Tensor]  # each [N, ...]: the states named in `Rule.carried`
-
-
-class Advance(NamedTuple):
-    """What `Rule.advance` returns."""
-
-    shared: dict[str, Tensor]  # the next shared state
-    scale: Tensor  # [] the rule's learning-rate-like number
-    carried: Mapping[str, Tensor] = NOTHING  # the next rows of the carried states
-    context: Mapping[str, Tensor] = NOTHING  # each [N, ...]: for the tensors' steps
-
-
-class Rule(abc.ABC):
-    """One learned rule with its settings and its meta-parameters on one device."""
-
+    rule_class: ClassVar[type[form.Rule]]
     name: ClassVar[str]
-    needs_loss: ClassVar[bool]
-    needs_horizon: ClassVar[bool]
     config_class: ClassVar[type]
-    grad_clip: ClassVar[float] = 1000.0
-    roles: ClassVar[tuple[str, ...]] = ()
-    """Roles a parameter group may ask for; empty if all tensors are treated alike."""
-    flattens: ClassVar[bool] = False
-    """Tensors of four or more axes are matrices to it, see `geometry.seen`."""
-    only_elements: ClassVar[bool] = False
-    """Whether the step is that of `element_net`, and nothing else."""
-    carried: ClassVar[tuple[str, ...]] = ()
-    """The arrays of a tensor's state that `advance` steps, not `step`."""
-    summarises: ClassVar[bool] = False
-    """Whether `summarise` is to be called."""
-    sees_gradients: ClassVar[bool] = False
-    """Whether `summarise` looks at them."""
+    needs_loss: ClassVar[bool]
+    roles: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        rule = cls.rule_class
+        cls.name, cls.config_class = rule.name, rule.config_class
+        cls.needs_loss, cls.roles = rule.needs_loss, rule.roles
 
     def __init__(self, config: Any, theta: dict[str, Tensor]):
-        self.config = config
-        self.theta = theta
+        self.config, self.theta = config, theta
+        self.rule = rule = self.rule_class(config)
+        self.needs_horizon, self.flattens = rule.needs_horizon, rule.flattens
+        self.grad_clip, self.num_starts = rule.grad_clip, rule.num_starts
+        self.summarises = bool(rule.num_summaries)
+        self.sees_gradients = self.summarises and rule.summaries_need_gradients
+        self.only_elements = isinstance(rule, ElementRule) and rule.only_elements
+        self.tree = structure.nested(theta)
+        self.device = next(iter(theta.values())).device
+        self._constants: dict[Any, Tensor] = {}
+        # What is shared and the rows, of one tensor: their structure, and first rows
+        # where those do not go by the tensor.
+        self._like_shared = self._shared_of(1, None)
+        self._like_rows = self._rows_of(
+            self._like_shared, self._zeros(1, self.rule.num_starts)
+        )
+        self._first_rows = structure.flat(self._like_rows)
 
     @classmethod
     def create(
@@ -99,37 +79,40 @@ class Rule(abc.ABC):
 
         Raises `UnknownName`, `ConfigError`, `StructureMismatch`.
         """
+        for name in ELSEWHERE:
+            if name in settings and hasattr(cls.config_class, name):
+                raise ConfigError(
+                    f"{name} = {settings[name]!r}: this setting of {cls.name!r} is for "
+                    "meta-training and JAX, and does nothing here: leave it out"
+                )
         where = f"architecture {cls.name!r}"
         config = from_dict(cls.config_class, settings, where=where)
         ours = translate(
-            cls.name, dict(arrays), lambda a: cls.translate_published(a, config)
+            cls.name, dict(arrays), cls.rule_class(config).translate_published
         )
-        theta = thetas.to_torch(cls.name, ours, cls.theta_shapes(config))
-        return cls(config, theta | cls.constants(config, theta))
+        return cls(config, thetas.to_torch(cls.name, ours, cls.theta_shapes(config)))
+
+    @classmethod
+    def known_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the settings saved with weights, those that matter in torch."""
+        names = set(cls.config_class.__dataclass_fields__) - {*ELSEWHERE}  # type: ignore[attr-defined]
+        return {k: v for k, v in settings.items() if k in names}
+
+    @classmethod
+    def theta_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
+        """Shapes of the meta-parameters by path name."""
+        tree = cls.rule_class(config).init_theta(Shapes(), None)
+        return dict(structure.paths(tree))
 
     def to(self, device: Any) -> Self:
         """The same rule with its tensors on `device`."""
         moved = {k: v.to(device) for k, v in self.theta.items()}
         return type(self)(self.config, moved)
 
-    @classmethod
-    @abc.abstractmethod
-    def theta_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
-        """Shapes of the meta-parameters by path name."""
-
-    @classmethod
-    def constants(cls, config: Any, theta: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Fixed tensors the rule wants beside theta, on its device."""
-        del config, theta
-        return {}
-
-    @classmethod
-    def translate_published(
-        cls, arrays: dict[str, np.ndarray], config: Any
-    ) -> dict[str, np.ndarray]:
-        """Published path names to ours."""
-        del config
-        return arrays
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """The arrays of a tensor's state that `advance` steps, not `step`."""
+        return tuple(self._first_rows)
 
     def role(
         self,
@@ -147,32 +130,66 @@ class Rule(abc.ABC):
         - `kind`: what its module tells, one of `lopax._core.kinds.KINDS`.
         - `routes`: the user's, which come before the rule's own.
         """
-        del name, shape, kind, routes
-        return ""
+        if not self.roles:
+            return ""
+        c = self.config
+        return role_of(name, shape, (*routes, *c.routes), c.default_role, kind)
 
     def element_net(self, role: str) -> ElementNet | None:
         """The network of which the step of tensors with this role is made, for rules
         that have one; kernels may compute it. See `elements.step`."""
-        del role
-        return None
+        rule = self.rule
+        return rule.element_net(role) if isinstance(rule, ElementRule) else None
 
-    def numbers(self, context: Mapping[str, Tensor], scale: Tensor) -> Numbers:
-        """What that network's step is, for tensors with this context, each [B, ...]:
-        arrays [R, ...] and a scale [R], R the number of tensors, or 1 for all.
+    def numbers(self, told: Mapping[str, Tensor], common: Common) -> Numbers:
+        """What that network's step is, for tensors that were told this, each [B, ...]:
+        arrays [R, ...] and a scale [R], R the number of tensors, or 1 for all."""
+        rule = cast(ElementRule, self.rule)
+        found = rule.numbers(self._ops(), self.tree, common.scale, told, common.told)
+        network = {
+            name: x if x.ndim > (2 if name[0] == "w" else 1) else x.unsqueeze(0)
+            for name, x in found.network.items()
+        }
+        return Numbers(network, found.decays, found.scale.reshape(-1))
 
-        `scale`: [] what `advance` returned.
-        """
-        raise NotImplementedError(f"{self.name!r} has no element network")
+    def factor(self, place: Place) -> float:
+        """What a tensor's step is multiplied by beside the scale of its `numbers`."""
+        return cast(ElementRule, self.rule).factor(place)
 
-    num_starts: ClassVar[int] = 0
-    """How many numbers `measure` says of a tensor; 0: it is not called."""
+    def accumulators(self, place: Place) -> dict[str, Accumulator]:
+        """The arrays (float32) of one tensor's state."""
+        found, starts = {}, self.rule.starts(self._ops(), self.tree)
+        for name, keeps in structure.arrays(self.rule.keeps(place.role)):
+            axes = keeps.axes(place)
+            if axes is None:
+                continue
+            start = starts.get(name)
+            if start is not None and keeps.copies and keeps.each:
+                start = start.reshape(-1, *(1,) * (len(axes) + bool(keeps.units)))
+            behind = (keeps.units,) if keeps.units else ()
+            found[name] = Accumulator(keeps.copies, axes, start, behind=behind)
+        for name, (first,) in self._first_rows.items():
+            start = None if self.num_starts else first  # None: measured
+            found[name] = Accumulator(0, (), start, behind=tuple(first.shape))
+        return found
 
-    def measure(self, batch: TensorBatch) -> Steps:
-        """[B, S] numbers about the first values of tensors, whose state and gradients
-        are not there yet."""
-        raise NotImplementedError(f"{self.name!r} does not measure tensors")
+    def _ops(self, alive: Tensor | None = None, all_reached: bool = False) -> Ops:
+        return cast(Ops, TorchOps(self.device, self._constants, alive, all_reached))
 
-    @abc.abstractmethod
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float32, device=self.device)
+
+    def _count(self, n: int) -> Tensor:
+        return torch.tensor(n, dtype=torch.int32, device=self.device)
+
+    def _shared_of(self, num_steps: int, starts: Tensor | None) -> Any:
+        starts = self._zeros(1, self.rule.num_starts) if starts is None else starts
+        horizon = self._count(num_steps)
+        return self.rule.init_shared(self._ops(), self.tree, horizon, starts)
+
+    def _rows_of(self, shared: Any, starts: Tensor) -> Any:
+        return self.rule.init_rows(self._ops(), self.tree, shared, starts)
+
     def init_shared(
         self, num_steps: int, starts: Tensor | None = None
     ) -> dict[str, Tensor]:
@@ -182,25 +199,32 @@ class Rule(abc.ABC):
 
         - `starts`: [N, S] what `measure` said of all tensors; None: not known.
         """
+        shared = self._shared_of(num_steps, starts)
+        return {k: v.clone() for k, v in structure.flat(shared).items()}
 
     def init_rows(
         self, shared: Mapping[str, Tensor], starts: Tensor
     ) -> dict[str, Tensor]:
         """The first values of the states named in `carried`, each [N, ...], for rules
         that measure tensors."""
-        del shared, starts
-        return {}
+        return structure.flat(self._rows_of(self._shared(shared), starts))
 
-    @abc.abstractmethod
-    def accumulators(self, rank: int, axes: Any, role: str) -> dict[str, Accumulator]:
-        """The arrays (float32) of one tensor's state.
+    def retime(
+        self, shared: Mapping[str, Tensor], old: int, num_steps: int
+    ) -> dict[str, Tensor]:
+        """What is shared, for a run of `num_steps` that was begun as one of `old`."""
+        counts = self._count(old), self._count(num_steps)
+        own = self._shared(shared)
+        return structure.flat(loss_history.retimed(self._ops(), own, *counts))
 
-        **Arguments:**
+    def _shared(self, shared: Mapping[str, Tensor]) -> Any:
+        """The rule's own form of what is shared."""
+        return structure.filled(self._like_shared, shared)
 
-        - `rank`: at least one; scalars count as shape (1,).
-        - `axes`: (second largest, largest) axis, None for vectors.
-        - `role`: what `role` said.
-        """
+    def measure(self, batch: TensorBatch) -> Steps:
+        """[B, S] numbers about the first values of tensors, whose state and gradients
+        are not there yet."""
+        return self.rule.measure(self._ops(), place_of(batch, batch.cut), batch.params)
 
     def summarise(self, batch: TensorBatch, shared: Mapping[str, Tensor]) -> Steps:
         """[B, F] summaries of B tensors, for `advance`; nothing is changed.
@@ -208,64 +232,117 @@ class Rule(abc.ABC):
         **Arguments:**
 
         - `batch`: with the states from before this step's gradients, which are there
-            for rules that say `sees_gradients` only; without context.
+            for rules that say `sees_gradients` only; it was told nothing.
         """
-        raise NotImplementedError(f"{self.name!r} has no summaries")
+        xp, state = self._ops(), self._state(batch)
+        grads = batch.grads
+        if self.sees_gradients:
+            grads = _bounded(grads, self.rule.gradient_bound(xp, self._shared(shared)))
+        place, params = place_of(batch, batch.cut), batch.params
+        return self.rule.summarise(xp, self.tree, place, grads, state, params)
 
-    @abc.abstractmethod
     def advance(self, shared: dict[str, Tensor], run: Run, rows: Rows) -> Advance:
         """Advances what the tensors share, once a step.
-
-        Must not change `shared` in place: a step that is skipped keeps it.
 
         **Arguments:**
 
         - `run`: its loss is finite.
         - `rows`: what there is to know of the tensors that have a gradient.
         """
+        xp, own = self._ops(), self._shared(shared)
+        summaries = rows.summaries
+        if summaries is None:
+            summaries = self._zeros(rows.count, self.rule.num_summaries)
+        empty = {
+            k: self._zeros(rows.count, *first.shape)
+            for k, (first,) in self._first_rows.items()
+        }
+        carried = structure.filled(self._like_rows, empty | rows.carried)
+        seen = form.Rows(rows.count, summaries, carried)
+        found = self.rule.advance(xp, self.tree, own, run, seen)
+        told = {k: v.expand(rows.count, *v.shape[1:]) for k, v in found.told.items()}
+        bound = self.rule.gradient_bound(xp, own)
+        return Advance(
+            shared=structure.flat(found.shared),
+            common=Common(found.scale, run.updates, found.common, bound),
+            carried={} if found.carried is None else structure.flat(found.carried),
+            told=told,
+        )
 
     def observe_validation(
         self, shared: dict[str, Tensor], loss: Tensor
     ) -> dict[str, Tensor]:
         """What is shared after a look at the (finite) loss [] on validation data."""
-        del loss
-        return shared
+        own = self._shared(shared)
+        return dict(
+            structure.flat(self.rule.observe_validation(self._ops(), own, loss))
+        )
 
-    @abc.abstractmethod
-    def step(self, batch: TensorBatch, scale: Tensor, alive: Tensor) -> Steps:
+    def step(self, batch: TensorBatch, common: Common, alive: Tensor) -> Steps:
         """What to add to the parameters, [B, *s]; updates `batch.state` in place.
 
         **Arguments:**
 
-        - `scale`: [] what `advance` returned.
         - `alive`: [] 1.0, or 0.0 for a skipped step, in which the state must not
             change and the update must be zero. The gradient is finite in any case.
         """
+        net = self.element_net(batch.role)
+        if net is None:
+            return (yield from self._own_step(batch, common, alive))
+        step = batch.elements
+        if step is None:
+            numbers = self.numbers(batch.told, common)
+            scale = numbers.scale * alive
+            factor = self.factor(place_of(batch, batch.cut))
+            scale = scale if factor == 1.0 else scale * factor
+            numbers = numbers._replace(scale=scale)
+            step = yield from elements.step(batch, net, numbers, alive)
+        if self.only_elements:
+            return step
+        xp, rule = self._ops(alive, batch.all_reached), cast(ElementRule, self.rule)
+        at = _context(batch, common._replace(scale=common.scale * alive))
+        state = self._state(batch)
+        return (yield from rule.finish(xp, self.tree, at, step, state, batch.params))
+
+    def _own_step(self, batch: TensorBatch, common: Common, alive: Tensor) -> Steps:
+        at, grads = _context(batch, common), _bounded(batch.grads, common.bound)
+        delta, new = yield from self.rule.step(
+            self._ops(alive), self.tree, at, grads, self._state(batch), batch.params
+        )
+        # On a CPU nothing has to be waited for.
+        known = delta.device.type == "cpu" and not torch.compiler.is_compiling()
+        for name, keeps, value in structure.of_state(self.rule.keeps(batch.role), new):
+            old = batch.state.get(name)
+            if old is None:
+                continue
+            if keeps.counts:
+                old += alive
+            elif value is not old:
+                # Elements that would not be finite stay, as parameters do.
+                old.copy_(torch.where((alive > 0.0) & value.isfinite(), value, old))
+        if known and alive.item():
+            return delta
+        return torch.where(alive > 0.0, delta, 0.0)
+
+    def _state(self, batch: TensorBatch) -> Any:
+        """A batch's state as the rule's own."""
+        return structure.gathered(self.rule.keeps(batch.role), batch.state)
 
 
-def constant(values: Any) -> Tensor:
-    """Numbers as a float32 tensor on the CPU, whatever torch's defaults are."""
-    return torch.tensor(values, dtype=torch.float32, device="cpu")
+def place_of(of: Any, cut: int | None = None) -> Place:
+    """What has the `shape`, `matrix`, `scalar` and `role` of a tensor, as its rule
+    knows it."""
+    layout = "out_in" if of.matrix[-1] == 0 else "in_out"
+    reading = reading_order(len(of.shape), layout)
+    return Place(of.shape, of.scalar, of.role, reading, cut)
 
 
-def known_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the settings saved with weights, those the torch rule has.
-
-    The others concern meta-training only (how theta was initialised).
-    """
-    names: Iterable[str] = cls.__dataclass_fields__  # type: ignore[attr-defined]
-    return {k: v for k, v in settings.items() if k in names}
+def _context(batch: TensorBatch, common: Common) -> StepContext:
+    place = place_of(batch, batch.cut)
+    return StepContext(place, common.scale, common.updates, batch.told, common.told)
 
 
-__all__ = [
-    "NOTHING",
-    "Advance",
-    "Rows",
-    "Rule",
-    "Steps",
-    "Sum",
-    "TensorBatch",
-    "complete",
-    "constant",
-    "known_settings",
-]
+def _bounded(grads: Tensor, bound: Tensor | None) -> Tensor:
+    if bound is None:
+        return grads
+    return torch.maximum(torch.minimum(grads, bound), -bound)

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lopax.torch.batch import Steps, Sum
 from lopax.torch.errors import UnsupportedParameter
 from lopax.torch.geometry import Accumulator
-from lopax.torch.rule import Steps, Sum
 
 
 class Sharding(NamedTuple):

@@ -14,8 +14,14 @@ from torch import Tensor
 
 from lopax._core.errors import StructureMismatch
 from lopax._core.routing import Seen
+from lopax.rules.form import Place
 from lopax.torch import sharding
-from lopax.torch.geometry import Accumulator, factored_axes, matrix_axes
+from lopax.torch.geometry import (
+    Accumulator,
+    factored_axes,
+    matrix_axes,
+    reading_order,
+)
 from lopax.torch.memory import Known, describe, is_plain_array, overlaps_itself
 from lopax.torch.rule import Rule
 
@@ -28,7 +34,8 @@ def accumulators(
     rule: Rule, shape: tuple[int, ...], layout: str, role: str
 ) -> dict[str, Accumulator]:
     """The arrays of a parameter's own state; `shape`: as the rule sees it."""
-    return rule.accumulators(len(shape), factored_axes(shape, layout), role)
+    reading = reading_order(len(shape), layout)
+    return rule.accumulators(Place(shape, role=role, reading=reading))
 
 
 class Plan(NamedTuple):

@@ -73,47 +73,6 @@ def to_torch(
     }
 
 
-def published_scheduler(
-    arrays: Mapping[str, np.ndarray], prefix: str = ""
-) -> dict[str, np.ndarray]:
-    """The published scheduler arrays under our names, which begin with `prefix`.
-
-    The published `linear` layer and control head do not act and are dropped.
-    """
-    found = {
-        f"{prefix}initial/{k}": arrays[f"lstm_init_state/{k}"].reshape(-1)
-        for k in ("hidden", "cell")
-    }
-    layers = {
-        "mix": "linear_1",
-        "skip": "linear_2",
-        "lstm": "rnn/linear",
-        "head": "step_size",
-    }
-    for ours, theirs in layers.items():
-        for leaf in ("w", "b"):
-            found[f"{prefix}{ours}/{leaf}"] = arrays[f"rnn_params/{theirs}/{leaf}"]
-    return found
-
-
-def published_mlp(
-    arrays: Mapping[str, np.ndarray], prefix: str, outputs: tuple[int, ...]
-) -> dict[str, np.ndarray]:
-    """A published MLP, or a bank of them along a leading axis, under our names.
-
-    The first layer may be split by groups of channels; of the last, only the given
-    output units are kept.
-    """
-    keep = list(outputs)
-    found = {name: arrays[f"{prefix}{name}"] for name in ("b0", "w1", "b1")}
-    groups = sum(name.startswith(f"{prefix}w0__") for name in arrays)
-    split = [arrays[f"{prefix}w0__{i}"] for i in range(groups)]
-    found["w0"] = np.concatenate(split, -2) if split else arrays[f"{prefix}w0"]
-    found["w2"] = arrays[f"{prefix}w2"][..., keep]
-    found["b2"] = arrays[f"{prefix}b2"][..., keep]
-    return found
-
-
 def _flatten(
     tree: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, np.ndarray]]:

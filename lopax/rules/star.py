@@ -24,17 +24,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
-from jaxtyping import Array
-
 from lopax._core.config import check_choice, check_range
-from lopax._core.lifting import Leaf
-from lopax._core.types import Count, Key, Theta
-from lopax.blocks import adafac_net, element_net, moments
-from lopax.blocks.counted_rule import CountedRule
-from lopax.blocks.element_net import ElementView
-from lopax.blocks.moments import Moments
-from lopax.rules.element_net import ElementNet, Numbers
+from lopax._core.run import Run
+from lopax.rules import adafac_net, element_plain, form, moments
+from lopax.rules.element_net import ElementNet
+from lopax.rules.element_plain import View
+from lopax.rules.form import Advance, Place, Rows, StepContext, Steps
+from lopax.rules.moments import Moments
+from lopax.rules.ops import Array, Draw, Ops
 
 DIRECTIONS = ("sgd", "sgdm", "aggmo", "adam", "adam_aggmo")
 
@@ -82,68 +79,70 @@ class STARConfig:
         return adafac_net.element_net(self.hidden, outputs, self.exp_mult)
 
 
-class STAR(CountedRule[Moments]):
-    """See the module docstring."""
+class STAR(form.Rule):
+    """See the module docstring. What it makes of the network's outputs needs what the
+    network saw, so that it runs the plain form itself."""
 
     name: ClassVar[str] = "star"
     reference: ClassVar[str] = "Harrison et al., 2022, arXiv 2209.11208"
-    param_like: ClassVar[tuple[str, ...]] = ("second",)
+    config_class: ClassVar[type] = STARConfig
     grad_clip: ClassVar[float] = adafac_net.GRADIENT_BOUND
+    config: STARConfig
 
-    def __init__(self, config: STARConfig | None = None):
-        self.config = config or STARConfig()
+    def init_theta(self, draw: Draw, key: Any) -> Any:
+        c = self.config
+        return adafac_net.init_theta(draw, key, c.hidden, c.element_net.outputs)
 
-    def init_theta(self, key: Key) -> Theta:
-        outputs = self.config.element_net.outputs
-        return adafac_net.init_theta(key, self.config.hidden, outputs)
+    def keeps(self, role: str) -> Moments:
+        return moments.KEEPS
 
-    def init_tensor(self, theta: Theta, param: Array) -> Moments:
-        del theta
-        return moments.init(param)
-
-    def step_scale(self, theta: Theta) -> float:
-        del theta
-        return self.config.nominal or self.config.step_mult
+    def advance(
+        self, xp: Ops, theta: Any, shared: Any, run: Run, rows: Rows
+    ) -> Advance:
+        scale = xp.constant(self.config.nominal or self.config.step_mult)
+        bias = adafac_net.bias(xp, theta, run.updates)
+        return Advance(shared, scale, common={"bias": bias})
 
     def step(
         self,
-        theta: Theta,
-        context: Count,
-        index: Leaf,
+        xp: Ops,
+        theta: Any,
+        at: StepContext,
         grad: Array,
         state: Moments,
         param: Array,
-    ) -> tuple[Array, Moments]:
-        del index
-        c = self.config
-        net, decays = adafac_net.at_step(theta, context)
-        outputs, view, state = element_net.outputs(
-            c.element_net, Numbers(net, decays, 1.0), grad, state, param
+    ) -> Steps:
+        c, place = self.config, at.place
+        numbers = adafac_net.numbers(xp, theta, at.scale, at.common)
+        outputs, view, state = yield from element_plain.outputs(
+            xp, place, c.element_net, numbers, grad, state, param
         )
         by_unit = dict(zip(c.published_outputs, outputs, strict=True))
-        learned = by_unit[0] * jnp.exp(c.exp_mult * by_unit[1]) * c.step_mult
+        delta = by_unit[0] * xp.exp(c.exp_mult * by_unit[1]) * c.step_mult
         if c.precondition:
-            learned = learned * view.rsqrt
-        # Without a controller the published code still multiplies by exp(exp_mult).
-        one: Array = jnp.float32(1.0)
-        zero: Array = jnp.float32(0.0)
-        gain = jnp.exp(c.exp_mult * by_unit.get(2, one))
-        nominal = c.nominal * gain * _direction(c.nominal_direction, view)
-        decay = c.weight_decay * jnp.exp(c.exp_mult * by_unit.get(3, zero)) * param
-        delta = jnp.where(moments.reached(state), -learned - nominal, 0.0)
-        return delta - decay, state
+            delta = delta * place.layer(view.rsqrt, 0)
+        if c.nominal:
+            # Without a controller the published code still multiplies by exp(exp_mult).
+            gain = xp.exp(c.exp_mult * by_unit.get(2, xp.constant(1.0)))
+            delta = delta + c.nominal * gain * self._direction(xp, place, view)
+        delta = xp.where(moments.reached(xp, place, state), -delta, 0.0)
+        if c.weight_decay:
+            share = xp.exp(c.exp_mult * by_unit.get(3, xp.constant(0.0)))
+            delta = delta - c.weight_decay * share * param
+        return delta, state
 
-    def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
+    def _direction(self, xp: Ops, place: Place, view: View) -> Array:
+        """The hand-made direction of the nominal part, [*lead, *s]."""
+        kind = self.config.nominal_direction
+        if kind == "sgd":
+            return place.layer(view.grad, 0)
+        found = [place.layer(view.momenta, k) for k in range(3)]
+        average = kind in ("aggmo", "adam_aggmo")
+        momentum = (found[0] + found[1] + found[2]) / 3.0 if average else found[-1]
+        adaptive = kind in ("adam", "adam_aggmo")
+        return momentum * place.layer(view.rsqrt, 0) if adaptive else momentum
+
+    def translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         if not adafac_net.is_published(arrays) or arrays["nn/~/w2"].shape[1] != 4:
             return arrays
         return adafac_net.from_published(arrays, self.config.published_outputs)
-
-
-def _direction(kind: str, view: ElementView) -> Array:
-    """The hand-made direction of the nominal part, [*s]."""
-    if kind == "sgd":
-        return view.grad
-    average = kind in ("aggmo", "adam_aggmo")
-    momentum = jnp.mean(view.momenta, axis=0) if average else view.momenta[-1]
-    adaptive = kind in ("adam", "adam_aggmo")
-    return momentum * view.rsqrt if adaptive else momentum

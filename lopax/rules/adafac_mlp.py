@@ -15,18 +15,16 @@ and momentum decays, like the others, are kept in [0, 1].
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from jaxtyping import Array
-
 from lopax._core.config import check_range
-from lopax._core.lifting import Leaf
-from lopax._core.types import Count, Key, Theta
-from lopax.blocks import adafac_net, moments
-from lopax.blocks.counted_rule import CountedRule
-from lopax.blocks.element_rule import ElementRule, check_backend
-from lopax.blocks.moments import Moments
+from lopax._core.run import Run
+from lopax.rules import adafac_net
 from lopax.rules.element_net import ElementNet, Numbers
+from lopax.rules.element_rule import ElementRule, check_backend
+from lopax.rules.form import Advance, Rows
+from lopax.rules.ops import Array, Draw, Ops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +40,8 @@ class AdafacMLPConfig:
     backend: str = "auto"
     """As Celo's."""
     unrolled: bool | None = None
-    """Whether the network is computed weight by weight (one pass over the elements) or
-    as matrix products. None: by its width. Back-propagation through many updates of
+    """Whether JAX computes the network weight by weight (one pass over the elements)
+    or as matrix products. None: by its width. Back-propagation through many updates of
     the unrolled form takes minutes to compile."""
 
     def __post_init__(self) -> None:
@@ -57,39 +55,35 @@ class AdafacMLPConfig:
         return adafac_net.element_net(self.hidden, 2, self.exp_mult)
 
 
-class AdafacMLP(ElementRule, CountedRule[Moments]):
+class AdafacMLP(ElementRule):
     """See the module docstring."""
 
     name: ClassVar[str] = "adafac_mlp"
     reference: ClassVar[str] = "Metz et al., 2022, arXiv 2203.11860"
-    param_like: ClassVar[tuple[str, ...]] = ("second",)
+    config_class: ClassVar[type] = AdafacMLPConfig
     grad_clip: ClassVar[float] = adafac_net.GRADIENT_BOUND
 
-    def __init__(self, config: AdafacMLPConfig | None = None):
-        self.config = config or AdafacMLPConfig()
+    def init_theta(self, draw: Draw, key: Any) -> Any:
+        return adafac_net.init_theta(draw, key, self.config.hidden, 2)
 
-    def init_theta(self, key: Key) -> Theta:
-        return adafac_net.init_theta(key, self.config.hidden, 2)
-
-    def init_tensor(self, theta: Theta, param: Array) -> Moments:
-        del theta
-        return moments.init(param)
-
-    def step_scale(self, theta: Theta) -> float:
-        del theta
-        return self.config.step_mult
+    def advance(
+        self, xp: Ops, theta: Any, shared: Any, run: Run, rows: Rows
+    ) -> Advance:
+        bias = adafac_net.bias(xp, theta, run.updates)
+        scale = xp.constant(self.config.step_mult)
+        return Advance(shared, scale, common={"bias": bias})
 
     def numbers(
-        self, theta: Theta, context: Count, leaf: Leaf, param: Array
+        self,
+        xp: Ops,
+        theta: Any,
+        scale: Array,
+        told: Mapping[str, Array],
+        common: Mapping[str, Array],
     ) -> Numbers:
-        del leaf, param
-        return Numbers(*adafac_net.at_step(theta, context), self.config.step_mult)
+        return adafac_net.numbers(xp, theta, scale, common)
 
-    @property
-    def unrolled(self) -> bool | None:
-        return self.config.unrolled
-
-    def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
+    def translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         if not adafac_net.is_published(arrays):
             return arrays
         return adafac_net.from_published(arrays, (0, 1))

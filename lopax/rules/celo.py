@@ -13,24 +13,20 @@ third output) does not act on the result and is neither stored nor perturbed her
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array
+import numpy as np
 
 from lopax._core.config import check_choice, check_range
-from lopax._core.lifting import Leaf
 from lopax._core.run import Run
 from lopax._core.sizes import SizeBounds
-from lopax._core.types import Count, Key, Scalar, Theta
-from lopax.blocks import moments, scheduler
-from lopax.blocks.element_rule import ElementRule, check_backend, why_plain
-from lopax.blocks.moments import Moments
-from lopax.blocks.scheduler import SchedulerState
-from lopax.nets import mlp
-from lopax.rules import channels
+from lopax.rules import channels, layers, moments, published, scheduler
 from lopax.rules.element_net import Decays, ElementNet, Numbers, check_decays
+from lopax.rules.element_rule import ElementRule, check_backend
+from lopax.rules.form import Advance, Rows
+from lopax.rules.ops import Array, Draw, Ops
+from lopax.rules.scheduler import SchedulerState
 
 STARTS = ("random", "falling", "adam")
 FALLING = (3.0, 0.05)
@@ -72,8 +68,9 @@ class CeloConfig:
     and a scheduler that falls exponentially from 3 to 0.05; or "adam", that scheduler
     and an MLP that passes on one Adam-like direction, plus noise in the other units."""
     backend: str = "auto"
-    """"plain": the rule as written below. "fused": a kernel with the same arithmetic
-    (CPU), an error if there is none. "auto": the kernel where there is one."""
+    """How JAX steps: "plain", the rule as written; "fused", a kernel with the same
+    arithmetic (CPU), an error if there is none; "auto", the kernel where there is one.
+    torch's optimizers have an argument of that name."""
 
     def __post_init__(self) -> None:
         check_choice(self, "start", STARTS)
@@ -109,75 +106,60 @@ class Celo(ElementRule):
     """See the module docstring. Example: `lopax.optimizer("celo", num_steps=2_000)`."""
 
     name: ClassVar[str] = "celo"
-    needs_loss: ClassVar[bool] = True
-    needs_horizon: ClassVar[bool] = True
     reference: ClassVar[str] = "Moudgil et al., 2025, arXiv 2501.12670"
-    param_like: ClassVar[tuple[str, ...]] = ("second",)
+    config_class: ClassVar[type] = CeloConfig
+    needs_loss: ClassVar[bool] = True
+    needs_horizon = True
+    config: CeloConfig
 
-    def __init__(self, config: CeloConfig | None = None):
-        self.config = config or CeloConfig()
-
-    def init_theta(self, key: Key) -> Theta:
+    def init_theta(self, draw: Draw, key: Any) -> Any:
         c = self.config
-        k_rule, k_scheduler = jax.random.split(key)
+        k_rule, k_scheduler = draw.split(key, 2)
         inputs = channels.count(channels.VELO)
-        rule = mlp.init(k_rule, (inputs, c.hidden, c.hidden, 2))
-        schedule = scheduler.init_theta(k_scheduler, c.lstm)
+        rule = layers.mlp_init(draw, k_rule, (inputs, c.hidden, c.hidden, 2))
+        schedule = scheduler.init_theta(draw, k_scheduler, c.lstm)
         if c.start != "random":
-            schedule = scheduler.following(schedule, scheduler.falling(*FALLING))
+            curve = scheduler.falling(*FALLING)
+            schedule = scheduler.following(draw, schedule, c.lstm, curve)
         if c.start == "adam":
-            rule = _adam_like(rule)
+            rule = _adam_like(draw, rule, c.hidden)
         return {"rule": rule, "scheduler": schedule}
 
     def init_shared(
-        self, theta: Theta, num_steps: Count, num_tensors: int
+        self, xp: Ops, theta: Any, num_steps: Array, starts: Array
     ) -> SchedulerState:
-        del num_tensors
-        return scheduler.init(theta["scheduler"], num_steps)
-
-    def init_tensor(self, theta: Theta, param: Array) -> Moments:
-        del theta
-        return moments.init(param)
-
-    def group_key(self, leaf: Leaf) -> str | None:
-        # A call to the kernel costs little however many there are.
-        return None if why_plain(self.config, leaf.shape) is None else ""
+        return scheduler.init(xp, theta["scheduler"], num_steps)
 
     def advance(
-        self,
-        theta: Theta,
-        shared: SchedulerState,
-        run: Run,
-        summaries: Any,
-    ) -> tuple[SchedulerState, Scalar, Scalar]:
-        del summaries
+        self, xp: Ops, theta: Any, shared: SchedulerState, run: Run, rows: Rows
+    ) -> Advance:
         c = self.config
         if c.phase == 1:
-            scale = jnp.asarray(c.step_mult, jnp.float32)
-            return shared, scale, scale
-        shared, multiplier = scheduler.advance(
-            theta["scheduler"], shared, run.loss, run.fraction
-        )
-        scale = c.step_mult * multiplier * scheduler.beyond(shared, c.trained_horizon)
-        return shared, scale, scale
+            return Advance(shared, xp.constant(c.step_mult))
+        shared, multiplier = scheduler.advance(xp, theta["scheduler"], shared, run)
+        longer = scheduler.horizon_scale(xp, run.num_steps, c.trained_horizon)
+        return Advance(shared, c.step_mult * multiplier * longer)
 
     def numbers(
-        self, theta: Theta, context: Scalar, leaf: Leaf, param: Array
+        self,
+        xp: Ops,
+        theta: Any,
+        scale: Array,
+        told: Mapping[str, Array],
+        common: Mapping[str, Array],
     ) -> Numbers:
-        del leaf, param
-        return Numbers(theta["rule"], self.config.decays, context)
+        return Numbers(theta["rule"], moments.fixed(xp, self.config.decays), scale)
 
-    def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
-        w1 = arrays.get("ff_mod_stack/~/w1")
+    def translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        w1 = arrays.get(f"{published.BANK}w1")
         if w1 is None or w1.shape[0] != 1:
             return arrays  # a bank of MLPs: another architecture; shapes are reported
-        bank = mlp.from_published(arrays, "ff_mod_stack/~/", len(channels.VELO), (0, 1))
-        found = {f"rule/{k}": v[0] for k, v in bank.items()}
-        schedule = scheduler.from_published(arrays)
-        return found | {f"scheduler/{k}": v for k, v in schedule.items()}
+        bank = published.mlp(arrays, published.BANK, (0, 1))
+        rule = published.under("rule", {k: v[0] for k, v in bank.items()})
+        return rule | published.under("scheduler", published.scheduler(arrays))
 
 
-def _adam_like(rule: Theta) -> Theta:
+def _adam_like(draw: Draw, rule: dict[str, Any], hidden: int) -> dict[str, Any]:
     """A rule whose direction is the momentum (decay 0.9) over the root second moment.
 
     relu(x) - relu(-x) = x carries one channel through both hidden layers on two
@@ -186,10 +168,14 @@ def _adam_like(rule: Theta) -> Theta:
     step of about one per cent of the tensor's.
     """
     channel, gain = channels.places(["adam"])[0], 10.0
-    w0 = 0.1 * rule["w0"]
-    w0 = w0.at[:, :2].set(0.0).at[channel, 0].set(1.0).at[channel, 1].set(-1.0)
-    w1 = 0.1 * rule["w1"]
-    w1 = w1.at[:2, :2].set(jnp.eye(2, dtype=jnp.float32)).at[2:, :2].set(0.0)
-    w2 = 0.1 * rule["w2"]
-    w2 = w2.at[:, 0].set(0.0).at[0, 0].set(gain).at[1, 0].set(-gain)
-    return {**rule, "w0": w0, "w1": w1, "w2": w2}
+    others = 0.1 * (np.arange(hidden) >= 2)
+    w0 = np.zeros((channels.count(channels.VELO), hidden))
+    w0[channel, :2] = 1.0, -1.0
+    w2 = np.zeros((hidden, 2))
+    w2[:2, 0] = gain, -gain
+    return {
+        **rule,
+        "w0": draw.edit(rule["w0"], others, w0),
+        "w1": draw.edit(rule["w1"], others, np.eye(hidden, 2) @ np.eye(2, hidden)),
+        "w2": draw.edit(rule["w2"], np.array([0.0, 0.1]), w2),
+    }

@@ -1,0 +1,105 @@
+"""Celo-Adam: Adam whose learning rate is a learned schedule.
+
+Moudgil et al. (2025, arXiv 2501.12670), the variant with a hand-made direction: the
+scheduler of Celo multiplies a base learning rate of 1e-3 (so the rate is
+1e-4 exp(output)), the direction is bias-corrected Adam (b1 0.9, b2 0.999).
+
+Needs the loss and the horizon. 35,649 meta-parameters (published tree: 36,865, with
+an unused linear layer).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+from lopax._core.config import check_choice, check_range
+from lopax._core.run import Run
+from lopax.rules import form, published, scheduler
+from lopax.rules.form import COUNT, EACH, Advance, Rows, StepContext, Steps
+from lopax.rules.ops import Array, Draw, Ops
+from lopax.rules.scheduler import SchedulerState
+
+STARTS = ("random", "falling")
+FALLING = (5.0, 0.05)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CeloAdamConfig:
+    """Settings of `CeloAdam`; the defaults fit the published weights."""
+
+    lstm: int = 64
+    b1: float = 0.9
+    b2: float = 0.999
+    step_mult: float = 1e-3
+    start: str = "random"
+    """What `init_theta` begins with: "random" (as published) or "falling", a scheduler
+    whose multiplier falls exponentially from 5 to 0.05."""
+
+    def __post_init__(self) -> None:
+        check_choice(self, "start", STARTS)
+        check_range(self, "lstm", low=1)
+        check_range(self, "b1", low=0.0, below=1.0)
+        check_range(self, "b2", low=0.0, below=1.0)
+        check_range(self, "step_mult", above=0.0)
+
+
+class AdamState(NamedTuple):
+    momentum: Any  # [*s]
+    second: Any  # [*s]
+    step: Any  # updates made of the tensor
+
+
+class CeloAdam(form.Rule):
+    """See the module docstring."""
+
+    name: ClassVar[str] = "celo_adam"
+    reference: ClassVar[str] = "Moudgil et al., 2025, arXiv 2501.12670"
+    config_class: ClassVar[type] = CeloAdamConfig
+    needs_loss: ClassVar[bool] = True
+    needs_horizon = True
+    config: CeloAdamConfig
+
+    def init_theta(self, draw: Draw, key: Any) -> Any:
+        size = self.config.lstm
+        theta = scheduler.init_theta(draw, key, size)
+        if self.config.start == "falling":
+            curve = scheduler.falling(*FALLING)
+            theta = scheduler.following(draw, theta, size, curve)
+        return {"scheduler": theta}
+
+    def keeps(self, role: str) -> AdamState:
+        return AdamState(EACH, EACH, COUNT)
+
+    def init_shared(
+        self, xp: Ops, theta: Any, num_steps: Array, starts: Array
+    ) -> SchedulerState:
+        return scheduler.init(xp, theta["scheduler"], num_steps)
+
+    def advance(
+        self, xp: Ops, theta: Any, shared: SchedulerState, run: Run, rows: Rows
+    ) -> Advance:
+        shared, multiplier = scheduler.advance(xp, theta["scheduler"], shared, run)
+        return Advance(shared, self.config.step_mult * multiplier)
+
+    def step(
+        self,
+        xp: Ops,
+        theta: Any,
+        at: StepContext,
+        grad: Array,
+        state: AdamState,
+        param: Array,
+    ) -> Steps:
+        yield from form.no_sums()
+        c, t = self.config, at.place.column(state.step + 1.0)
+        momentum = xp.ema(state.momentum, grad, c.b1)
+        second = xp.ema(state.second, xp.square(grad), c.b2)
+        root = 1e-8 + xp.sqrt(second / (1.0 - c.b2**t) + 1e-10)
+        size = at.scale / (1.0 - c.b1**t)
+        return -size * momentum / root, AdamState(momentum, second, state.step)
+
+    def translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        if "rnn_params/step_size/w" not in arrays:
+            return arrays
+        return published.under("scheduler", published.scheduler(arrays))
