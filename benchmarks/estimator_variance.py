@@ -92,9 +92,10 @@ class Program:
     """One estimator, compiled once for all thetas."""
 
     def __init__(self, family: Any, setting: Setting, changes: dict[str, Any]):
+        whole = changes.get("name") == "full_es"
         config = EstimatorConfig(
             particles=setting.particles,
-            truncation=setting.truncation,
+            truncation=None if whole else setting.truncation,
             horizon_low=setting.low,
             horizon_high=setting.high,
             chunk=setting.particles,
@@ -102,7 +103,6 @@ class Program:
         )
         rule = architecture("celo")
         estimator = build_estimator(config, rule, (family,), TRAINABLE)
-        whole = config.name == "full_es"
         self.count = setting.full_estimates if whole else setting.estimates
         # As many unused estimates as the longest run has windows.
         self.warm = 0 if whole else setting.high // setting.truncation + 1

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from lopax import evaluate
-from lopax.evaluate import scores
+from lopax.statistics import scores
 from lopax.tasks import Task
 
 

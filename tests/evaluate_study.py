@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from lopax.evaluate.baselines import BASELINES
-from lopax.evaluate.run import RunConfig
+from lopax.evaluate.problem import Problem, RunConfig
+from lopax.evaluate.results.study import MissingRun, RunGroup, Study
 from lopax.evaluate.specs import OptimizerSpec
-from lopax.evaluate.study import Cell, Hole, Problem, Study
 
 STEPS, EVALS = 200, 5
 
@@ -24,7 +24,7 @@ def fake_learned(name: str) -> OptimizerSpec:
 
 def fake_cell(
     spec: OptimizerSpec, seeds: int, floor: float, speed: float, rng, scale: float
-) -> Cell:
+) -> RunGroup:
     """Exponential decay to a floor; the best of 15 rates is the eleventh (0.01)."""
     count = max(1, len(spec.learning_rates))
     t = np.arange(STEPS)
@@ -41,7 +41,7 @@ def fake_cell(
         train[:, -2:, 60:] = np.inf
         diverged[:, -2:] = True
     look = np.linspace(0, STEPS - 1, EVALS).astype(int)
-    return Cell(
+    return RunGroup(
         train=train,
         valid=train[..., look],
         test=train[..., look] * 1.05,
@@ -85,7 +85,7 @@ def fake_study(
         )
         for i in range(tasks)
     ]
-    cells, missing = {}, []
+    groups, missing = {}, []
     for i, problem in enumerate(problems):
         for j, spec in enumerate(optimizers):
             floor = 0.5 * (0.8 if j == 0 else 1.0 + 0.1 * (j - 1))
@@ -95,14 +95,14 @@ def fake_study(
                 cell.nonfinite[-1, 0] = 50
                 cell.diverged[-1, 0] = True
             if holes and i == 0 and j == 2:
-                missing.append(Hole(spec.name, problem.name, 1, "not run"))
+                missing.append(MissingRun(spec.name, problem.name, 1, "not run"))
                 continue
-            cells[spec.name, problem.name] = cell
+            groups[spec.name, problem.name] = cell
     return Study(
         title="A made-up study",
         optimizers=tuple(optimizers),
         problems=tuple(problems),
         seeds=tuple(range(seeds)),
-        cells=cells,
-        holes=tuple(missing),
+        groups=groups,
+        missing=tuple(missing),
     )

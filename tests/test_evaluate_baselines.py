@@ -234,14 +234,14 @@ def test_a_run_that_is_read_out_is_scored_at_the_average(tmp_path):
         evaluate.Store(tmp_path), specs, [problem], [0, 1], measure_cost=False
     )
     assert not outcome.failed
-    cell = study.cell("adamw_ema", "noisy")
+    cell = study.group("adamw_ema", "noisy")
     assert cell.read_out is not None and cell.read_out.shape == (2, 7)
     summary = evaluate.summarise(study)
     entry, plain = (summary.entries[n, "noisy"] for n in ("adamw_ema", "a"))
     best = specs[0].learning_rates.index(entry.rate)
     np.testing.assert_allclose(entry.final, cell.read_out[:, best])
     assert np.all(entry.final < plain.held_out.valid)
-    assert study.cell("a", "noisy").read_out is None
+    assert study.group("a", "noisy").read_out is None
     assert "train/loss" not in entry.metrics
 
 

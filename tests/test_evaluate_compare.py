@@ -22,13 +22,14 @@ from lopax._core.errors import (
 )
 from lopax._core.task import check_task
 from lopax.architectures import architecture
-from lopax.evaluate import grid
 from lopax.evaluate.fingerprint import data_hash, task_fingerprint
+from lopax.evaluate.problem import RunConfig
 from lopax.evaluate.refs import optimizer_spec, optimizer_specs, user_problem
-from lopax.evaluate.run import RunConfig
+from lopax.evaluate.results.collect import collect
+from lopax.evaluate.runs import jobs
+from lopax.evaluate.runs.records import run_key
+from lopax.evaluate.runs.store import Store
 from lopax.evaluate.specs import OptimizerSpec
-from lopax.evaluate.store import Store
-from lopax.evaluate.study import collect, run_key
 from lopax.tasks import from_functions
 from lopax.tasks.suites import SUITES, Suite, SuiteTask, list_suites, suite
 from lopax.theta import save_theta
@@ -264,7 +265,7 @@ def test_a_comparison_finds_its_runs_again_but_not_those_of_a_changed_problem(
     def refuse(*args, **kwargs):
         raise AssertionError("nothing should run")
 
-    monkeypatch.setattr(grid, "run", refuse)
+    monkeypatch.setattr(jobs, "run", refuse)
     again = evaluate.compare(
         bowl(), specs, num_steps=20, seeds=2, folder=folder, name="bowl",
         measure_cost=False,

@@ -10,11 +10,13 @@ import optax
 import pytest
 
 from lopax._core.errors import ConfigError, FileFormatError
-from lopax.evaluate import grid
-from lopax.evaluate.run import RunConfig, RunResult
+from lopax.evaluate.problem import Problem, RunConfig
+from lopax.evaluate.results.collect import collect
+from lopax.evaluate.runs import grid, jobs
+from lopax.evaluate.runs.records import run_key
+from lopax.evaluate.runs.run import RunResult
+from lopax.evaluate.runs.store import Store
 from lopax.evaluate.specs import OptimizerSpec
-from lopax.evaluate.store import Store
-from lopax.evaluate.study import Problem, collect, run_key
 
 HEADER = {"identity": {"seed": 0}}
 CURVES = {"train": np.arange(6.0).reshape(1, 6), "diverged": np.array([False])}
@@ -157,7 +159,7 @@ def trained(monkeypatch):
             run_seconds=0.0,
         )
 
-    monkeypatch.setattr(grid, "run", fake)
+    monkeypatch.setattr(jobs, "run", fake)
     return calls
 
 
@@ -197,7 +199,7 @@ def test_ctrl_c_keeps_what_is_done(store, trained):
     with pytest.raises(KeyboardInterrupt):
         go(store, optimizers, [problem("p")], [0])
     study = collect(store, optimizers, [problem("p")], [0])
-    assert set(study.cells) == {("a", "p")}
+    assert set(study.groups) == {("a", "p")}
     left = grid.pending(store, optimizers, [problem("p")], [0])
     assert [job.spec.name for job in left] == ["interrupts", "b"]
 
@@ -208,11 +210,11 @@ def test_a_truncated_file_is_run_again(store, trained):
     path = store.path / f"{run_key(optimizers[0], problems[0], 1)}.npz"
     path.write_bytes(path.read_bytes()[:-7])
     study = collect(store, optimizers, problems, [0, 1])
-    assert study.holes == (("a", "p", 1, "file damaged"),)
-    assert study.cells == {}
+    assert study.missing == (("a", "p", 1, "file damaged"),)
+    assert study.groups == {}
     assert go(store, optimizers, problems, [0, 1]).done == 1
     assert trained[-1] == ("a", (1,))
-    assert not collect(store, optimizers, problems, [0, 1]).holes
+    assert not collect(store, optimizers, problems, [0, 1]).missing
 
 
 def test_a_crash_is_counted_and_shown_and_the_grid_goes_on(store, trained):
@@ -224,7 +226,9 @@ def test_a_crash_is_counted_and_shown_and_the_grid_goes_on(store, trained):
     kinds = [e.kind for e in events]
     assert kinds == ["started", "failed", "started", "progress", "done"]
     study = collect(store, optimizers, problems, [0, 1])
-    assert [h.reason for h in study.holes] == ["crashed: ValueError: no such shape"] * 2
+    assert [h.reason for h in study.missing] == [
+        "crashed: ValueError: no such shape"
+    ] * 2
     # It is tried again, and the note goes once it works.
     job = grid.pending(store, optimizers, problems, [0, 1])[0]
     assert (job.spec.name, job.seeds) == ("crashes", (0, 1))
@@ -237,7 +241,7 @@ def test_collected_curves_are_those_of_their_seed(store, trained):
     optimizers, problems = [spec("a", (0.1, 0.2))], [problem("p"), problem("q")]
     go(store, optimizers, problems, [5, 2])
     study = collect(store, optimizers, problems, [2, 5])
-    cell = study.cell("a", "q")
+    cell = study.group("a", "q")
     assert cell.train.shape == (2, 2, 20)
     np.testing.assert_array_equal(cell.train[:, 0, 0], [3.0, 6.0])
     np.testing.assert_array_equal(cell.metrics["test/accuracy"][:, 1, -1], [2.0, 5.0])
@@ -250,7 +254,7 @@ def test_merged_stores_make_one_grid(tmp_path, trained):
     go(mine, optimizers[:1], problems, [0])
     go(yours, optimizers[1:], problems, [0])
     assert mine.merge(yours).copied == 1
-    assert not collect(mine, optimizers, problems, [0]).holes
+    assert not collect(mine, optimizers, problems, [0]).missing
     assert go(mine, optimizers, problems, [0]).done == 0
 
 

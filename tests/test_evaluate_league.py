@@ -10,11 +10,13 @@ import pytest
 from evaluate_study import fake_study
 
 from lopax import evaluate
-from lopax.evaluate import cost, held_out, scores, seconds, timing
 from lopax.evaluate.compare import judge
-from lopax.evaluate.league import rate_scores
-from lopax.evaluate.report_text import headline
-from lopax.evaluate.tuning import Tuned
+from lopax.evaluate.report.text import headline
+from lopax.evaluate.results import seconds
+from lopax.evaluate.results.league import rate_scores
+from lopax.evaluate.runs import cost, timing
+from lopax.statistics import held_out, scores
+from lopax.statistics.tuning import Tuned
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +90,14 @@ def test_losses_below_two_per_cent_count_by_their_logarithm():
 
 def test_a_rule_that_fits_faster_and_tests_worse_says_so_first():
     study = fake_study()
-    cells = dict(study.cells)
-    for (name, task), cell in cells.items():
+    groups = dict(study.groups)
+    for (name, task), group in groups.items():
         if name == "celo":
-            worse = cell.test * np.linspace(1.0, 2.5, cell.test.shape[-1])
-            cells[name, task] = cell._replace(test=worse.astype(np.float32))
-    summary = evaluate.summarise(dataclasses.replace(study, cells=cells))
+            worse = group.test * np.linspace(1.0, 2.5, group.test.shape[-1])
+            groups[name, task] = dataclasses.replace(
+                group, test=worse.astype(np.float32)
+            )
+    summary = evaluate.summarise(dataclasses.replace(study, groups=groups))
     row: Any = summary.row("celo")
     assert row.iqm.value > 1.0 > row.held_out.test.high
     assert "fits the training data better and generalises worse" in headline(
@@ -129,15 +133,15 @@ def test_held_out_scores_at_the_end_and_at_the_best_validation_loss():
 
 
 def timed(study, **changed):
-    cells = {}
-    for (name, task), cell in study.cells.items():
+    groups = {}
+    for (name, task), group in study.groups.items():
         ratio = {"adam": 1.0, "celo": 2.0}.get(name, 1.5)
-        price = {**cell.cost, "ratio": ratio, "spread": 0.1, "load": 0.0, **changed}
+        price = {**group.cost, "ratio": ratio, "spread": 0.1, "load": 0.0, **changed}
         price["step_ms"] = 0.5 * ratio
-        cells[name, task] = cell._replace(
-            headers=({**cell.headers[0], "cost": price}, *cell.headers[1:])
+        groups[name, task] = dataclasses.replace(
+            group, headers=({**group.headers[0], "cost": price}, *group.headers[1:])
         )
-    return dataclasses.replace(study, cells=cells)
+    return dataclasses.replace(study, groups=groups)
 
 
 def test_seconds_divide_the_updates_saved_by_what_an_update_costs():
@@ -173,7 +177,7 @@ def test_costs_are_added_to_runs_that_have_none(tmp_path):
     assert timing.add_costs(store, specs, [problem()], [0, 1]) == 2
     assert timing.add_costs(store, specs, [problem()], [0, 1]) == 0
     found = evaluate.collect(store, specs, [problem()], [0, 1])
-    price: Any = found.cell("sgd@0.01", "line").cost
+    price: Any = found.group("sgd@0.01", "line").cost
     assert price["ratio"] > 0 and price["load"] >= 0
     costs = {"sgd": {"a": cost.Cost(1, 0.5, 0, 0, 1, 0, 0.0, "cpu")}}
     assert timing.mean_ratio(costs["sgd"]) == (0.5, 0.5, 0.5)

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from lopax._core.errors import ConfigError, IncompleteResults
-from lopax.evaluate import aggregate, profiles, scores, significance
-from lopax.evaluate.tuning import tune
+from lopax.statistics import aggregate, profiles, scores, significance
+from lopax.statistics.tuning import tune
 
 # ---- scores
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from lopax._core.errors import ConfigError, MissingExtra
-from lopax.evaluate.grid import run_grid
+from lopax.evaluate.problem import RunConfig
 from lopax.evaluate.refs import optimizer_specs, user_problem
-from lopax.evaluate.run import RunConfig
-from lopax.evaluate.store import Store
-from lopax.evaluate.study import collect
+from lopax.evaluate.results.collect import collect
+from lopax.evaluate.runs.grid import run_grid
+from lopax.evaluate.runs.store import Store
 
 CONFIG = RunConfig(num_steps=4, eval_every=2, eval_batches=1, final_batches=1)
 SEEDS = [0, 1]
@@ -116,11 +116,11 @@ def check_equals_an_unbroken_run(store, specs, made, folder):
     here = Store(folder / "here")
     run_grid(here, specs, made, SEEDS, measure_cost=False)
     there, alone = (collect(s, specs, made, SEEDS) for s in (store, here))
-    assert not there.holes
+    assert not there.missing
     for problem in made:
         np.testing.assert_allclose(
-            there.cell("sgd@0.1", problem.name).train,
-            alone.cell("sgd@0.1", problem.name).train,
+            there.group("sgd@0.1", problem.name).train,
+            alone.group("sgd@0.1", problem.name).train,
             rtol=1e-6,
         )
 
@@ -168,9 +168,9 @@ DRIVER = """
 import pathlib, sys
 import ray
 from test_evaluate_ray import CONFIG, SEEDS
-from lopax.evaluate.grid import run_grid
+from lopax.evaluate.runs.grid import run_grid
 from lopax.evaluate.refs import optimizer_specs, user_problem
-from lopax.evaluate.store import Store
+from lopax.evaluate.runs.store import Store
 
 folder = pathlib.Path(sys.argv[1])
 made = [user_problem(folder / f"bowl{i}.py", CONFIG) for i in range(3)]

@@ -14,12 +14,13 @@ import pytest
 from evaluate_study import fake_study
 
 from lopax._core.errors import ConfigError, IncompleteResults
-from lopax.evaluate import plots
-from lopax.evaluate.aggregate import Interval
-from lopax.evaluate.failures import failure_map
-from lopax.evaluate.report import render_html, render_markdown, write_report
-from lopax.evaluate.significance import PairedTest
-from lopax.evaluate.summary import summarise, verdict
+from lopax.evaluate.report import plots, style
+from lopax.evaluate.report.pages import render_html, render_markdown, write_report
+from lopax.evaluate.results.failures import failure_map
+from lopax.evaluate.results.summary import summarise
+from lopax.statistics.aggregate import Interval
+from lopax.statistics.significance import PairedTest
+from lopax.statistics.verdict import verdict
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,8 @@ def test_holes_are_refused_or_left_out_visibly():
 
 def test_losses_at_zero_are_left_out_with_a_reason():
     study = fake_study()
-    study.cells["lion", "task_1"].train[:] = 0.0
-    study.cells["lion", "task_1"].diverged[:] = False
+    study.groups["lion", "task_1"].train[:] = 0.0
+    study.groups["lion", "task_1"].diverged[:] = False
     found = summarise(study)
     assert "ratio of losses means nothing" in found.left_out["task_1"]
     assert "task_1" not in found.scored
@@ -104,22 +105,22 @@ def test_losses_at_zero_are_left_out_with_a_reason():
 
 def test_a_reference_that_diverges_everywhere_is_left_out_with_a_reason():
     study = fake_study()
-    cell = study.cells["adam", "task_2"]
+    cell = study.groups["adam", "task_2"]
     cell.train[..., -1] = np.nan
     cell.diverged[:] = True
     found = summarise(study)
     assert "diverged at every learning rate" in found.left_out["task_2"]
     plots.training_curves(found, "task_2", plots.colours(found))
-    study.cells["lion", "task_2"].diverged[:] = True
-    study.cells["sgdm", "task_2"].diverged[:] = True
+    study.groups["lion", "task_2"].diverged[:] = True
+    study.groups["sgdm", "task_2"].diverged[:] = True
     gone = summarise(study)  # every tuned run diverged: nothing to draw but lines
     figure = plots.rate_sensitivity(gone, "task_2", plots.colours(gone))
-    assert "learning rate" in plots.svg(figure, "rates")
+    assert "learning rate" in style.svg(figure, "rates")
     text = render_markdown(found)
     assert "| task_2 (not scored) | undefined (no ratio) |" in text
     assert "| task_2 | diverged | never (0 of 3 seeds) |" in text
     for name in ("task_0", "task_1", "task_3"):
-        study.cells["adam", name].diverged[:] = True
+        study.groups["adam", name].diverged[:] = True
     with pytest.raises(IncompleteResults, match="no task can be scored"):
         summarise(study)
 
@@ -129,7 +130,7 @@ def test_losses_that_are_all_but_fitted_are_pointed_out_once():
     assert "all but fitted" not in render_markdown(summarise(study))
     for task in study.tasks:
         for name in ("celo", "adam"):
-            study.cells[name, task].train[..., 50:] *= 0.01
+            study.groups[name, task].train[..., 50:] *= 0.01
     text = render_markdown(summarise(study))
     assert text.count("all but fitted") == 1
     assert "of the initial loss on task_0, task_1:" in text
@@ -243,7 +244,7 @@ def test_the_page_says_what_it_must(page, summary):
         'name="viewport"',
     ):
         assert text in page
-    assert plots.INK not in page
+    assert style.INK not in page
 
 
 def test_a_hostile_name_is_escaped():
@@ -279,11 +280,11 @@ def test_the_report_is_written_and_reproducible(tmp_path):
 def test_figures_are_valid_svg_in_the_colour_of_the_page(summary):
     palette = plots.colours(summary)
     figure = plots.training_curves(summary, "task_0", palette)
-    text = plots.svg(figure, "curves")
+    text = style.svg(figure, "curves")
     root = ElementTree.fromstring(text)
     assert root.tag.endswith("svg")
     assert "currentColor" in text
-    assert plots.INK not in text
+    assert style.INK not in text
     words = "".join(root.itertext())
     assert "updates" in words
     assert "training loss" in words
@@ -298,13 +299,13 @@ def test_diverged_baselines_do_not_spoil_the_scale(summary):
 
 def test_colours_follow_the_learned_optimizers_first(summary):
     palette = plots.colours(summary)
-    assert palette["celo"] == plots.PALETTE[0]
-    assert palette["adam"] == plots.INK
+    assert palette["celo"] == style.PALETTE[0]
+    assert palette["adam"] == style.INK
     crowd = tuple(
         f for f in ("adam", "sgd", "sgdm", "adamw", "rmsprop", "lamb", "yogi")
     )
     many = plots.colours(summarise(fake_study(2, 1, (*crowd, "lion", "lars", "radam"))))
-    assert list(many.values()).count(plots.FADED) == 2
+    assert list(many.values()).count(style.FADED) == 2
 
 
 def test_plotting_changes_no_global_state():

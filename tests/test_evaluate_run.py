@@ -13,9 +13,11 @@ import pytest
 
 from lopax._core.errors import ConfigError, TaskError, UnknownName
 from lopax._core.task import Task
-from lopax.evaluate import baselines, cost, programs, specs
+from lopax.evaluate import baselines, specs
+from lopax.evaluate.problem import RunConfig
 from lopax.evaluate.refs import optimizer_spec
-from lopax.evaluate.run import RunConfig, run
+from lopax.evaluate.runs import cost, programs
+from lopax.evaluate.runs.run import run
 
 
 @jax.tree_util.register_dataclass

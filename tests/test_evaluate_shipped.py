@@ -12,11 +12,11 @@ import pytest
 from lopax import evaluate
 from lopax._core.errors import FileFormatError, IncompleteResults, ResumeMismatch
 from lopax.cli.main import main
-from lopax.evaluate import shipped
 from lopax.evaluate.compare import judge
-from lopax.evaluate.run import RunConfig
-from lopax.evaluate.store import Store
-from lopax.evaluate.study import collect
+from lopax.evaluate.problem import RunConfig
+from lopax.evaluate.results import shipped
+from lopax.evaluate.results.collect import collect
+from lopax.evaluate.runs.store import Store
 from lopax.tasks import from_functions
 
 CONFIG = RunConfig(num_steps=30, eval_every=10, eval_batches=1, final_batches=1)
@@ -71,8 +71,10 @@ def test_baselines_that_need_no_tuning_are_packed_too(tmp_path):
     assert evaluate.pack(study, tmp_path / "a.npz") == [("dowg", "line")]
     fresh = Store(tmp_path / "fresh")
     assert put(tmp_path / "a.npz", fresh, specs=[spec]).used == [("dowg", "line")]
-    again = collect(fresh, [spec], [problem()], SEEDS).cell("dowg", "line")
-    np.testing.assert_allclose(again.train, study.cell("dowg", "line").train, rtol=3e-4)
+    again = collect(fresh, [spec], [problem()], SEEDS).group("dowg", "line")
+    np.testing.assert_allclose(
+        again.train, study.group("dowg", "line").train, rtol=3e-4
+    )
 
 
 def put(archive, store, specs=None, problems=None, seeds=SEEDS):
@@ -137,7 +139,7 @@ def test_runs_that_begin_elsewhere_are_noticed(tuned, tmp_path):
         store, [baseline(), baseline("sgd")], [problem()], SEEDS, measure_cost=False
     )
     shipped.check_first_losses(study)
-    study.cells["sgd", "line"].train[:] *= 1.01
+    study.groups["sgd", "line"].train[:] *= 1.01
     with pytest.raises(ResumeMismatch, match=r"starts 'line' at a loss"):
         shipped.check_first_losses(study)
 
@@ -150,7 +152,7 @@ def test_reduced_runs_beside_full_ones_are_a_hole(tuned, tmp_path):
         record = full.get(key)
         if record.header["identity"]["seed"] == 1:
             store.put(key, record.header, record.arrays)
-    (hole,) = collect(store, [baseline()], [problem()], SEEDS).holes
+    (hole,) = collect(store, [baseline()], [problem()], SEEDS).missing
     assert "reduced" in hole.reason
 
 
@@ -178,7 +180,7 @@ def test_archives_are_small_exact_enough_and_checked(tuned, tmp_path):
     with pytest.raises(FileFormatError, match="lopax tune"):
         put(broken, Store(tmp_path / "s"))
     untuned = dataclasses.replace(
-        study, cells={k: v for k, v in study.cells.items() if k[0] == "adam@0.01"}
+        study, groups={k: v for k, v in study.groups.items() if k[0] == "adam@0.01"}
     )
     with pytest.raises(IncompleteResults, match="no tuned baseline"):
         evaluate.pack(untuned, tmp_path / "none.npz")

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from lopax._core.errors import ConfigError, FileFormatError, UnknownName  # noqa: E402
 from lopax.cli.main import main  # noqa: E402
 from lopax.evaluate import LEARNING_RATES, summarise, tune  # noqa: E402
-from lopax.evaluate.torch_results import read_torch_comparison  # noqa: E402
+from lopax.evaluate.results.torch_results import read_torch_comparison  # noqa: E402
 from lopax.torch import comparison, contestants  # noqa: E402
 from lopax.torch.comparison import compare  # noqa: E402
 
@@ -105,7 +105,7 @@ def test_results_are_judged_as_evaluate_judges(written):
     folder, found = written
     study = read_torch_comparison(folder)
     summary = summarise(study, "adam")
-    adam = study.cell("adam", "regression")
+    adam = study.group("adam", "regression")
     assert tune(adam.train, adam.diverged).index == found.best_rate("adam")
     assert summary.target["regression"] == pytest.approx(found.final_loss("adam"))
     assert summary.row("celo").runs == 2 and summary.row("celo").kind == "learned"

@@ -10,13 +10,15 @@ import optax
 import pytest
 
 from lopax._core.errors import ConfigError, ResumeMismatch
-from lopax.evaluate import workers
-from lopax.evaluate.grid import Job, run_grid
+from lopax.evaluate.problem import RunConfig
 from lopax.evaluate.refs import optimizer_specs, user_problem
-from lopax.evaluate.run import RunConfig
+from lopax.evaluate.results.collect import collect
+from lopax.evaluate.runs import jobs, packing, workers
+from lopax.evaluate.runs.grid import run_grid
+from lopax.evaluate.runs.jobs import Job
+from lopax.evaluate.runs.records import run_key
+from lopax.evaluate.runs.store import Store
 from lopax.evaluate.specs import from_transformation
-from lopax.evaluate.store import Store
-from lopax.evaluate.study import collect, run_key
 
 CONFIG = RunConfig(num_steps=8, eval_every=4, eval_batches=1, final_batches=1)
 
@@ -43,12 +45,12 @@ def problem_file(folder, name: str, dies: bool = False):
 def test_a_job_survives_packing(tmp_path):
     spec = optimizer_specs(["fast=sgd@0.1"])[0]
     job = Job(spec, problem_file(tmp_path, "bowl"), (0, 2))
-    again = workers.unpack(workers.pack(job))
+    again = packing.unpack(packing.pack(job))
     assert again.seeds == (0, 2)
     assert again.spec.name == "fast"
     assert again.problem.config == CONFIG
     assert [run_key(again.spec, again.problem, s) for s in (0, 2)] == json.loads(
-        workers.pack(job)
+        packing.pack(job)
     )["keys"]
 
 
@@ -57,25 +59,26 @@ def test_suite_tasks_survive_packing():
 
     problem = suite_problems("stress", num_steps=5)[0]
     job = Job(optimizer_specs(["adam"])[0], problem, (0,))
-    assert workers.unpack(workers.pack(job)).problem.name == problem.name
+    assert packing.unpack(packing.pack(job)).problem.name == problem.name
 
 
 def test_a_changed_file_is_noticed_by_the_worker(tmp_path):
     problem = problem_file(tmp_path, "bowl")
-    text = workers.pack(Job(optimizer_specs(["sgd"])[0], problem, (0,)))
+    text = packing.pack(Job(optimizer_specs(["sgd"])[0], problem, (0,)))
     path = tmp_path / "bowl.py"
     path.write_text(path.read_text().replace("** 2", "** 4"))
     with pytest.raises(ResumeMismatch, match="defined differently"):
-        workers.unpack(text)
-    found = workers.execute(text, {})
-    assert isinstance(found, str)
-    assert found.startswith("ResumeMismatch")
+        packing.unpack(text)
+    found = packing.execute(text, {})
+    assert isinstance(found, jobs.Failure)
+    assert found.message.startswith("ResumeMismatch")
+    assert "in unpack" in found.details  # the traceback comes along
 
 
 def test_what_only_this_process_knows_cannot_be_packed(tmp_path):
     spec = from_transformation("mine", optax.sgd(0.1))
     with pytest.raises(ConfigError, match="exists only in this process"):
-        workers.pack(Job(spec, problem_file(tmp_path, "bowl"), (0,)))
+        packing.pack(Job(spec, problem_file(tmp_path, "bowl"), (0,)))
 
 
 def test_workers_find_what_one_process_finds_though_one_of_them_dies(tmp_path):
@@ -96,9 +99,9 @@ def test_workers_find_what_one_process_finds_though_one_of_them_dies(tmp_path):
     assert len(list(store.keys())) == 8
     assert [e.kind for e in events].count("done") == 4
     study = collect(store, specs, problems, [0, 1])
-    assert not study.holes
+    assert not study.missing
     for name in ("bowl", "kills"):  # the same rule, there and here
-        there, here = study.cell("sgd@0.1", name), study.cell("mine", name)
+        there, here = study.group("sgd@0.1", name), study.group("mine", name)
         np.testing.assert_allclose(there.train, here.train, rtol=1e-6)
     assert run_grid(store, specs, problems, [0, 1], workers=2).found == 8
 
@@ -114,8 +117,28 @@ def test_a_job_whose_workers_always_die_is_given_up_and_counted(tmp_path, monkey
     assert outcome.done == 0
     assert "died 1 times" in outcome.failed[0][2]
     again = dataclasses.replace(problem)
-    holes = collect(store, optimizer_specs(["sgd@0.1"]), [again], [0]).holes
-    assert holes[0].reason.startswith("crashed: worker processes died")
+    missing = collect(store, optimizer_specs(["sgd@0.1"]), [again], [0]).missing
+    assert missing[0].reason.startswith("crashed: worker processes died")
+
+
+def test_a_worker_that_fails_tells_where(tmp_path):
+    path = tmp_path / "breaks.py"
+    problem = problem_file(tmp_path, "breaks")
+    path.write_text(
+        "import multiprocessing\n"
+        "if multiprocessing.parent_process(): raise ZeroDivisionError('here')\n"
+        + path.read_text()
+    )
+    store, events = Store(tmp_path / "store"), []
+    outcome = run_grid(
+        store, optimizer_specs(["sgd@0.1"]), [problem], [0], workers=2,
+        measure_cost=False, listener=events.append,
+    )  # fmt: skip
+    assert "ZeroDivisionError: here" in outcome.failed[0][2]
+    (failed,) = [e for e in events if e.kind == "failed"]
+    assert "Traceback" in failed.message and "breaks.py" in failed.message
+    (note,) = store.path.glob("*.failed.json")
+    assert "ZeroDivisionError: here" in json.loads(note.read_text())["traceback"]
 
 
 def test_the_default_number_of_workers_is_that_of_usable_cores(monkeypatch):

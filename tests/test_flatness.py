@@ -233,18 +233,22 @@ def test_estimators_that_could_not_heed_a_penalty_refuse_it(name: str):
     families = build_families(
         [TasksConfig(datasets=("digits",), settings={"hidden": [4]}, augment="none")]
     )
-    config = EstimatorConfig(
-        name=name, particles=2, horizon_low=3, horizon_high=3, flatness="largest"
-    )
     rule = architecture("l2o_lstm", lstm=3, layers=1)
+
+    def built() -> Any:
+        config = EstimatorConfig(
+            name=name, particles=2, horizon_low=3, horizon_high=3, flatness="largest"
+        )
+        return build_estimator(config, rule, families, ("*",))
+
     if name in ("truncated_backprop", "full_gradient"):
-        built = build_estimator(config, rule, families, ("*",))
-        assert isinstance(built, Regularised)
-        assert built.flatness == Flatness(measure="largest")
+        found = built()
+        assert isinstance(found, Regularised)
+        assert found.flatness == Flatness(measure="largest")
     else:
         reason = "acts on every" if name == "pipeline_backprop" else "have no effect"
         with pytest.raises(ConfigError, match=rf"flatness 'largest' with.*{reason}"):
-            build_estimator(config, rule, families, ("*",))
+            built()
 
 
 def test_a_penalty_on_the_network_of_a_task():
@@ -258,7 +262,7 @@ def test_a_penalty_on_the_network_of_a_task():
             )
         ]
     )
-    grads = {}
+    grads, strength = {}, {"flatness_iterations": 2, "flatness_weight": 1.0}
     for flatness in ("none", "largest", "local_entropy"):
         config = EstimatorConfig(
             name="truncated_backprop",
@@ -269,8 +273,7 @@ def test_a_penalty_on_the_network_of_a_task():
             staggered=False,
             chunk=2,
             flatness=flatness,
-            flatness_iterations=2,
-            flatness_weight=1.0,
+            **({} if flatness == "none" else strength),
         )
         estimator = build_estimator(config, LearnedRate(), families, ("*",))
         state = estimator.init(THETA, jax.random.key(1))

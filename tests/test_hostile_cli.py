@@ -15,7 +15,8 @@ from evaluate_study import fake_study
 from hostile_cases import BAD_COMMANDS, bad_folder
 
 from lopax.cli.main import main
-from lopax.evaluate import report, summarise
+from lopax.evaluate import summarise
+from lopax.evaluate.report import pages as report
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +152,12 @@ def test_labels_are_not_mathematics_markdown_or_html():
     )
     problems = (dataclasses.replace(study.problems[0], name=task), study.problems[1])
     renamed = {"celo": name, "task_0": task}
-    cells = {
+    groups = {
         (renamed.get(o, o), renamed.get(t, t)): cell
-        for (o, t), cell in study.cells.items()
+        for (o, t), cell in study.groups.items()
     }
     study = dataclasses.replace(
-        study, optimizers=optimizers, problems=problems, cells=cells
+        study, optimizers=optimizers, problems=problems, groups=groups
     )
     summary = summarise(study, "adam")
     page = report.render_html(summary)

@@ -30,7 +30,7 @@ from lopax._core.errors import (
 )
 from lopax._core.single_writer import single_writer, tidy
 from lopax.architectures import ARCHITECTURES
-from lopax.evaluate.run import RunConfig as EvaluationConfig
+from lopax.evaluate.problem import RunConfig as EvaluationConfig
 from lopax.meta import (
     EstimatorConfig,
     OuterConfig,

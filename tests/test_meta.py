@@ -386,10 +386,8 @@ def test_a_run_that_could_not_end_writes_nothing(families, tmp_path):
 
 
 def test_unknown_estimator_and_untrainable_pattern(families):
-    run = small(estimator=EstimatorConfig(name="pse"))
     with pytest.raises(UnknownName, match="did you mean 'pes'"):
-        trainer = PhaseTrainer(run, run.phases[0], families)
-        trainer.init(initial_theta(run), jax.random.key(0))
+        EstimatorConfig(name="pse")
     run = small(phases=(PhaseConfig(outer_steps=2, trainable=("rul/*",)),))
     with pytest.raises(ConfigError, match="matches no meta-parameter"):
         PhaseTrainer(run, run.phases[0], families).init(

@@ -19,6 +19,7 @@ from lopax.architectures import architecture
 from lopax.architectures.described import XP
 from lopax.estimators import (
     PES,
+    Flatness,
     FullES,
     Horizon,
     Objective,
@@ -27,6 +28,7 @@ from lopax.estimators import (
     Unroller,
 )
 from lopax.estimators.objective import KINDS, SPLITS
+from lopax.estimators.observers import Observer, ShowValidation
 from lopax.meta import EstimatorConfig, TasksConfig, build_families
 from lopax.meta.trainer import build_estimator
 from lopax.rules import loss_normalizer
@@ -342,3 +344,25 @@ def test_a_split_that_a_task_does_not_have_is_named():
             jnp.zeros(1, jnp.int32),
             jax.random.split(jax.random.key(0), 1),
         )
+
+
+def test_a_step_is_observed_only_as_asked():
+    def names(**changes) -> list[str]:
+        return [type(o).__name__ for o in unroller(**changes).observers]
+
+    assert names() == ["Contribute", "Weigh"]
+    seen = unroller(optimizer=architecture("rnn_mlp"), validation_every=2)
+    assert type(seen.observers[0]) is ShowValidation
+    assert names(flatness=Flatness()) == ["Contribute", "Weigh", "Penalise"]
+
+
+def test_an_observer_that_does_nothing_changes_nothing():
+    u = unroller()
+    thetas = jax.tree.map(lambda x: jnp.broadcast_to(x, (2, 1, *x.shape)), THETA)
+    keys = jax.random.split(jax.random.key(0), 2)
+    particles = u.start_all(thetas, keys, jnp.zeros(2, jnp.int32), False)
+    step = u.advance(thetas, particles, keys)
+    idle = Observer()
+    assert idle.before(particles, keys) is particles
+    assert idle.after(step, keys) is step
+    np.testing.assert_array_equal(step.particles.step, particles.step + 1)

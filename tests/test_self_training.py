@@ -17,7 +17,7 @@ from lopax._core.errors import FileFormatError
 from lopax.architectures import architecture
 from lopax.cli.main import main
 from lopax.evaluate import read_lineage, write_family_tree
-from lopax.evaluate.family_tree import from_lines
+from lopax.evaluate.report.family_tree import from_lines
 from lopax.meta import (
     OuterConfig,
     PhaseConfig,

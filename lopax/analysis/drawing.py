@@ -1,4 +1,4 @@
-"""Figures of analyses, in the style of the reports (`lopax.evaluate.plots`)."""
+"""Figures of analyses, in the style of the reports (`lopax.evaluate.report.style`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lopax.evaluate.plots import FADED, INK, PALETTE, panel, plain
+from lopax.evaluate.report.style import FADED, INK, PALETTE, panel, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -163,13 +163,13 @@ def render(explanation: Explanation, command: str = "") -> str:
         from markupsafe import Markup
     except ImportError:
         raise MissingExtra("jinja2", "report", "writing a page") from None
-    from lopax.evaluate import plots
-    from lopax.evaluate.report import template
+    from lopax.evaluate.report import style
+    from lopax.evaluate.report.pages import template
 
     def drawn(section: Section) -> Sequence[tuple[str, Any, str]]:
         found = []
         for d in section.drawings:
-            text = plots.svg(d.figure, f"{section.title}: {d.title}")
+            text = style.svg(d.figure, f"{section.title}: {d.title}")
             found.append((d.title, Markup(text), d.caption))
         return found
 

@@ -19,7 +19,7 @@ class PlaceFlags:
 
     def options(self) -> dict[str, Any]:
         """As options of `lopax.evaluate.run_grid`."""
-        from lopax.evaluate.workers import default_workers
+        from lopax.evaluate.runs.workers import default_workers
 
         workers = default_workers() if self.workers is None else self.workers
         return {"workers": workers, "executor": self.executor}

@@ -29,18 +29,19 @@ class ReportFlags:
 
 def main(argv: Sequence[str]) -> int:
     args = flags.parse(ReportFlags, argv, "report", ABOUT)
-    from lopax.evaluate import torch_results
+    from lopax.evaluate.report.torch_report import report_torch_comparison
+    from lopax.evaluate.results.torch_results import is_torch_comparison
 
-    if torch_results.is_torch_comparison(args.run):
-        paths = torch_results.report_torch_comparison(
+    if is_torch_comparison(args.run):
+        paths = report_torch_comparison(
             args.run, args.out, command="lopax report " + shlex.join(argv)
         )
         made("report", paths.html)
         return 0
-    from lopax.cli.train import saved_run
-    from lopax.evaluate.run_report import write_run_report
+    from lopax.evaluate.report.run_report import write_run_report
+    from lopax.meta import read_config
 
-    run = saved_run(args.run)
+    run = read_config(args.run)
     target = args.out or args.run / "report.html"
     made("report", write_run_report(args.run, run, target))
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +12,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from lopax._core.config import config_hash, from_dict
-from lopax._core.errors import ConfigError, FileFormatError, MissingExtra
+from lopax._core.config import config_hash
+from lopax._core.errors import ConfigError, MissingExtra
 from lopax.cli import flags
 from lopax.cli.stdio import made, note, say
 
@@ -83,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
                 "--resume continues a run as it was configured; it takes no recipe and "
                 "no other settings"
             )
-        run, folder = saved_run(own.resume), own.resume
+        run, folder = meta.read_config(own.resume), own.resume
     else:
         run = meta.RunConfig() if own.recipe is None else meta.load_recipe(own.recipe)
         if rest:
@@ -106,27 +105,6 @@ def _split(argv: Sequence[str]) -> tuple[TrainFlags, list[str]]:
         at = args.index("--")
         return flags.parse(TrainFlags, args[:at], "train", ABOUT), args[at + 1 :]
     return flags.parse_known(TrainFlags, args, "train", ABOUT)
-
-
-def saved_run(folder: Path) -> Any:
-    """The configuration a run was started with."""
-    from lopax.meta import RunConfig
-
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileFormatError(
-            f"{folder} is not the folder of a run (there is no {path})"
-        ) from None
-    except OSError as error:
-        raise FileFormatError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8
-        raise FileFormatError(f"{path} is damaged: {error}") from None
-    if not isinstance(values, dict):
-        raise FileFormatError(f"{path} is damaged: no JSON object")
-    values.pop("lopax", None)
-    return from_dict(RunConfig, values, where=str(path))
 
 
 def execute(

@@ -99,7 +99,7 @@ def _suite(args: TuneFlags) -> int:
             **args.options(),
         )
     rows = []
-    for (name, task), cell in study.cells.items():
+    for (name, task), cell in study.groups.items():
         tuned, _ = cell.best()
         rates = study.spec(name).learning_rates
         rate = f"{rates[tuned.index]:g}" if rates else "-"
@@ -111,6 +111,6 @@ def _suite(args: TuneFlags) -> int:
     packed = evaluate.pack(study, target)
     size = target.stat().st_size / 1e6
     say(f"{target}: {len(packed)} tuned baselines, {size:.2f} MB")
-    for hole in study.holes:
-        say(f"missing: {hole.optimizer} on {hole.task}: {hole.reason}")
+    for run in study.missing:
+        say(f"missing: {run.optimizer} on {run.task}: {run.reason}")
     return 1 if outcome.failed else 0

@@ -26,7 +26,8 @@ from lopax.estimators.particles import (
     run_chunks,
     window_sums,
 )
-from lopax.estimators.unroll import Particle, Unroller
+from lopax.estimators.step import Particle
+from lopax.estimators.unroll import Unroller
 
 
 class PairState(NamedTuple):

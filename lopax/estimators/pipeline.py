@@ -27,7 +27,8 @@ from lopax.estimators import perturb
 from lopax.estimators.antithetic import to_theta
 from lopax.estimators.objective import Objective
 from lopax.estimators.particles import ParticleSettings, finish_info, run_chunks
-from lopax.estimators.unroll import Particle, Unroller, pick
+from lopax.estimators.step import Particle, pick
+from lopax.estimators.unroll import Unroller
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

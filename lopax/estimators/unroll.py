@@ -14,46 +14,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float
 
 from lopax._core.config import check_range
 from lopax._core.errors import ConfigError
 from lopax._core.optimizer import LearnedOptimizer
-from lopax._core.task import Task, TaskFamily
-from lopax._core.types import Count, Flag, Key, Keys, Params, Scalar, TaskState, Theta
+from lopax._core.task import TaskFamily
+from lopax._core.types import Key, Keys, Scalar, Theta
 from lopax.estimators.flatness import Flatness
 from lopax.estimators.horizons import Horizon
 from lopax.estimators.objective import Objective
-
-OBJECTIVE_STREAM, VALIDATION_STREAM, FLATNESS_STREAM = 1001, 1002, 1003
-"""Folded into a step's key for batches beside the training batch."""
-
-
-class InnerState(NamedTuple):
-    """One trajectory."""
-
-    params: Params
-    task_state: TaskState
-    opt_state: Any
-
-
-class Particle(NamedTuple):
-    """One inner problem and its C trajectories."""
-
-    config: Any  # the task's configuration
-    inner: InnerState  # each leaf [C, ...]
-    step: Count  # [] int32, inner steps of the present run
-    horizon: Count  # [] int32, when it ends
-    least: Any = ()  # [C] the run's smallest loss so far, if the objective needs it
-
-
-class Advance(NamedTuple):
-    """One step of N particles."""
-
-    particles: Particle
-    losses: Float[Array, "N C"]  # contributions, see `Objective`
-    finite: Bool[Array, "N C"]  # whether the training loss was
+from lopax.estimators.observers import (
+    Contribute,
+    Observer,
+    Penalise,
+    ShowValidation,
+    Weigh,
+)
+from lopax.estimators.step import Particle, Step, inner_start, pick, step_all
 
 
 class Run(NamedTuple):
@@ -70,38 +48,6 @@ class Window(NamedTuple):
     losses: Float[Array, "T N C"]  # contributions, see `Objective`
     done: Bool[Array, "T N"]  # the step was spent on a reset
     diverged: Bool[Array, "T N C"]  # the loss was not finite
-
-
-def inner_start(
-    optimizer: LearnedOptimizer, theta: Theta, task: Task, key: Key, horizon: Any
-) -> InnerState:
-    """A trajectory at its first step."""
-    params, task_state = task.init(key)
-    return InnerState(params, task_state, optimizer.init(theta, params, horizon))
-
-
-def inner_step(
-    optimizer: LearnedOptimizer,
-    theta: Theta,
-    task: Task,
-    state: InnerState,
-    key: Key,
-    first_order: bool = False,
-) -> tuple[InnerState, Scalar, Flag]:
-    """One inner update. The loss [], normalised, is that of the batch before the
-    update; the flag [] says whether it was finite.
-
-    With `first_order`, inner gradients are constants to an outer differentiation.
-    """
-    loss, grads, task_state = task.value_and_grad(state.params, state.task_state, key)
-    if first_order:
-        grads = jax.lax.stop_gradient(grads)
-    updates, opt_state, _ = optimizer.update(
-        theta, grads, state.opt_state, state.params, value=loss
-    )
-    params = optax.apply_updates(state.params, updates)
-    state = InnerState(params, task_state, opt_state)
-    return state, task.normalize(loss).astype(jnp.float32), jnp.isfinite(loss)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,37 +113,38 @@ class Unroller:
             thetas, keys, strata
         )
 
-    def advance(self, thetas: Theta, particles: Particle, keys: Keys) -> Advance:
-        """One inner step of N particles, without resets."""
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        """What its settings ask for, in the order in which it is done."""
+        family = self.family
+        chosen: list[Observer] = []
         if self.validation_every:
-            particles = self._show_validation(particles, keys)
-
-        def one(thetas: Theta, particle: Particle, key: Key) -> Any:
-            task = self.family.task(particle.config)
-            return jax.vmap(
-                lambda theta, state: inner_step(
-                    self.optimizer, theta, task, state, key, self.first_order
+            chosen.append(
+                ShowValidation(
+                    optimizer=self.optimizer,
+                    family=family,
+                    every=self.validation_every,
+                    first_order=self.first_order,
                 )
-            )(thetas, particle.inner)
-
-        inner, losses, finite = jax.vmap(one)(thetas, particles, keys)
-        moved = particles._replace(inner=inner, step=particles.step + 1)
-        final = moved.step == moved.horizon
-        if self.objective.looks == "always":
-            losses = self.look(moved, keys)
-        elif self.objective.looks == "end":
-            # A branch for all particles together: under vmap it would be a select.
-            losses = jax.lax.cond(
-                jnp.any(final), lambda: self.look(moved, keys), lambda: losses
             )
-        losses, least = self.objective.contribution(
-            losses, particles.least, final, moved.horizon.astype(jnp.float32)
-        )
-        weight = self.horizon.weight(particles.step, particles.horizon, self.emphasis)
-        losses = losses * weight[:, None]
+        chosen.append(Contribute(family=family, objective=self.objective))
+        chosen.append(Weigh(horizon=self.horizon, emphasis=self.emphasis))
         if self.flatness is not None:
-            losses += self._only_gradient_of_flatness(moved, keys)
-        return Advance(moved._replace(least=least), losses, finite)
+            chosen.append(Penalise(family=family, flatness=self.flatness))
+        return tuple(chosen)
+
+    def advance(self, thetas: Theta, particles: Particle, keys: Keys) -> Step:
+        """One inner step of N particles, without resets; losses are contributions, see
+        `Objective`."""
+        observers = self.observers
+        for observer in observers:
+            particles = observer.before(particles, keys)
+        step = step_all(
+            self.optimizer, self.family, thetas, particles, keys, self.first_order
+        )
+        for observer in observers:
+            step = observer.after(step, keys)
+        return step
 
     def window(
         self,
@@ -224,7 +171,7 @@ class Unroller:
             changed, particles = carry
             acting = thetas if changed is None else changed
             done = particles.step >= particles.horizon
-            moved, losses, finite = self.advance(acting, particles, keys)
+            _, moved, losses, finite = self.advance(acting, particles, keys)
 
             def reset(moved: Particle) -> tuple[Theta | None, Particle]:
                 new = None if following is None else pick(done, following, acting)
@@ -259,7 +206,7 @@ class Unroller:
         def body(carry: Any) -> Any:
             particles, total, diverged = carry
             step_keys = jax.vmap(jax.random.fold_in)(pairs[:, 1], particles.step)
-            moved, losses, finite = self.advance(thetas, particles, step_keys)
+            _, moved, losses, finite = self.advance(thetas, particles, step_keys)
             running = particles.step < particles.horizon
             after = (moved, total + losses, diverged + ~finite)
             return pick(running, after, carry)
@@ -272,70 +219,6 @@ class Unroller:
 
     def look(self, particles: Particle, keys: Keys) -> Float[Array, "N C"]:
         """Losses on fresh batches of the objective's split."""
-
-        def one(particle: Particle, key: Key) -> Float[Array, "C"]:
-            task = self.family.task(particle.config)
-            key = jax.random.fold_in(key, OBJECTIVE_STREAM)
-            return jax.vmap(
-                lambda s: self.objective.look(task, s.params, s.task_state, key)
-            )(particle.inner)
-
-        return jax.vmap(one)(particles, keys)
-
-    def _only_gradient_of_flatness(
-        self, particles: Particle, keys: Keys
-    ) -> Float[Array, "N C"]:
-        """Zero, with the gradient of the penalty at the parameters, on a fresh batch
-        of training data."""
-        penalty = self.flatness
-        assert penalty is not None
-
-        def one(particle: Particle, key: Key) -> Float[Array, "C"]:
-            task = self.family.task(particle.config)
-            k_batch, k_loss, k_penalty = jax.random.split(
-                jax.random.fold_in(key, FLATNESS_STREAM), 3
-            )
-            batch = task.batch(k_batch, "train")
-
-            def copy(s: InnerState) -> Scalar:
-                def loss(params: Params) -> Scalar:
-                    return task.loss(params, s.task_state, k_loss, batch)[0]
-
-                return penalty.weight * penalty(loss, s.params, k_penalty)
-
-            return jax.vmap(copy)(particle.inner)
-
-        values = jax.vmap(one)(particles, keys)
-        return values - jax.lax.stop_gradient(values)
-
-    def _show_validation(self, particles: Particle, keys: Keys) -> Particle:
-        """Shows the rule the loss on a validation batch where it is due."""
-        due = particles.step % self.validation_every == 0
-
-        def show(particles: Particle) -> Particle:
-            def one(particle: Particle, key: Key) -> InnerState:
-                task = self.family.task(particle.config)
-                key = jax.random.fold_in(key, VALIDATION_STREAM)
-
-                def copy(s: InnerState) -> InnerState:
-                    loss = task.evaluate(s.params, s.task_state, key, "valid")
-                    if self.first_order:
-                        loss = jax.lax.stop_gradient(loss)
-                    seen = self.optimizer.observe_validation(s.opt_state, loss)
-                    return s._replace(opt_state=seen)
-
-                return jax.vmap(copy)(particle.inner)
-
-            inner = jax.vmap(one)(particles, keys)
-            return particles._replace(inner=pick(due, inner, particles.inner))
-
-        return jax.lax.cond(jnp.any(due), show, lambda p: p, particles)
-
-
-def pick(flags: Bool[Array, "N"], new: Any, old: Any) -> Any:
-    """Leaves [N, ...] of `new` where the flag is set, of `old` elsewhere."""
-
-    def leaf(new: Array, old: Array) -> Array:
-        return jnp.where(flags.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
-
-    return jax.tree.map(leaf, new, old)
+        return Contribute(family=self.family, objective=self.objective).look(
+            particles, keys
+        )

@@ -5,16 +5,8 @@ Plotting and templating libraries are imported only when a figure or a report is
 
 from __future__ import annotations
 
-from lopax.evaluate.aggregate import (
-    Interval,
-    bootstrap,
-    bootstrap_pair,
-    iqm,
-    mean,
-    median,
-    optimality_gap,
-    probability_of_improvement,
-)
+from typing import Any
+
 from lopax.evaluate.baselines import (
     BASELINES,
     CONTEMPORARY,
@@ -25,13 +17,8 @@ from lopax.evaluate.baselines import (
     default_rate,
 )
 from lopax.evaluate.compare import Comparison, bench, compare
-from lopax.evaluate.cost import Cost, measure
-from lopax.evaluate.failures import FailureMap, failure_map
-from lopax.evaluate.family_tree import Lineage, read_lineage, write_family_tree
-from lopax.evaluate.grid import Event, Job, Outcome, pending, run_grid, run_study
 from lopax.evaluate.hybrids import hub
-from lopax.evaluate.league import Setting, Standing, league
-from lopax.evaluate.profiles import Profile, performance_profile, time_profile
+from lopax.evaluate.problem import Problem, RunConfig
 from lopax.evaluate.refs import (
     optimizer_spec,
     optimizer_specs,
@@ -39,29 +26,47 @@ from lopax.evaluate.refs import (
     task_problem,
     user_problem,
 )
-from lopax.evaluate.report import render_html, render_markdown, write_report
-from lopax.evaluate.run import RunConfig, RunResult, run
-from lopax.evaluate.scores import (
-    final_loss,
-    final_loss_score,
-    smooth,
-    speedup,
-    steps_to_target,
-)
-from lopax.evaluate.shipped import Installed, archive_of, install, pack
-from lopax.evaluate.significance import PairedTest, paired_test
+from lopax.evaluate.report.family_tree import Lineage, read_lineage, write_family_tree
+from lopax.evaluate.report.pages import render_html, render_markdown, write_report
+from lopax.evaluate.results.collect import collect, run_study
+from lopax.evaluate.results.failures import FailureMap, failure_map
+from lopax.evaluate.results.league import Setting, Standing, league
+from lopax.evaluate.results.shipped import Installed, archive_of, install, pack
+from lopax.evaluate.results.study import MissingRun, RunGroup, Study
+from lopax.evaluate.results.summary import Summary, summarise
+from lopax.evaluate.results.torch_results import read_torch_comparison
+from lopax.evaluate.runs.cost import Cost, measure
+from lopax.evaluate.runs.grid import pending, run_grid
+from lopax.evaluate.runs.jobs import Event, Job, Outcome
+from lopax.evaluate.runs.run import RunResult, run
+from lopax.evaluate.runs.store import Merge, Record, Store
+from lopax.evaluate.runs.timing import add_costs, mean_ratio, suite_costs
 from lopax.evaluate.specs import (
     LEARNING_RATES,
     OptimizerSpec,
     from_transformation,
     learned,
 )
-from lopax.evaluate.store import Merge, Record, Store
-from lopax.evaluate.study import Cell, Hole, Problem, Study, collect
-from lopax.evaluate.summary import Summary, summarise
-from lopax.evaluate.timing import add_costs, mean_ratio, suite_costs
-from lopax.evaluate.torch_results import read_torch_comparison
-from lopax.evaluate.tuning import Tuned, tune
+from lopax.statistics.aggregate import (
+    Interval,
+    bootstrap,
+    bootstrap_pair,
+    iqm,
+    mean,
+    median,
+    optimality_gap,
+    probability_of_improvement,
+)
+from lopax.statistics.profiles import Profile, performance_profile, time_profile
+from lopax.statistics.scores import (
+    final_loss,
+    final_loss_score,
+    smooth,
+    speedup,
+    steps_to_target,
+)
+from lopax.statistics.significance import PairedTest, paired_test
+from lopax.statistics.tuning import Tuned, tune
 
 __all__ = [
     "BASELINES",
@@ -69,17 +74,16 @@ __all__ = [
     "LEARNING_RATES",
     "PUBLISHED",
     "TUNING_FREE",
-    "Cell",
     "Comparison",
     "Cost",
     "Event",
     "FailureMap",
-    "Hole",
     "Installed",
     "Interval",
     "Job",
     "Lineage",
     "Merge",
+    "MissingRun",
     "OptimizerSpec",
     "Outcome",
     "PairedTest",
@@ -87,6 +91,7 @@ __all__ = [
     "Profile",
     "Record",
     "RunConfig",
+    "RunGroup",
     "RunResult",
     "Setting",
     "Standing",
@@ -145,3 +150,13 @@ __all__ = [
     "write_family_tree",
     "write_report",
 ]
+
+
+_RENAMED = {"Cell": RunGroup, "Hole": MissingRun}
+
+
+def __getattr__(name: str) -> Any:
+    """What had other names once."""
+    if name in _RENAMED:
+        return _RENAMED[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,17 +12,23 @@ import optax
 
 from lopax._core.config import config_hash
 from lopax._core.errors import ConfigError, IncompleteResults
-from lopax.evaluate.failures import failure_map
-from lopax.evaluate.grid import Listener, Outcome, run_study
+from lopax.evaluate.problem import Problem, RunConfig
 from lopax.evaluate.refs import optimizer_specs, suite_problems, user_problem
-from lopax.evaluate.report import Paths, write_report
-from lopax.evaluate.run import RunConfig
-from lopax.evaluate.shipped import Installed, archive_of, check_first_losses, install
+from lopax.evaluate.report.pages import Paths, write_report
+from lopax.evaluate.results.collect import collect, run_study
+from lopax.evaluate.results.failures import failure_map
+from lopax.evaluate.results.shipped import (
+    Installed,
+    archive_of,
+    check_first_losses,
+    install,
+)
+from lopax.evaluate.results.study import Study
+from lopax.evaluate.results.summary import Summary, summarise
+from lopax.evaluate.runs.jobs import Listener, Outcome
+from lopax.evaluate.runs.store import Store
+from lopax.evaluate.runs.timing import add_costs
 from lopax.evaluate.specs import OptimizerSpec
-from lopax.evaluate.store import Store
-from lopax.evaluate.study import Problem, Study, collect
-from lopax.evaluate.summary import Summary, summarise
-from lopax.evaluate.timing import add_costs
 from lopax.tasks.suites import Suite
 
 
@@ -88,7 +94,7 @@ def compare(
     - `folder`: where the report goes; None for no report.
     - `store`: where results go; default `folder`/results.
     - `workers`, `executor`: processes (or a Ray cluster) for problems given as a file
-        or a name; see `lopax.evaluate.grid.run_grid`.
+        or a name; see `lopax.evaluate.runs.grid.run_grid`.
     - `listener`: called with an `Event` whenever something happens.
 
     Raises `TaskError` for a problem that breaks its contract, `IncompleteResults` if
@@ -143,7 +149,7 @@ def bench(
     - `only_available`: leave out tasks whose data are not on this machine, and say so
         in the report; otherwise they count as crashed.
     - `shipped`: take tuned baselines that come with the package, where they fit this
-        machine's data (see `lopax.evaluate.shipped`), instead of tuning them anew.
+        machine's data (`lopax.evaluate.results.shipped`), instead of tuning them.
     - the others, and `options`: as for `compare`.
 
     Raises `ConfigError` if no task of the suite is available.
@@ -198,7 +204,7 @@ def judge(
 
     `archive` holds tuned baselines; `time_all`: also time runs that were made without
     (those that came with lopax), some seconds each; `options` go to
-    `lopax.evaluate.grid.run_grid`.
+    `lopax.evaluate.runs.grid.run_grid`.
     """
     specs = optimizer_specs(list(optimizers))
     if reference not in [s.name for s in specs]:
@@ -282,8 +288,8 @@ def without_crashed(study: Study, reference: str) -> tuple[Study, list[str]]:
     """
     gone: dict[str, str] = {}
     for spec in study.optimizers:
-        if not any((spec.name, t) in study.cells for t in study.tasks):
-            reasons = [h.reason for h in study.holes if h.optimizer == spec.name]
+        if not any((spec.name, t) in study.groups for t in study.tasks):
+            reasons = [h.reason for h in study.missing if h.optimizer == spec.name]
             gone[spec.name] = reasons[0] if reasons else "not run"
     if reference in gone:
         raise IncompleteResults(
@@ -292,7 +298,7 @@ def without_crashed(study: Study, reference: str) -> tuple[Study, list[str]]:
     kept = dataclasses.replace(
         study,
         optimizers=tuple(s for s in study.optimizers if s.name not in gone),
-        holes=tuple(h for h in study.holes if h.optimizer not in gone),
+        missing=tuple(h for h in study.missing if h.optimizer not in gone),
     )
     return kept, [f"Not in this report: {name} ({why})." for name, why in gone.items()]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lopax._core.config import from_dict
 from lopax._core.task import SingleTask, TaskFamily
-from lopax.meta.config import AgentsConfig, GroupConfig
+from lopax.meta.task_config import AgentsConfig, GroupConfig
 from lopax.tasks import (
     Degradations,
     Degraded,

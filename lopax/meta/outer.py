@@ -7,7 +7,7 @@ import optax
 from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.types import Theta
 from lopax.meta import learned_outer
-from lopax.meta.config import OuterConfig
+from lopax.meta.outer_config import OuterConfig
 
 
 def schedule(config: OuterConfig, total: int) -> optax.Schedule:
@@ -59,17 +59,10 @@ def build(
 def _hand_made(
     config: OuterConfig, rate: optax.Schedule
 ) -> optax.GradientTransformation:
-    if config.optimizer == "adamw":
-        return optax.adamw(
-            rate,
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        )
-    if config.optimizer == "adam":
-        return optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.eps)
-    return optax.sgd(rate, momentum=config.b1)
+    if config.optimizer == "sgd":
+        return optax.sgd(rate, momentum=config.own["b1"])
+    make = {"adamw": optax.adamw, "adam": optax.adam}[config.optimizer]
+    return make(rate, **config.own)
 
 
 def _learned(

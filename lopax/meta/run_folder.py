@@ -23,14 +23,22 @@ import jax
 
 from lopax._core import jsonl
 from lopax._core.atomic import atomic_write
-from lopax._core.config import config_hash, to_dict
-from lopax._core.errors import FileFormatError, NonFiniteTheta, ResumeMismatch
+from lopax._core.config import config_hash, from_dict, merge, to_dict
+from lopax._core.errors import (
+    FileFormatError,
+    LopaxError,
+    NonFiniteTheta,
+    ResumeMismatch,
+)
 from lopax._core.single_writer import single_writer
 from lopax._core.types import Theta
 from lopax._version import __version__
 from lopax.architectures import architecture
 from lopax.meta import checkpoint, distributed
 from lopax.meta.config import PhaseConfig, RunConfig
+from lopax.meta.estimator_config import EstimatorConfig
+from lopax.meta.idle import without_idle
+from lopax.meta.outer_config import OuterConfig
 from lopax.pretrained.files import WeightsFile, read_arrays
 from lopax.theta import save_theta
 
@@ -71,6 +79,51 @@ def holds_run(folder: str | os.PathLike[str]) -> bool:
     return any((Path(folder) / name).exists() for name in (METRICS, CHECKPOINT))
 
 
+def read_config(folder: str | os.PathLike[str]) -> RunConfig:
+    """The configuration a run was started with.
+
+    A setting that does nothing is left out: files of before such were refused hold
+    some. Raises `FileFormatError`, and what the configuration raises.
+    """
+    path = Path(folder) / CONFIG
+    return from_dict(RunConfig, _heeded(_saved_values(path)), where=str(path))
+
+
+def _saved_values(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileFormatError(
+            f"{path.parent} is not the folder of a run (there is no {path})"
+        ) from None
+    except OSError as error:
+        raise FileFormatError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8
+        raise FileFormatError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise FileFormatError(f"{path} is damaged: no JSON object")
+    values.pop("lopax", None)
+    return values
+
+
+def _heeded(values: dict[str, Any]) -> dict[str, Any]:
+    """Without settings that do nothing, of the run and of its phases."""
+    phases = values.get("phases", [])
+    if not isinstance(phases, list) or not all(isinstance(p, dict) for p in phases):
+        return values  # which is refused with words of its own
+    for table, kind in (("estimator", EstimatorConfig), ("outer", OuterConfig)):
+        base = values.get(table, {})
+        if not isinstance(base, dict):
+            return values
+        values = {**values, table: without_idle(kind, base)}
+        for phase in phases:
+            own = phase.get(table, {})
+            if isinstance(own, dict):
+                idle = kind.idle(merge(base, own))
+                phase[table] = {k: v for k, v in own.items() if k not in idle}
+    return values
+
+
 def open_folder(run: RunConfig, folder: Path, resume: bool) -> Tally:
     """Starts or checks the folder; returns where to continue.
 
@@ -95,7 +148,7 @@ def open_folder(run: RunConfig, folder: Path, resume: bool) -> Tally:
         return Tally()
     file = read_arrays(folder / CHECKPOINT)
     tally = _tally(folder / CHECKPOINT, file, run)
-    if file.header["config_hash"] != config_hash(run):
+    if not _same_run(file.header["config_hash"], run, saved):
         raise ResumeMismatch(
             f"{folder} was started with another configuration "
             f"({file.header['config_hash']}, this one is {config_hash(run)}). Resume "
@@ -104,6 +157,19 @@ def open_folder(run: RunConfig, folder: Path, resume: bool) -> Tally:
     done = tally.step + sum(p.outer_steps for p in run.phases[: tally.phase])
     _truncate_logs(folder, done)
     return tally
+
+
+def _same_run(found: str, run: RunConfig, saved: Path) -> bool:
+    """Whether a checkpoint's hash is that of this run: as it is written now, or as its
+    folder's file had it when it was written."""
+    if found == config_hash(run):
+        return True
+    try:
+        return found == config_hash(_saved_values(saved)) and run == read_config(
+            saved.parent
+        )
+    except LopaxError:
+        return False
 
 
 def _tally(path: Path, file: WeightsFile, run: RunConfig) -> Tally:

@@ -7,7 +7,6 @@ gradient and updating theta never leave the device; the host sees a small report
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,17 +25,16 @@ from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.architectures import architecture
 from lopax.estimators import (
     ESTIMATORS,
-    Flatness,
     Horizon,
     Mixture,
-    Objective,
     ParticleSettings,
     Regularised,
     Unroller,
     perturb,
 )
 from lopax.meta import distributed, learned_outer, outer
-from lopax.meta.config import EstimatorConfig, PhaseConfig, RunConfig
+from lopax.meta.config import PhaseConfig, RunConfig
+from lopax.meta.estimator_config import EstimatorConfig
 
 
 class MetaState(NamedTuple):
@@ -81,11 +79,7 @@ def build_estimator(
     """The estimator of a configuration: one over the only family, or a mixture of one
     for each, with an equal part of the particles. Raises `UnknownName` /
     `ConfigError`."""
-    make = ESTIMATORS[config.name]
-    known = {f.name for f in dataclasses.fields(make)}  # type: ignore[arg-type]
-    wanted = {
-        k: getattr(config, k) for k in ("truncation", "sigma", "sign") if k in known
-    }
+    make: Any = ESTIMATORS[config.name]
     if config.particles % len(families):
         raise ConfigError(
             f"EstimatorConfig.particles = {config.particles}: must be a multiple of "
@@ -100,15 +94,10 @@ def build_estimator(
 
     def part(family: TaskFamily) -> Estimator:
         unroller = build_unroller(config, optimizer, family)
-        estimator: Any = make(unroller=unroller, settings=settings, **wanted)  # type: ignore[call-arg]
+        estimator = make(unroller=unroller, settings=settings, **config.own)
         if config.flatness == "none":
             return estimator
-        penalty = Flatness(
-            measure=config.flatness,
-            weight=config.flatness_weight,
-            iterations=config.flatness_iterations,
-        )
-        return Regularised(base=estimator, flatness=penalty)
+        return Regularised(base=estimator, flatness=config.penalty)
 
     parts = [part(family) for family in families]
     return parts[0] if len(parts) == 1 else Mixture(parts=parts)
@@ -127,11 +116,7 @@ def build_unroller(
             staggered=config.staggered,
             averaged=config.horizon_averaged,
         ),
-        objective=Objective(
-            kind=config.objective,
-            split=config.objective_split,
-            recompute=config.recompute,
-        ),
+        objective=config.looks,
         validation_every=config.validation_every,
         first_order=config.first_order,
         emphasis=config.emphasis,

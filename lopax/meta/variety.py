@@ -18,7 +18,7 @@ import numpy as np
 
 from lopax._core.config import check_range
 from lopax._core.errors import ConfigError, UnknownName
-from lopax.meta.config import TasksConfig
+from lopax.meta.task_config import TasksConfig
 from lopax.tasks import FOUR_DATASETS
 
 Draw = Callable[[np.random.Generator], dict[str, Any]]

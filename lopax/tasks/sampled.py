@@ -1,6 +1,6 @@
 """A family of tasks as one task: every training run draws its own.
 
-With it, whatever trains one task over many seeds (`lopax.evaluate.run`, `compare`)
+With it, whatever trains one task over many seeds (`lopax.evaluate.runs.run`, `compare`)
 trains a sample of a family, and two optimizers given the same seeds meet the same
 tasks.
 """

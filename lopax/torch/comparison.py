@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -33,21 +33,18 @@ from torch import Tensor, nn
 from lopax._core.atomic import atomic_write
 from lopax._core.errors import ConfigError
 from lopax._version import __version__
+from lopax.statistics.curves import Curves
 from lopax.torch import RULES
 from lopax.torch.contestants import Contestant, contestant
 
 LossFn: TypeAlias = Callable[[nn.Module, Any], Tensor]
 FORMAT = 1
-SMOOTHING = 0.9  # as in lopax.evaluate
 
 
-class Curves(NamedTuple):
-    """One optimizer: S seeds by L learning rates (L = 1 if it is not tuned)."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TorchRuns(Curves):
+    """Curves of one optimizer, and what its steps cost."""
 
-    train: np.ndarray  # [S, L, T] loss of each step's batch, before the update
-    valid: np.ndarray  # [S, L, E] NaN without held-out data
-    nonfinite: np.ndarray  # [S, L] steps whose loss was not finite
-    diverged: np.ndarray  # [S, L] parameters or last loss not finite at the end
     step_ms: float  # median over steps: loss, gradient and update
     state_bytes: int
     parameters: int
@@ -58,28 +55,18 @@ class TorchComparison:
     """What `compare` found."""
 
     contestants: tuple[Contestant, ...]
-    curves: dict[str, Curves]
+    curves: dict[str, TorchRuns]
     folder: Path | None
     report: Path | None
 
     def best_rate(self, name: str) -> int:
         """Index of the learning rate with the lowest final smoothed loss of the mean
         curve over seeds; one at which any seed diverged cannot win."""
-        return int(np.argmin(self._final(name)))
+        return self.curves[name].best()[1]
 
     def final_loss(self, name: str) -> float:
         """Final smoothed training loss at the best rate; infinite if all diverged."""
-        return float(self._final(name).min())
-
-    def _final(self, name: str) -> np.ndarray:
-        c = self.curves[name]
-        with np.errstate(invalid="ignore", over="ignore"):
-            curve = c.train.mean(axis=0, dtype=np.float64)
-        finite = np.isfinite(curve)
-        weights = finite * SMOOTHING ** np.arange(curve.shape[-1])[::-1]
-        total, sums = weights.sum(-1), (weights * np.where(finite, curve, 0.0)).sum(-1)
-        gone = c.diverged.any(axis=0) | (total == 0)
-        return np.where(gone, np.inf, sums / np.where(total > 0, total, 1.0))
+        return float(self.curves[name].best()[0].final.min())
 
     def __str__(self) -> str:
         lines = ["optimizer                 final loss  ms/step  learning rate"]
@@ -168,7 +155,7 @@ def compare(
                 if listener is not None:
                     at = "" if rate is None else f" at {rate:g}"
                     listener(f"{entry.name}{at}, seed {seed}: {found[0][-1]:.5g}")
-        curves[entry.name] = _stack(runs, len(chosen))
+        curves[entry.name] = _stack(runs, len(chosen), eval_steps)
     target = None
     if folder is not None:
         target = Path(folder)
@@ -281,16 +268,23 @@ class _Run:
         return float(np.mean(losses))
 
 
-def _stack(runs: list[tuple[Any, ...]], seeds: int) -> Curves:
+def _stack(
+    runs: list[tuple[Any, ...]], seeds: int, eval_steps: Sequence[int]
+) -> TorchRuns:
     def grid(i: int, dtype: Any) -> np.ndarray:
         values = np.asarray([run[i] for run in runs], dtype)
         return values.reshape(seeds, -1, *values.shape[1:])
 
-    return Curves(
-        train=grid(0, np.float32),
-        valid=grid(1, np.float32),
+    train, valid = grid(0, np.float32), grid(1, np.float32)
+    return TorchRuns(
+        train=train,
+        valid=valid,
+        test=np.full_like(valid, np.nan),
+        metrics={},
         nonfinite=grid(2, np.int32),
+        updates=np.isfinite(train).sum(-1, dtype=np.int32),
         diverged=grid(3, bool),
+        eval_steps=np.asarray(eval_steps),
         step_ms=min(run[4] for run in runs),
         state_bytes=runs[0][5],
         parameters=runs[0][6],
@@ -312,9 +306,9 @@ def _write(folder: Path, header: dict[str, Any], entries: Any, curves: Any) -> N
         for c in entries
     ]
     arrays: Any = {
-        f"{i}/{field}": getattr(curves[c.name], field)
+        f"{i}/{name}": array
         for i, c in enumerate(entries)
-        for field in ("train", "valid", "nonfinite", "diverged")
+        for name, array in curves[c.name].to_arrays().items()
     }
     with atomic_write(folder / "comparison.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, **arrays)

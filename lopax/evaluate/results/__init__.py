@@ -1,0 +1,1 @@
+"""Results as data: studies, summaries, leagues, failure maps, archives."""
