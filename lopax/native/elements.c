@@ -217,77 +217,112 @@ static void factor(void *job, Tensor *t, int64_t item) {
   scales(t, &p);
 }
 
-/* ---- passes over the elements, a block at a time ---- */
+/* ---- passes over the elements, some lanes at a time ---- */
 
-/* The terms of element i's channels, by the names of tables.h. */
-#define TERMS                                                                  \
-  float grad = clip(g[i], limit), clipped_grad = clip(grad, CLIP);             \
-  float param = w[i], second = s[i], rsqrt = inverse_root(second + eps);       \
-  float momenta0 = m0[i], momenta1 = m1[i], momenta2 = m2[i];                  \
-  float factor0 = v.grad_u[0][i] * v.scale_w[0][i];                            \
-  float factor1 = v.grad_u[1][i] * v.scale_w[1][i];                            \
-  float factor2 = v.grad_u[2][i] * v.scale_w[2][i];                            \
-  float momenta_factor0 = v.scale_u[0][i] * v.scale_w[0][i];                   \
-  float momenta_factor1 = v.scale_u[1][i] * v.scale_w[1][i];                   \
-  float momenta_factor2 = v.scale_u[2][i] * v.scale_w[2][i];
+/* A pass's pointers to the first element of a block. */
+typedef struct {
+  const float *grad, *param;
+  float *second, *momenta[DECAYS], *out;
+} Block;
 
-/* For each block of a band: pointers to its elements, and its `View`. */
+/* For each block of a band: its elements `x`, and its view `v`. */
 #define EACH_BLOCK(WITH_HIDDEN)                                                \
   Parts p = parts_of(t);                                                       \
-  const float limit = t->rule->limit, eps = t->rule->second_eps;               \
   int64_t a, x0, x1, slice = t->b * t->y * t->c, period = stack_c(t);          \
   band_range(t, item, &a, &x0, &x1);                                           \
+  const int flat = is_flat(t);                                                 \
   View v;                                                                      \
   v.slice = -1;                                                                \
   int64_t stop = (a * t->x + x1) * slice;                                      \
   for (int64_t e = (a * t->x + x0) * slice, length; e < stop; e += length) {   \
-    length = block_length(t, e, stop);                                         \
-    look(&v, t, &p, e, length, WITH_HIDDEN);                                   \
-    const float *restrict g = t->grad + e, *w = t->param + e;                  \
-    float *restrict s = t->second + e, *restrict m0 = t->momenta + e;          \
-    float *restrict m1 = m0 + t->n, *restrict m2 = m1 + t->n;
+    int64_t i = 0;                                                             \
+    length = flat ? look_flat(&v, t, &p, a, e, WITH_HIDDEN)                    \
+                  : block_length(t, e, stop);                                  \
+    if (!flat) look(&v, t, &p, e, length, WITH_HIDDEN);                        \
+    float *m = t->momenta + e;                                                 \
+    const Block x = {t->grad + e, t->param + e, t->second + e,                 \
+                     {m, m + t->n, m + 2 * t->n}, t->out + e};
+
+/* The terms that channels are products of, by the names of tables.h; with `flat` the W
+   arrays have one value for the block. */
+#define FACTOR(k)                                                              \
+  Lanes w##k = flat ? splat(v->flat_scale[k]) : load(v->scale_w[k] + i, count); \
+  Lanes factor##k = load(v->grad_u[k] + i, count) * w##k;                      \
+  Lanes momenta_factor##k = factor##k;                                         \
+  if (!flat && v->vector) momenta_factor##k = load(v->scale_u[k] + i, count) * w##k;
+#define TERMS                                                                  \
+  Lanes clipped_grad = within(grad, CLIP), rsqrt = over_root(second + eps);    \
+  if (count < LANES) rsqrt = first(rsqrt, count);                              \
+  FACTOR(0) FACTOR(1) FACTOR(2)
+
+/* How far accumulators move, and the rule's bounds. */
+typedef struct {
+  float momenta[DECAYS], second, limit, eps;
+} Rates;
+
+/* Moves the accumulators of lanes, and adds the squares of their channels to `squares`,
+   or by their place in a block to `each`. */
+INLINE void update_lanes(const Block *x, const View *v, const Rates *r, int64_t i,
+                         int64_t count, int flat, Lanes *squares,
+                         float each[ELEMENTS][BLOCK + LANES]) {
+  const float eps = r->eps;
+  Lanes grad = within(load(x->grad + i, count), r->limit);
+  Lanes param = load(x->param + i, count), second = load(x->second + i, count);
+#define MOVE(k)                                                                \
+  Lanes momenta##k = load(x->momenta[k] + i, count);                           \
+  momenta##k += r->momenta[k] * (grad - momenta##k);                           \
+  store(x->momenta[k] + i, momenta##k, count);
+  MOVE(0) MOVE(1) MOVE(2)
+  second += r->second * (grad * grad - second);
+  store(x->second + i, second, count);
+  TERMS
+#define SQUARE(c, value)                                                       \
+  {                                                                            \
+    Lanes z = value;                                                           \
+    if (each) *(Unaligned *)&each[c][i] += z * z;                              \
+    else squares[c] += z * z;                                                  \
+  }
+  EACH_CHANNEL(SQUARE)
+}
+
+/* The last lanes of a block, fewer than LANES. */
+OUTLINE void update_last(const Block *x, const View *v, const Rates *r, int64_t i,
+                         int64_t count, Lanes *squares,
+                         float each[ELEMENTS][BLOCK + LANES]) {
+  if (each) update_lanes(x, v, r, i, count, 0, squares, each);
+  else update_lanes(x, v, r, i, count, v->is_flat, squares, NULL);
+}
 
 static void update(void *job, Tensor *t, int64_t item) {
-  const float k0 = 1.0f - t->decays[0], k1 = 1.0f - t->decays[1];
-  const float k2 = 1.0f - t->decays[2], ks = 1.0f - t->decays[2 * DECAYS];
+  const Rates r = {{1.0f - t->decays[0], 1.0f - t->decays[1], 1.0f - t->decays[2]},
+                   1.0f - t->decays[2 * DECAYS], t->rule->limit, t->rule->second_eps};
   (void)job;
-  double total[ELEMENTS] = {0};
-  float each[ELEMENTS][BLOCK]; /* where matrices alternate: by place in a block */
+  Lanes total[ELEMENTS] = {{0}};
+  /* Where matrices alternate: by place in a block. */
+  float each[ELEMENTS][BLOCK + LANES];
   if (stack_c(t) > 1) memset(each, 0, sizeof each);
   EACH_BLOCK(0)
-#pragma omp simd
-    for (int64_t i = 0; i < length; i++) {
-      float x = clip(g[i], limit);
-      m0[i] += k0 * (x - m0[i]);
-      m1[i] += k1 * (x - m1[i]);
-      m2[i] += k2 * (x - m2[i]);
-      s[i] += ks * (x * x - s[i]);
-    }
-    if (period > 1) {
-#define SQUARE_EACH(c, value) { float x = value; each[c][i] += x * x; }
-#pragma omp simd
-      for (int64_t i = 0; i < length; i++) {
-        TERMS
-        EACH_CHANNEL(SQUARE_EACH)
-      }
-      continue;
-    }
-    float EACH_SUM;
-#define SQUARE(c, value) { float x = value; sum##c += x * x; }
-    REDUCE_SUMS
-    for (int64_t i = 0; i < length; i++) {
-      TERMS
-      EACH_CHANNEL(SQUARE)
-    }
-    const float found[ELEMENTS] = {SUMS};
-    for (int c = 0; c < ELEMENTS; c++) total[c] += found[c];
+    Lanes sum[ELEMENTS] = {{0}};
+    if (flat)
+      for (; i + LANES <= length; i += LANES)
+        update_lanes(&x, &v, &r, i, LANES, 1, sum, NULL);
+    else if (period == 1)
+      for (; i + LANES <= length; i += LANES)
+        update_lanes(&x, &v, &r, i, LANES, 0, sum, NULL);
+    else
+      for (; i + LANES <= length; i += LANES)
+        update_lanes(&x, &v, &r, i, LANES, 0, NULL, each);
+    if (i < length)
+      update_last(&x, &v, &r, i, length - i, total, period > 1 ? each : NULL);
+    for (int c = 0; c < ELEMENTS; c++) total[c] += sum[c]; /* each of few terms */
   }
   float *squares = p.squares + item * ELEMENTS * period;
   for (int c = 0; c < ELEMENTS; c++)
     for (int64_t k = 0; k < period; k++) {
-      for (int64_t i = k; period > 1 && i < BLOCK; i += period) total[c] += each[c][i];
-      squares[c * period + k] = (float)total[c];
-      if (period > 1) total[c] = 0.0;
+      double found = 0.0;
+      for (int64_t i = k; period > 1 && i < BLOCK; i += period) found += each[c][i];
+      for (int i = 0; period == 1 && i < LANES; i++) found += total[c][i];
+      squares[c * period + k] = (float)found;
     }
 }
 
@@ -334,122 +369,124 @@ static void fold(void *job, Tensor *t, int64_t item) {
   }
 }
 
-/* The second hidden layer and the outputs of a block, from the first. Compilers do not
-   find by themselves how to keep so many sums in registers. */
-static inline void finish_block(const Folded *f, float h[PADDED][BLOCK], float exp_mult,
-                                int64_t length, float *restrict step, int two) {
-  float magnitude[BLOCK], size = f->size;
-  for (int set = 0; set < SETS; set++)
-    for (int64_t i = 0; i < length; i += LANES) {
-      Lanes o0 = f->b2[0] - (Lanes){0}, o1 = f->b2[1] - (Lanes){0}, sum[UNITS];
-      if (set > 0) o0 = WHOLE(step);
-      if (set > 0 && two) o1 = WHOLE(magnitude);
-      EACH_UNIT(j) sum[j] = f->b1[set * UNITS + j] - (Lanes){0};
-      for (int k = 0; k < PADDED; k++) {
-        Lanes x = WHOLE(h[k]);
-        EACH_UNIT(j) sum[j] += f->w1[set][k][j] * x;
-      }
-      EACH_UNIT(j) {
-        Lanes x = rectified(sum[j]);
-        o0 += f->w2[0][set * UNITS + j] * x;
-        if (two) o1 += f->w2[1][set * UNITS + j] * x;
-      }
-      *(Unaligned *)&step[i] = set + 1 < SETS ? o0 : o0 * size;
-      if (two) *(Unaligned *)&magnitude[i] = o1;
-    }
-  if (two)
-    for (int64_t i = 0; i < length; i++) step[i] *= exponential(exp_mult * magnitude[i]);
+/* What the last pass makes of a step. */
+typedef struct {
+  float limit, eps, exp_mult, lr, shrink;
+  int hold, reach; /* no step where there never was a gradient; look for such elements */
+  int add, guard;
+  int32_t unreached, bad; /* found */
+} Finish;
+
+/* The channels of lanes. */
+INLINE void channels(const Block *x, const View *v, float normal[ELEMENTS][COPY],
+                     const Finish *s, int64_t i, int64_t count, int flat, Lanes *ch) {
+  const float eps = s->eps;
+  Lanes grad = within(load(x->grad + i, count), s->limit);
+  Lanes param = load(x->param + i, count), second = load(x->second + i, count);
+  Lanes momenta0 = load(x->momenta[0] + i, count);
+  Lanes momenta1 = load(x->momenta[1] + i, count);
+  Lanes momenta2 = load(x->momenta[2] + i, count);
+  TERMS
+#define KEEP(c, value) ch[c] = value;
+  EACH_CHANNEL(KEEP)
+  if (!flat && normal)
+    for (int c = 0; c < ELEMENTS; c++) ch[c] *= load(normal[c] + i, count);
 }
 
-/* One set of units of the first hidden layer, for lanes that LOAD reads. */
-#define FIRST_LAYER(LOAD, USE)                                                 \
-  {                                                                            \
-    Lanes grad = LOAD(clipped), clipped_grad = LOAD(bounded), rsqrt = LOAD(root); \
-    Lanes param = LOAD(w), second = LOAD(s), momenta0 = LOAD(m0);              \
-    Lanes momenta1 = LOAD(m1), momenta2 = LOAD(m2);                            \
-    Lanes factor0 = LOAD(v.grad_u[0]) * LOAD(v.scale_w[0]);                    \
-    Lanes factor1 = LOAD(v.grad_u[1]) * LOAD(v.scale_w[1]);                    \
-    Lanes factor2 = LOAD(v.grad_u[2]) * LOAD(v.scale_w[2]);                    \
-    Lanes momenta_factor0 = LOAD(v.scale_u[0]) * LOAD(v.scale_w[0]);           \
-    Lanes momenta_factor1 = LOAD(v.scale_u[1]) * LOAD(v.scale_w[1]);           \
-    Lanes momenta_factor2 = LOAD(v.scale_u[2]) * LOAD(v.scale_w[2]);           \
-    Lanes sum[UNITS];                                                          \
-    EACH_UNIT(j) sum[j] = LOAD(v.hidden_u[set * UNITS + j]);                   \
-    if (v.is_flat) EACH_UNIT(j) sum[j] += v.flat[set * UNITS + j];             \
-    else EACH_UNIT(j) sum[j] += LOAD(v.hidden_w[set * UNITS + j]);             \
-    EACH_CHANNEL(USE)                                                          \
-    EACH_UNIT(j) *(Unaligned *)&h[set * UNITS + j][i] = rectified(sum[j]);     \
+/* What becomes of a step: scaled, held, decayed, added, guarded. */
+INLINE void finish_lanes(const Block *x, Finish *s, Lanes step, int64_t i,
+                         int64_t count) {
+  if (s->hold | s->reach) { /* where there never was a gradient, all of them are zero */
+    LanesInt reached = load(x->second + i, count) != 0.0f;
+    for (int k = 0; k < DECAYS; k++) reached |= load(x->momenta[k] + i, count) != 0.0f;
+    if (s->hold) step = (Lanes)((LanesInt)step & reached);
+    if (s->reach) s->unreached |= any((LanesInt)first((Lanes)~reached, count));
   }
-#define FEED(c, value) { Lanes x = value; EACH_UNIT(j) sum[j] += w0[set][c][j] * x; }
-#define FEED_EACH(c, value) FEED(c, (value) * WHOLE(normal[c]))
+  step = s->lr * step;
+  if (s->shrink != 0.0f) step -= s->shrink * load(x->param + i, count);
+  if (s->add) step += load(x->param + i, count);
+  if (s->guard) {
+    LanesInt lost = not_finite_lanes(step);
+    if (any(lost)) { /* what is not finite stays, or is no step */
+      LanesInt kept = (LanesInt)load(x->param + i, count) & -s->add;
+      s->bad = 1;
+      step = (Lanes)(((LanesInt)step & ~lost) | (kept & lost));
+    }
+  }
+  store(x->out + i, step, count);
+}
 
-/* Results [length] that are not finite become what was there, or zero; 1 if there are
-   some. */
-static int32_t keep_finite(const float *old, float *restrict result, int64_t length) {
-  int32_t bad = 0;
-#pragma omp simd reduction(| : bad)
-  for (int64_t i = 0; i < length; i++) bad |= not_finite(result[i]);
-  for (int64_t i = 0; bad && i < length; i++)
-    if (not_finite(result[i])) result[i] = old ? old[i] : 0.0f;
-  return bad;
+/* The steps of `many` neighbouring vectors of lanes, which share what is loaded of the
+   network: as many as have their sums in registers. */
+#define MANY (SETS == 1 ? 2 : 1)
+#define EACH_VECTOR(u) UNROLLED(2) for (int u = 0; u < many; u++)
+INLINE void apply_lanes(const Block *x, const View *v, const Folded *f,
+                        float normal[ELEMENTS][COPY], Finish *s, int64_t i,
+                        int64_t count, int flat, int many) {
+  Lanes ch[MANY][ELEMENTS], h[MANY][PADDED], sum[MANY][UNITS], o0[MANY], o1[MANY];
+  EACH_VECTOR(u) channels(x, v, normal, s, i + u * LANES, count, flat, ch[u]);
+  for (int set = 0; set < SETS; set++) {
+    EACH_VECTOR(u) EACH_UNIT(j) {
+      int k = set * UNITS + j;
+      sum[u][j] = load(v->hidden_u[k] + i + u * LANES, count);
+      const float *w = v->hidden_w[k] + i + u * LANES;
+      sum[u][j] += flat ? splat(v->flat[k]) : load(w, count);
+    }
+    UNROLLED(18) for (int c = 0; c < ELEMENTS; c++)
+      EACH_UNIT(j) EACH_VECTOR(u) sum[u][j] += f->w0[set][c][j] * ch[u][c];
+    EACH_VECTOR(u) EACH_UNIT(j) h[u][set * UNITS + j] = rectified(sum[u][j]);
+  }
+  EACH_VECTOR(u) o0[u] = splat(f->b2[0]), o1[u] = splat(f->b2[1]);
+  for (int set = 0; set < SETS; set++) {
+    EACH_VECTOR(u) EACH_UNIT(j) sum[u][j] = splat(f->b1[set * UNITS + j]);
+    UNROLLED(8) for (int k = 0; k < PADDED; k++)
+      EACH_UNIT(j) EACH_VECTOR(u) sum[u][j] += f->w1[set][k][j] * h[u][k];
+    EACH_VECTOR(u) EACH_UNIT(j) {
+      Lanes z = rectified(sum[u][j]);
+      o0[u] += f->w2[0][set * UNITS + j] * z;
+      o1[u] += f->w2[1][set * UNITS + j] * z;
+    }
+  }
+  EACH_VECTOR(u) {
+    o0[u] *= f->size;
+    if (s->exp_mult != 0.0f) o0[u] *= exponential(s->exp_mult * o1[u]);
+    finish_lanes(x, s, o0[u], i + u * LANES, count);
+  }
+}
+
+OUTLINE void apply_last(const Block *x, const View *v, const Folded *f,
+                        float normal[ELEMENTS][COPY], Finish *s, int64_t i,
+                        int64_t count) {
+  apply_lanes(x, v, f, normal, s, i, count, v->is_flat, 1);
 }
 
 static void apply(void *job, Tensor *t, int64_t item) {
-  const float lr = t->lr, shrink = lr * ((Job *)job)->decay * t->decay;
-  const float exp_mult = t->rule->exp_mult;
-  const int hold = t->rule->hold;
-  const Folded f = *parts_of(t).folded;
-  float h[PADDED][BLOCK], step[BLOCK], normal[ELEMENTS][COPY];
-  float w0[SETS][ELEMENTS][UNITS], clipped[BLOCK], bounded[BLOCK], root[BLOCK];
-  int32_t unreached = 0, bad = 0;
-  memcpy(w0, f.w0, sizeof w0);
+  const Rule *r = t->rule;
+  Finish s = {r->limit, r->second_eps, r->exp_mult, t->lr,
+              t->lr * ((Job *)job)->decay * t->decay, r->hold, t->unreached >= 0,
+              t->add != 0, t->guard != 0};
+  Folded f = *parts_of(t).folded;
+  float copies[ELEMENTS][COPY], (*normal)[COPY] = stack_c(t) > 1 ? copies : NULL;
   EACH_BLOCK(1)
     if (e == (a * t->x + x0) * slice && stack_a(t) * period > 1) /* once */
       for (int c = 0; c < ELEMENTS; c++) {
         const float *normals = p.normals + (a * ELEMENTS + c) * period;
-        if (period > 1) repeat(normal[c], normals, period);
+        if (normal) repeat(normal[c], normals, period);
         else
-          for (int j = 0; j < PADDED; j++)
-            w0[j / UNITS][c][j % UNITS] = f.w0[j / UNITS][c][j % UNITS] * normals[0];
+          for (int j = 0; j < PADDED; j++) f.w0[j / UNITS][c][j % UNITS] *= normals[0];
       }
-#pragma omp simd
-    for (int64_t i = 0; i < length; i++) {
-      clipped[i] = clip(g[i], limit);
-      bounded[i] = clip(clipped[i], CLIP);
-      root[i] = inverse_root(s[i] + eps);
-    }
-    for (int set = 0; set < SETS; set++) {
-      int64_t i = 0;
-      if (period > 1) {
-        for (; i + LANES <= length; i += LANES) FIRST_LAYER(WHOLE, FEED_EACH)
-        if (i < length) FIRST_LAYER(SOME, FEED_EACH)
-      } else {
-        for (; i + LANES <= length; i += LANES) FIRST_LAYER(WHOLE, FEED)
-        if (i < length) FIRST_LAYER(SOME, FEED)
-      }
-    }
-    if (exp_mult == 0.0f) finish_block(&f, h, exp_mult, length, step, 0);
-    else finish_block(&f, h, exp_mult, length, step, 1);
-    /* Where there never was a gradient, all accumulators are zero. */
-    if (hold || t->unreached >= 0 || lr != 1.0f)
-#pragma omp simd reduction(| : unreached)
-    for (int64_t i = 0; i < length; i++) {
-      int reached = (m0[i] != 0.0f) | (m1[i] != 0.0f) | (m2[i] != 0.0f) | (s[i] != 0.0f);
-      unreached |= !reached;
-      step[i] = lr * (hold && !reached ? 0.0f : step[i]);
-    }
-    const float *from = t->param + e; /* may be where the result goes */
-    if (shrink != 0.0f)
-#pragma omp simd
-      for (int64_t i = 0; i < length; i++) step[i] -= shrink * from[i];
-    if (t->add)
-#pragma omp simd
-      for (int64_t i = 0; i < length; i++) step[i] += from[i];
-    if (t->guard) bad |= keep_finite(t->add ? from : NULL, step, length);
-    memcpy(t->out + e, step, sizeof(float) * (size_t)length);
+    if (flat)
+      for (; i + MANY * LANES <= length; i += MANY * LANES)
+        apply_lanes(&x, &v, &f, NULL, &s, i, LANES, 1, MANY);
+    else
+      for (; i + MANY * LANES <= length; i += MANY * LANES)
+        apply_lanes(&x, &v, &f, normal, &s, i, LANES, 0, MANY);
+    for (; i < length; i += LANES)
+      apply_last(&x, &v, &f, normal, &s, i, length - i < LANES ? length - i : LANES);
   }
-  if (bad) atomic_store(&((Job *)job)->bad, 1);
-  if (unreached && t->unreached == 0) __atomic_store_n(&t->unreached, 1, __ATOMIC_RELAXED);
+  if (s.bad) atomic_store(&((Job *)job)->bad, 1);
+  if (s.unreached && t->unreached == 0)
+    __atomic_store_n(&t->unreached, 1, __ATOMIC_RELAXED);
 }
 
 /* What comes before the elements of large tensors, and all of small ones. */

@@ -6,38 +6,18 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "lanes.h"
 #include "tables.h"
 
 #ifndef HIDDEN
 #define HIDDEN 4
 #endif
 #define UNITS (HIDDEN < 8 ? HIDDEN : 8) /* of a layer, whose sums stay in registers */
-#define EACH_UNIT(j) _Pragma("GCC unroll 8") for (int j = 0; j < UNITS; j++)
+#define EACH_UNIT(j) UNROLLED(8) for (int j = 0; j < UNITS; j++)
 #define SETS ((HIDDEN + UNITS - 1) / UNITS)
 #define PADDED (UNITS * SETS)
 #define BLOCK (HIDDEN > 8 ? 128 : 256) /* elements that stay in the first cache */
 #define BAND (1 << 15)                 /* elements in a unit of work, about */
-
-#ifdef __AVX512F__
-#define LANES 16
-#else
-#define LANES 8 /* two registers where the processor has only four */
-#endif
-typedef float Lanes __attribute__((vector_size(4 * LANES)));
-typedef int32_t LanesInt __attribute__((vector_size(4 * LANES)));
-typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-/* The lanes at `from[i]`, and what there is of them before `length`. */
-#define WHOLE(from) (*(const Unaligned *)((from) + i))
-#define SOME(from) some((from) + i, length - i)
-
-static Lanes some(const float *from, int64_t count) {
-  Lanes x = {0};
-  memcpy(&x, from, sizeof(float) * (size_t)count);
-  return x;
-}
-
-static inline Lanes rectified(Lanes x) { return (Lanes)((LanesInt)x & (x > 0.0f)); }
 
 /* The network as the last pass wants it: units behind HIDDEN are zero. */
 typedef struct {
@@ -197,24 +177,6 @@ static inline int32_t not_finite(float x) {
 static inline float inverse_root(float x) { return 1.0f / sqrtf(x); }
 
 static inline float safe_root(float x) { return inverse_root(x > 1e-9f ? x : 1e-9f); }
-
-/* exp to float32 accuracy (Cephes' polynomial), in a form compilers vectorise. */
-static inline float exponential(float x) {
-  x = clip(x, 87.0f);
-  float n = rintf(x * 1.44269504f);
-  float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  int32_t bits = ((int32_t)n + 127) << 23;
-  float power;
-  memcpy(&power, &bits, sizeof power);
-  return p * power;
-}
 
 static void band_range(const Tensor *t, int64_t item, int64_t *a, int64_t *x0,
                        int64_t *x1) {

@@ -45,6 +45,28 @@ void with_pool(void* pool, int64_t count, Work work, void* job) {
   }
 }
 
+// Scratch memory for one call. Where it is little, a thread keeps it: fresh memory costs
+// more than what is done in it.
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats) {
+    thread_local std::unique_ptr<float[]> kept;
+    thread_local int64_t size = 0;
+    if (floats > kMostKept) {
+      own_.reset(new float[floats]);
+    } else if (floats > size) {
+      kept.reset(new float[floats]);
+      size = floats;
+    }
+    at = own_ ? own_.get() : kept.get();
+  }
+  float* at;
+
+ private:
+  static constexpr int64_t kMostKept = 1 << 21;
+  std::unique_ptr<float[]> own_;
+};
+
 using In = ffi::Buffer<ffi::F32>;
 using Out = ffi::ResultBuffer<ffi::F32>;
 using Ints = ffi::Span<const int64_t>;
@@ -100,7 +122,7 @@ ffi::Error Step(ffi::ThreadPool pool, In grad, In param, In momenta, In second, 
       return ffi::Error::InvalidArgument("elements: sizes do not fit the dims");
     }
   }
-  const std::unique_ptr<float[]> scratch(new float[batch * need]);
+  const Scratch scratch(batch * need);
   std::vector<Tensor> tensors;
   for (int64_t i = 0; i < batch; ++i) {
     Tensor t = one;
@@ -126,7 +148,7 @@ ffi::Error Step(ffi::ThreadPool pool, In grad, In param, In momenta, In second, 
     t.w0 = at(w0, rows * h), t.b0 = at(b0, h), t.w1 = at(w1, h * h), t.b1 = at(b1, h);
     t.w2 = at(w2, h * rule.outputs), t.b2 = at(b2, rule.outputs);
     t.decays = at(decays, 2 * DECAYS + 1), t.scale = *at(scale, 1);
-    t.scratch = scratch.get() + i * need;
+    t.scratch = scratch.at + i * need;
     tensors.push_back(t);
   }
   finish(tensors.data(), static_cast<int64_t>(tensors.size()), 0.0f, 0, with_pool, &pool);

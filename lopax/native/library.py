@@ -17,7 +17,8 @@ from lopax._core.native_build import NativeUnavailable
 from lopax.native.tables import RULE, TENSOR
 
 HERE = Path(__file__).parent
-CORE = tuple(HERE / n for n in ("elements.c", "elements.h", "view.h", "tables.h"))
+HEADERS = ("elements.h", "lanes.h", "view.h", "tables.h")
+CORE = tuple(HERE / n for n in ("elements.c", *HEADERS))
 SYMBOLS = tuple(f"elements_{n}" for n in ("sizes", "prepare", "begin", "finish"))
 OPTIONS = (
     *("-O3", "-fPIC", "-shared", "-pthread", "-w", "-ffp-contract=fast"),

@@ -24,15 +24,6 @@ static const int COL_PLACE[LINES] = {18, 19, 20, 24, 25, 26};
   USE(11, grad * factor0) USE(12, grad * factor1) USE(13, grad * factor2) \
   USE(14, grad * rsqrt) USE(15, momenta0 * momenta_factor0) \
   USE(16, momenta1 * momenta_factor1) USE(17, momenta2 * momenta_factor2)
-#define EACH_SUM \
-  sum0 = 0.0f, sum1 = 0.0f, sum2 = 0.0f, sum3 = 0.0f, sum4 = 0.0f, sum5 = 0.0f, \
-  sum6 = 0.0f, sum7 = 0.0f, sum8 = 0.0f, sum9 = 0.0f, sum10 = 0.0f, sum11 = 0.0f, \
-  sum12 = 0.0f, sum13 = 0.0f, sum14 = 0.0f, sum15 = 0.0f, sum16 = 0.0f, \
-  sum17 = 0.0f
-#define SUMS \
-  sum0, sum1, sum2, sum3, sum4, sum5, sum6, sum7, sum8, sum9, sum10, sum11, \
-  sum12, sum13, sum14, sum15, sum16, sum17
-#define REDUCE_SUMS _Pragma("omp simd reduction(+ : sum0, sum1, sum2, sum3, sum4, sum5, sum6, sum7, sum8, sum9, sum10, sum11, sum12, sum13, sum14, sum15, sum16, sum17)")
 
 typedef struct Rule {
   int32_t slots[30], outputs, per_matrix, by_size, hold;

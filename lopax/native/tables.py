@@ -93,7 +93,6 @@ def rule(net: ElementNet, rank: int, limit: float) -> Any:
 def header() -> str:
     """The text of `tables.h`."""
     elements = element_places()
-    sums = [f"sum{i}" for i in range(len(elements))]
     param = elements.index(channels.places(["param"])[0])
     lines = [
         "/* Made by `python -m lopax.native.tables`; do not edit. */",
@@ -118,11 +117,6 @@ def header() -> str:
             "EACH_CHANNEL(USE)",
             [f"USE({i}, {formula})" for i, formula in enumerate(formulas())],
         ),
-        *_macro(
-            "EACH_SUM", [f"{s} = 0.0f," for s in sums[:-1]] + [f"{sums[-1]} = 0.0f"]
-        ),
-        *_macro("SUMS", [f"{s}," for s in sums[:-1]] + sums[-1:]),
-        f'#define REDUCE_SUMS _Pragma("omp simd reduction(+ : {", ".join(sums)})")',
         "",
         *_struct("Rule", RULE),
         "",

@@ -7,9 +7,10 @@ typedef struct {
   const float *scale_u[DECAYS], *scale_w[DECAYS], *hidden_u[PADDED], *hidden_w[PADDED];
   const float *grad_u[DECAYS]; /* scale_u, as the gradient sees it */
   float copies[2 * (DECAYS + PADDED)][COPY];
-  float flat[PADDED]; /* instead of `hidden_w`, where that is the same for the block */
-  int is_flat;
-  int64_t slice; /* whose W entries are in `copies`; -1 for none */
+  float flat_scale[DECAYS], flat[PADDED]; /* instead of W arrays, with one value each */
+  int is_flat, vector;
+  int64_t slice; /* the block's; its W entries are in `copies`; -1 for none */
+  int64_t group, at; /* of flat blocks: the slice's place in U arrays, the block's in it */
 } View;
 
 /* The k-th of the arrays a block sees: three of `scale`, and those of `hidden`. */
@@ -17,6 +18,7 @@ static const float *array_of(const float *scale, const float *hidden, int64_t n,
   return k < DECAYS ? scale + k * n : hidden + (k - DECAYS) * n;
 }
 
+#define FLAT 1024 /* the longest block with one value of W arrays */
 static const float ONES[BLOCK] = {[0 ... BLOCK - 1] = 1.0f};
 static const float ZEROS[BLOCK];
 
@@ -25,6 +27,13 @@ static const float ZEROS[BLOCK];
    cut at short slices would be too short. */
 static int long_slices(const Tensor *t) { return t->y * t->c >= BLOCK / 2; }
 
+/* Whether blocks are within slices that have one value of each W array. */
+static int is_flat(const Tensor *t) {
+  if (t->vector || t->c != 1) return 0;
+  return long_slices(t) || (t->y >= 4 * LANES && t->y % LANES == 0);
+}
+
+/* Of a block that is not flat. */
 static int64_t block_length(const Tensor *t, int64_t e, int64_t stop) {
   int64_t length = stop - e < BLOCK ? stop - e : BLOCK, left = length;
   if (t->vector) return length;
@@ -33,6 +42,29 @@ static int64_t block_length(const Tensor *t, int64_t e, int64_t stop) {
   if (left < length) length = left;
   if (stack_c(t) > 1) length -= length % t->c; /* blocks begin with the first matrix */
   return length;
+}
+
+/* The next flat block of band `a`, which begins at `e`; its length. */
+static int64_t look_flat(View *v, const Tensor *t, const Parts *p, int64_t a, int64_t e,
+                         int with_hidden) {
+  if (v->slice < 0) v->slice = e / t->y, v->group = a * t->b, v->at = 0;
+  else if (v->at == t->y) { /* U arrays have the slices of one x */
+    v->at = 0, v->slice++, v->group++;
+    if (v->group == (a + 1) * t->b) v->group = a * t->b;
+  }
+  int64_t u = v->group * t->y + v->at, w = v->slice, left = t->y - v->at;
+  v->is_flat = 1, v->vector = 0;
+  for (int k = 0; k < DECAYS; k++) {
+    v->scale_u[k] = v->grad_u[k] = p->scale_u + k * p->nu + u;
+    v->flat_scale[k] = p->scale_w[k * p->nw + w];
+  }
+  for (int k = 0; with_hidden && k < PADDED; k++) {
+    v->hidden_u[k] = p->hidden_u + k * p->nu + u;
+    v->flat[k] = p->hidden_w[k * p->nw + w];
+  }
+  left = left < FLAT ? left : FLAT;
+  v->at += left;
+  return left;
 }
 
 /* Copies of all arrays for a block that has several slices, one run after another. */
@@ -59,11 +91,6 @@ static void view_short(View *v, const Tensor *t, const Parts *p, int64_t e,
 
 /* Fills `copy` with the `c` values again and again. */
 static void repeat(float *copy, const float *values, int64_t c) {
-  if (c == 1) {
-    float value = values[0];
-    for (int i = 0; i < BLOCK; i++) copy[i] = value;
-    return;
-  }
   int64_t filled = c, needed = BLOCK + c - 1;
   memcpy(copy, values, sizeof(float) * (size_t)c);
   while (filled < needed) { /* whole turns, twice as many each time */
@@ -73,14 +100,16 @@ static void repeat(float *copy, const float *values, int64_t c) {
   }
 }
 
+/* Any other block. */
 static void look(View *v, const Tensor *t, const Parts *p, int64_t e, int64_t length,
                  int with_hidden) {
   int64_t turn = t->y * t->c, slice = e / turn, at = e - slice * turn;
   int64_t group = slice / (t->x * t->b) * t->b + slice % t->b;
   int count = DECAYS + (with_hidden ? PADDED : 0), wide = t->c >= BLOCK;
   int copied = !t->vector && !wide && !long_slices(t);
-  int64_t c = t->c == 1 ? 0 : at % t->c;
-  v->is_flat = !t->vector && !copied && t->c == 1;
+  int64_t c = at % t->c;
+  v->is_flat = 0;
+  v->vector = t->vector;
   if (copied) view_short(v, t, p, e, length, count);
   for (int k = 0; k < count; k++) {
     const float **u = k < DECAYS ? &v->scale_u[k] : &v->hidden_u[k - DECAYS];
@@ -94,9 +123,6 @@ static void look(View *v, const Tensor *t, const Parts *p, int64_t e, int64_t le
     } else if (copied) {
       *u = v->copies[2 * k];
       *w = copy_w;
-    } else if (v->is_flat && k >= DECAYS) {
-      *u = from_u + group * turn + at;
-      v->flat[k - DECAYS] = from_w[slice];
     } else {
       if (!wide && slice != v->slice) repeat(copy_w, from_w + slice * t->c, t->c);
       *u = from_u + group * turn + at;
