@@ -67,7 +67,7 @@ def final_losses(
     config = evaluate.RunConfig(
         num_steps=num_steps, eval_every=num_steps, eval_batches=1, final_batches=1
     )
-    found = evaluate.run(spec, task, config, list(seeds), lanes=6)
+    found = evaluate.run(spec, task, config, list(seeds), vmap_size=6)
     losses = scores.final_loss(found.train, found.diverged)
     return losses[:, np.argmin(losses.mean(axis=0))]
 

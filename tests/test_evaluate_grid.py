@@ -134,7 +134,7 @@ def trained(monkeypatch):
     """Replaces training; returns the list of (optimizer, seeds) that were trained."""
     calls = []
 
-    def fake(spec, task, config, seeds, *, lanes, progress):
+    def fake(spec, task, config, seeds, *, vmap_size, progress):
         calls.append((spec.name, tuple(seeds)))
         if spec.name == "interrupts":
             raise KeyboardInterrupt

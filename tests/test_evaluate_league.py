@@ -10,7 +10,7 @@ import pytest
 from evaluate_study import fake_study
 
 from lopax import evaluate
-from lopax.evaluate.compare import judge
+from lopax.evaluate.judge import judge
 from lopax.evaluate.report.text import headline
 from lopax.evaluate.results import seconds
 from lopax.evaluate.results.league import rate_scores

@@ -1,4 +1,4 @@
-"""Training runs: against a plain loop, across lanes, and when they go wrong."""
+"""Training runs: against a plain loop, across vmap sizes, and when they go wrong."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def plain_loop(learning_rate: float, seed: int) -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def result():
-    return run(SGD, TASK, CONFIG, [0, 3], lanes=4)
+    return run(SGD, TASK, CONFIG, [0, 3], vmap_size=4)
 
 
 def test_a_run_is_the_plain_loop(result):
@@ -100,17 +100,22 @@ def test_counters_of_a_healthy_run(result):
     assert not result.diverged.any()
 
 
-def test_lanes_do_not_change_the_result(result):
+def test_vmap_size_does_not_change_the_result(result):
     """Six trajectories in chunks of 4 (padded), and in one go."""
     seen = []
     again = run(
-        SGD, TASK, CONFIG, [0, 3], lanes=6, progress=lambda d, n: seen.append((d, n))
+        SGD,
+        TASK,
+        CONFIG,
+        [0, 3],
+        vmap_size=6,
+        progress=lambda d, n: seen.append((d, n)),
     )
     np.testing.assert_allclose(again.train, result.train, rtol=2e-5)
     np.testing.assert_allclose(again.test, result.test, rtol=2e-5)
     assert seen == [(6, 6)]
     one = dataclasses.replace(SGD, learning_rates=(5e-2,))
-    alone = run(one, TASK, CONFIG, [0, 3], lanes=1)
+    alone = run(one, TASK, CONFIG, [0, 3], vmap_size=1)
     np.testing.assert_allclose(alone.train[:, 0], result.train[:, 1], rtol=2e-5)
 
 

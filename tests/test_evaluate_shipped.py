@@ -12,7 +12,7 @@ import pytest
 from lopax import evaluate
 from lopax._core.errors import FileFormatError, IncompleteResults, ResumeMismatch
 from lopax.cli.main import main
-from lopax.evaluate.compare import judge
+from lopax.evaluate.judge import judge
 from lopax.evaluate.problem import RunConfig
 from lopax.evaluate.results import shipped
 from lopax.evaluate.results.collect import collect

@@ -36,7 +36,7 @@ from lopax.meta.outer_config import OWN as OUTER_OWN
 from lopax.meta.recipes import list_recipes
 from lopax.pretrained.files import read_arrays
 
-GIVEN = {"truncation": 7, "sigma": 0.25, "sign": 1.5}
+GIVEN: dict[str, Any] = {"truncation": 7, "sigma": 0.25, "sign": 1.5}
 TASKS = (TasksConfig(datasets=("digits",), settings={"hidden": (4,), "batch_size": 8}),)
 
 
@@ -89,7 +89,7 @@ def test_what_nothing_heeds_is_refused(settings):
 @pytest.mark.parametrize("setting", OUTER_OWN["adamw"])
 @pytest.mark.parametrize("optimizer", (*HAND_MADE, "celo", "self"))
 def test_a_setting_moves_the_outer_optimizer_or_is_refused(optimizer, setting):
-    given = {setting: 0.5}
+    given: dict[str, Any] = {setting: 0.5}
     if setting not in OUTER_OWN.get(optimizer, {}):
         with pytest.raises(ConfigError, match=rf"{setting} = 0.5.*adamw.*leave it out"):
             OuterConfig(optimizer=optimizer, **given)
@@ -107,9 +107,8 @@ def test_a_setting_moves_the_outer_optimizer_or_is_refused(optimizer, setting):
 
     plain = moved(OuterConfig(optimizer=optimizer))
     assert not np.array_equal(plain, moved(OuterConfig(optimizer=optimizer, **given)))
-    stated = OuterConfig(
-        optimizer=optimizer, **{setting: OUTER_OWN[optimizer][setting]}
-    )
+    default: dict[str, Any] = {setting: OUTER_OWN[optimizer][setting]}
+    stated = OuterConfig(optimizer=optimizer, **default)
     np.testing.assert_array_equal(plain, moved(stated))
 
 
@@ -123,11 +122,12 @@ def test_settings_of_another_schedule_are_refused(schedule):
     wrong = {"constant": ("final_fraction", "decay_steps"), "halving": ()}
     wrong["halving"] = ("final_fraction",)
     for name, value in (("final_fraction", 0.5), ("decay_steps", 3)):
+        given: dict[str, Any] = {name: value}
         if name in wrong.get(schedule, ()):
             with pytest.raises(ConfigError, match=rf"{name} = {value}.*{schedule}"):
-                OuterConfig(schedule=schedule, **{name: value})
+                OuterConfig(schedule=schedule, **given)
         else:
-            OuterConfig(schedule=schedule, **{name: value})
+            OuterConfig(schedule=schedule, **given)
 
 
 def test_a_phase_with_another_estimator_keeps_what_both_have():

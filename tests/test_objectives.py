@@ -240,7 +240,7 @@ def test_the_validation_loss_is_shown_before_the_first_update_and_when_due():
     strata, keys = jnp.zeros(2, jnp.int32), jax.random.split(jax.random.key(0), 2)
     particles = u.start_all(copies(2), keys, strata, False)
     # One particle is a step ahead of the other.
-    ahead, _, _ = u.advance(copies(2), particles, keys)
+    ahead = u.advance(copies(2), particles, keys).particles
     mixed = jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), ahead, particles)
     after, _ = u.window(copies(2), mixed, strata, keys, 3)
     x = SHRINK ** np.arange(LENGTH)

@@ -50,7 +50,7 @@ BELOW = {
 ROOMS = {
     "evaluate": (
         "fingerprint", "specs", "problem", "hybrids", "baselines", "refs", "runs",
-        "results", "report", "compare", "__init__",
+        "results", "report", "judge", "compare", "__init__",
     ),
 }  # fmt: skip
 """Of parts with rooms: what stands further up may import what stands further down."""

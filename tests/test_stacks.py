@@ -15,7 +15,7 @@ from quick_compile import quick_jit
 import lopax
 from lopax._core import routing, stacks
 from lopax._core.errors import ConfigError
-from lopax.optax.adapter import from_rule
+from lopax.optax.chain import from_rule
 
 LAYERS, STEPS = 3, 4
 SHAPES = {"kernel": (6, 5), "bias": (5,), "query": (6, 2, 3), "qkv": (6, 12)}

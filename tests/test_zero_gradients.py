@@ -14,7 +14,7 @@ from quick_compile import quick_jit
 import lopax
 from lopax.architectures import ARCHITECTURES, architecture
 from lopax.native import xla
-from lopax.optax.adapter import from_rule
+from lopax.optax.chain import from_rule
 
 STEPS = 20
 SHAPES = {"backbone": (12, 8), "bias": (9,), "embedding": (10, 6), "w": (8, 8)}

@@ -43,7 +43,7 @@ class BenchFlags(PlaceFlags):
     """Of each task's own number of updates, for a first look."""
     gpus_per_job: float = 0.0
     """For --executor ray; a fraction shares one GPU among several jobs."""
-    lanes: int = 16
+    vmap_size: Annotated[int, tyro.conf.arg(aliases=("--lanes",))] = 16
     """Training runs side by side in one program, at most."""
     only_available: bool = False
     """Leave out tasks whose data are not on this machine."""
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
             reference=args.reference,
             folder=args.out,
             gpus_per_job=args.gpus_per_job,
-            lanes=args.lanes,
+            vmap_size=args.vmap_size,
             time_all=args.time_all,
             listener=display,
             command="lopax bench " + shlex.join(argv),

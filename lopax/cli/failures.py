@@ -30,8 +30,8 @@ def explain(error: BaseException) -> tuple[str, int]:
     if _out_of_memory(error):
         return (
             "out of memory: use smaller batches or networks, fewer particles, a "
-            "smaller estimator.chunk, or fewer lanes and workers. What was finished is "
-            "kept"
+            "smaller estimator.chunk or vmap_size, or fewer workers. What was finished "
+            "is kept"
         ), 1
     if isinstance(error, OSError):
         name = error.filename or error.filename2

@@ -16,8 +16,9 @@ from lopax.evaluate.baselines import (
     configured,
     default_rate,
 )
-from lopax.evaluate.compare import Comparison, bench, compare
+from lopax.evaluate.compare import bench, compare
 from lopax.evaluate.hybrids import hub
+from lopax.evaluate.judge import Comparison
 from lopax.evaluate.problem import Problem, RunConfig
 from lopax.evaluate.refs import (
     optimizer_spec,

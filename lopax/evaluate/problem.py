@@ -8,6 +8,7 @@ from typing import Any
 
 from lopax._core.config import check_range
 from lopax._core.errors import ConfigError
+from lopax._core.renamed import renamed
 from lopax._core.task import Task
 from lopax.evaluate.specs import OptimizerSpec, check_unique
 
@@ -35,6 +36,7 @@ class RunConfig:
         return (*range(0, self.num_steps, self.eval_every), self.num_steps)
 
 
+@renamed(lanes="vmap_size")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
     """A task to train, how to make it, and for how long."""
@@ -48,7 +50,7 @@ class Problem:
     note: str = ""
     passes_below: float | None = None
     """For pass/fail problems: the final loss that counts as solved."""
-    lanes: int | None = None
+    vmap_size: int | None = None
     """Training runs side by side, where the default does not suit; not in the key."""
     reference: str | None = None
     """A text that makes the same problem in another process (`lopax.evaluate.refs`);

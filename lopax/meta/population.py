@@ -16,7 +16,6 @@ and exact resume are the same.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -30,17 +29,17 @@ from jaxtyping import Array, Float
 
 from lopax._core.errors import ConfigError, PopulationLost
 from lopax._core.task import TaskFamily
-from lopax._core.types import Count, Key, Scalar, Theta
-from lopax.estimators import Horizon, ParticleSettings, perturb
+from lopax._core.types import Count, Key, Theta
+from lopax.estimators import perturb
 from lopax.estimators.particles import AXIS
 from lopax.meta import distributed
 from lopax.meta.config import PhaseConfig, RunConfig
+from lopax.meta.fitness import score
 from lopax.meta.generation import Generation, founders, renew
 from lopax.meta.trainer import (
     MetaState,
     PhaseTrainer,
     StepInfo,
-    build_unroller,
     summarise,
 )
 
@@ -91,7 +90,8 @@ class PopulationTrainer:
         self.member = PhaseTrainer(run, phase, families, None, outer_optimizer)
         self._founding = phase == run.phases[0]
         self._fresh = run.starts_fresh and self._founding
-        self._check_sizes(len(families))
+        devices = 1 if mesh is None else mesh.shape[AXIS]
+        self.config.check_sizes(len(families), devices)
         self._arrays = distributed.replicate(self.member.arrays, mesh)
         split, whole = None, None
         if mesh is not None:
@@ -194,40 +194,16 @@ class PopulationTrainer:
         self, arrays: list[Any], averages: Theta
     ) -> tuple[Float[Array, " P"], Theta]:
         """All members' scores, and the best one's theta."""
-        scores = self._each(self._score)(arrays, averages)
+        member = self.member
+
+        def judged(arrays: list[Any], theta: Theta) -> Scalar:
+            families = member.rebuild(arrays)
+            config = member.estimator_config
+            return score(self.config, config, member.optimizer, families, theta)
+
+        scores = self._each(judged)(arrays, averages)
         best = jnp.argmin(scores)
         return scores, jax.tree.map(lambda x: x[best], averages)
-
-    def _score(self, arrays: list[Any], theta: Theta) -> Scalar:
-        """The estimator's meta-loss on the fixed tasks; +inf if theta is not finite or
-        most losses are not (the rest count as the tasks' bound)."""
-        families = self.member.rebuild(arrays)
-        config = self.member.estimator_config
-        steps = self.config.eval_steps or config.horizon_high
-        settings = ParticleSettings(
-            num_particles=self.config.eval_tasks // len(families)
-        )
-        losses, broken = [], []
-        for index, family in enumerate(families):
-            unroller = dataclasses.replace(
-                build_unroller(config, self.member.optimizer, family),
-                horizon=Horizon(low=steps, high=steps),
-            )
-            key = jax.random.fold_in(jax.random.key(self.config.eval_seed), index)
-            count = settings.num_particles
-            thetas = jax.tree.map(
-                lambda x, n=count: jnp.broadcast_to(x, (n, 1, *x.shape)), theta
-            )
-            run = unroller.run(
-                thetas, settings.strata(family), jax.random.split(key, count)
-            )
-            losses.append(jnp.mean(run.losses))
-            broken.append(run.diverged / jnp.sum(run.steps))
-        score = sum(losses) / len(losses)
-        alive = jnp.isfinite(score) & (sum(broken) / len(broken) <= 0.5)
-        for x in jax.tree.leaves(theta):
-            alive &= jnp.all(jnp.isfinite(x))
-        return jnp.where(alive, score, jnp.inf)
 
     def _renew_fn(
         self, members: MetaState, scores: Float[Array, " P"], key: Key, step: Count
@@ -269,26 +245,6 @@ class PopulationTrainer:
             out_specs=P(AXIS),
             check_vma=False,
         )
-
-    def _check_sizes(self, groups: int) -> None:
-        c = self.config
-        if c.eval_tasks % groups:
-            raise ConfigError(
-                f"PopulationConfig.eval_tasks = {c.eval_tasks}: must be a multiple of "
-                f"the {groups} groups of tasks"
-            )
-        devices = 1 if self.mesh is None else self.mesh.shape[AXIS]
-        if c.size % devices:
-            raise ConfigError(
-                f"PopulationConfig.size = {c.size}: must be a multiple of the "
-                f"{devices} devices"
-            )
-        local = c.size // devices
-        if c.together is not None and local % min(c.together, local):
-            raise ConfigError(
-                f"PopulationConfig.together = {c.together}: must divide the {local} "
-                "members per device"
-            )
 
     def _check_alive(self, scores: Float[Array, " P"], step: int) -> None:
         if self.config.selection == "none" or np.isfinite(np.asarray(scores)).any():

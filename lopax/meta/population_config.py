@@ -75,3 +75,22 @@ class PopulationConfig:
                 f"phase {name!r}: population.bootstrap needs an outer optimizer of the "
                 'same kind as the rule it trains: outer.optimizer = "self"'
             )
+
+    def check_sizes(self, groups: int, devices: int) -> None:
+        """Raises `ConfigError` if the members or their tasks do not divide."""
+        if self.eval_tasks % groups:
+            raise ConfigError(
+                f"PopulationConfig.eval_tasks = {self.eval_tasks}: must be a multiple "
+                f"of the {groups} groups of tasks"
+            )
+        if self.size % devices:
+            raise ConfigError(
+                f"PopulationConfig.size = {self.size}: must be a multiple of the "
+                f"{devices} devices"
+            )
+        local = self.size // devices
+        if self.together is not None and local % min(self.together, local):
+            raise ConfigError(
+                f"PopulationConfig.together = {self.together}: must divide the {local} "
+                "members per device"
+            )

@@ -1,7 +1,8 @@
 """Learned optimizers as optax transformations, and what belongs to using them."""
 
 from lopax._core.warned import HorizonWarning
-from lopax.optax.adapter import from_rule, optimizer, roles, scale_by
+from lopax.optax.adapter import optimizer, roles, scale_by
+from lopax.optax.chain import from_rule
 from lopax.optax.horizon import extend
 from lopax.optax.hybrid import HubState, hub
 from lopax.optax.report import info

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
 from lopax._core import leaves, lifting
-from lopax._core import tree as trees
 from lopax._core.errors import (
     ConfigError,
-    MissingHorizon,
-    MissingParams,
-    StructureMismatch,
 )
 from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.routing import Route
 from lopax._core.tensor_rule import TensorRule
-from lopax._core.types import Params, Theta, Updates
+from lopax._core.types import Params, Theta
 from lopax.architectures import architecture
-from lopax.blocks import narrow_momenta
-from lopax.optax import report as reports
-from lopax.optax import watch
-from lopax.optax.accumulation import accumulate
-from lopax.optax.states import OptimizerState, Report
-from lopax.optax.storage import Storage, by_name, in_place, is_placeholder
+from lopax.optax.chain import from_rule
+from lopax.optax.storage import by_name
 from lopax.pretrained.index import read_weights
 from lopax.theta import bundled_weights, load_optimizer
 
@@ -166,90 +154,6 @@ def roles(
     }
 
 
-def from_rule(
-    rule: LearnedOptimizer,
-    theta: Theta,
-    *,
-    num_steps: Any = None,
-    weight_decay: float = 0.0,
-    mask: Any | Callable[[Params], Any] | None = None,
-    lr_multiplier: float | optax.Schedule = 1.0,
-    accumulate_beyond: int | None = None,
-    momentum_dtype: str = "float32",
-    routes: Sequence[Route] = (),
-    report: bool = False,
-    warn: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-    """`optimizer` for an architecture object and its meta-parameters."""
-    if routes:
-        rule = rule.routed(routes)
-    if num_steps is None and rule.needs_horizon:
-        raise MissingHorizon(rule.name)
-    watch.rate(rule.name, lr_multiplier, num_steps)
-    if num_steps is not None:
-        lifting.horizon(num_steps)
-    if isinstance(weight_decay, (int, float)) and weight_decay < 0:
-        raise ConfigError(f"weight_decay = {weight_decay}: must be >= 0")
-    every = _gradients_per_step(num_steps, accumulate_beyond)
-    if every > 1 and num_steps is not None:
-        num_steps = num_steps // every
-    narrow = narrow_momenta.choose(rule, momentum_dtype)
-    storage = Storage(rule, theta)
-
-    @lifting.own_arithmetic
-    def init_fn(params: Params) -> OptimizerState:
-        if is_placeholder(params):
-            nothing = Report(0, 0, 0) if report else ()  # type: ignore[arg-type]
-            return OptimizerState(storage.placeholder(params), 0, 0, 0, 0, nothing)  # type: ignore[arg-type]
-        named = by_name(params, leaves.trained(params))
-        return OptimizerState(
-            rule=storage.fresh(narrow.pack(rule.init(theta, named, num_steps)), params),
-            count=jnp.zeros((), jnp.int32),
-            step_scale=jnp.zeros((), jnp.float32),
-            in_a_row=jnp.zeros((), jnp.int32),
-            flaw=jnp.zeros((), jnp.int32),
-            report=reports.empty(named) if report else (),
-        )
-
-    @lifting.own_arithmetic
-    def update_fn(
-        updates: Updates,
-        state: OptimizerState,
-        params: Params | None = None,
-        **extra: Any,
-    ) -> tuple[Updates, OptimizerState]:
-        if params is None:
-            raise MissingParams(rule.name)
-        named = by_name(params, leaves.trained(params))
-        grads = by_name(params, leaves.gradients(params, updates))
-        kept = narrow.unpack(storage.unpack(state.rule, params))
-        moves, rule_state, found = rule.update(theta, grads, kept, named, **extra)
-        factor = lr_multiplier
-        if callable(factor):
-            factor = factor(state.count * every)
-        scale = jnp.asarray(found.step_scale, jnp.float32)
-        rate = jnp.where(found.skipped, 0.0, weight_decay * scale)
-        decays = _decaying(weight_decay, mask, params)
-        moves = {
-            name: _finish(move, named[name], factor, rate if decays[name] else None)
-            for name, move in moves.items()
-        }
-        after = OptimizerState(
-            rule=storage.pack(narrow.pack(rule_state), params, state.rule),
-            count=state.count + 1,
-            step_scale=jnp.where(found.skipped, state.step_scale, scale),
-            in_a_row=jnp.where(found.skipped, state.in_a_row + 1, 0),
-            flaw=jnp.where(found.skipped, found.flaw, state.flaw),
-            report=reports.of(moves, named, found) if report else (),
-        )
-        if warn:
-            watch.in_the_step(after)
-        return in_place(params, moves), after
-
-    base = optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
-    return base if every == 1 else accumulate(base, every)
-
-
 def _load(
     name: str,
     theta: Theta | None,
@@ -267,58 +171,3 @@ def _load(
     architecture(name)  # an unknown name is reported as such
     file = bundled_weights(name) if weights is None else read_weights(weights)
     return load_optimizer(file, name, config)
-
-
-def _gradients_per_step(num_steps: Any, limit: int | None) -> int:
-    if limit is None:
-        return 1
-    if not isinstance(limit, int) or limit < 1:
-        raise ConfigError(
-            f"accumulate_beyond = {limit!r}: must be a whole number of at least 1"
-        )
-    if not isinstance(num_steps, int):
-        raise ConfigError(
-            "accumulate_beyond needs num_steps as a plain number, because it decides "
-            f"what the state consists of; num_steps = {num_steps!r}"
-        )
-    return math.ceil(num_steps / limit)
-
-
-def _decaying(weight_decay: Any, mask: Any, params: Params) -> dict[str, Any]:
-    """Which tensors decay, by name. Raises `StructureMismatch`."""
-    whole = leaves.trained(params)
-    if isinstance(weight_decay, (int, float)) and weight_decay == 0.0:
-        mask = False
-    elif mask is None:
-        mask = True
-    elif callable(mask):
-        mask = mask(params)
-    flags = _broadcast(leaves.unbox(mask), whole)
-    return by_name(params, jax.tree.structure(whole).unflatten(flags))
-
-
-def _broadcast(mask: Any, tree: Any) -> list[Any]:
-    """An entry of `mask`, a prefix of `tree`, for each leaf of `tree`. What stands in
-    the place of nodes without leaves (`optax.MaskedNode`) does not matter."""
-    count = len(jax.tree.leaves(tree))
-    if count == 0 or isinstance(mask, (bool, np.bool_)) or trees.is_array(mask):
-        return [mask] * count
-    parts, tree_kind = jax.tree.flatten(tree, is_leaf=lambda x: x is not tree)
-    entries, mask_kind = jax.tree.flatten(mask, is_leaf=lambda x: x is not mask)
-    if tree_kind != mask_kind or entries == [mask]:
-        raise StructureMismatch(
-            "mask: it must be a tree of bools like the parameters, or a prefix of "
-            f"one, or a function from parameters to one; {mask!r} stands for "
-            f"{trees.describe(tree)}"
-        )
-    return [
-        flag for m, t in zip(entries, parts, strict=True) for flag in _broadcast(m, t)
-    ]
-
-
-def _finish(move: Any, param: Any, factor: Any, rate: Any) -> Any:
-    """The user's multiplier and weight decay (None: not this tensor), in float32."""
-    step = move.astype(jnp.float32)
-    if rate is not None:
-        step = step - rate * param.astype(jnp.float32)
-    return (factor * step).astype(move.dtype)

@@ -104,7 +104,7 @@ def _measure(case: Case, spec: evaluate.OptimizerSpec) -> Measured:
             SampledTask(_tasks().held_out),
             config,
             seeds=range(case.settings["held_out_tasks"]),
-            lanes=50,
+            vmap_size=50,
         )
         losses = found.test[:, :, -1].astype(np.float64)  # [tasks, rates]
         means = losses.mean(axis=0)

@@ -22,7 +22,7 @@ def _stress(
         num_steps=num_steps,
         about=about,
         passes_below=passes_below,
-        lanes=48,
+        vmap_size=48,
     )
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from lopax._core.config import check_range, config_hash, to_dict
+from lopax._core.renamed import renamed
 from lopax._core.task import Task
 from lopax.tasks.fresh import fresh
 from lopax.tasks.supervised import SupervisedTask
 from lopax.tasks.table import TASKS, task, task_available
 
 
+@renamed(lanes="vmap_size")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SuiteTask:
     """One task of a suite."""
@@ -26,7 +28,7 @@ class SuiteTask:
     """Changes with the definition, so that old results are not taken for new ones."""
     registered: str | None = None
     """The name in `lopax.tasks.TASKS`, if it is one of those."""
-    lanes: int | None = None
+    vmap_size: int | None = None
     """Training runs side by side; fewer where memory or cache would not hold more."""
     passes_below: float | None = None
     """For pass/fail problems: the final loss that counts as solved."""
@@ -52,8 +54,9 @@ class Suite:
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
+@renamed(lanes="vmap_size")
 def registered(
-    name: str, num_steps: int, *, lanes: int | None = None, **overrides: Any
+    name: str, num_steps: int, *, vmap_size: int | None = None, **overrides: Any
 ) -> SuiteTask:
     """A task of `lopax.tasks.TASKS` as part of a suite."""
     entry = TASKS[name]
@@ -65,17 +68,18 @@ def registered(
         about=entry.about,
         version=config_hash([settings, overrides], length=8),
         registered=name,
-        lanes=lanes,
+        vmap_size=vmap_size,
     )
 
 
+@renamed(lanes="vmap_size")
 def refreshed(
     name: str,
     base: str,
     num_steps: int,
     freshness: dict[str, Any],
     *,
-    lanes: int | None = None,
+    vmap_size: int | None = None,
     **overrides: Any,
 ) -> SuiteTask:
     """The task `base` of `lopax.tasks.TASKS`, with other settings, and with batches
@@ -97,5 +101,5 @@ def refreshed(
             [base, to_dict(entry.settings), overrides, freshness], length=8
         ),
         registered=base,
-        lanes=lanes,
+        vmap_size=vmap_size,
     )

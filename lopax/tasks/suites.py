@@ -82,10 +82,10 @@ SUITES.add(
             DIGITS_MLP,
             DIGITS_TANH,
             refreshed("digits_layernorm_fresh", "digits_mlp_layernorm", 600, _SEEN),
-            refreshed("digits_conv_fresh", "digits_conv", 600, _SEEN, lanes=4),
+            refreshed("digits_conv_fresh", "digits_conv", 600, _SEEN, vmap_size=4),
             DIGITS_CODE,
             CANCER,
-            registered("sklearn_descr_lstm_lm", 600, lanes=4, batch_size=16),
+            registered("sklearn_descr_lstm_lm", 600, vmap_size=4, batch_size=16),
         ),
         eval_every=200,
     ),
@@ -101,8 +101,8 @@ SUITES.add(
             registered("cifar100_coarse10_mlp_tanh", 600),
             registered("fashion_mnist_mlp_deep", 600),
             registered("fashion_mnist_autoencoder", 600),
-            registered("mnist_conv", 300, lanes=1),
-            registered("wikitext2_valid_gru_lm", 300, lanes=4),
+            registered("mnist_conv", 300, vmap_size=1),
+            registered("wikitext2_valid_gru_lm", 300, vmap_size=4),
         ),
         eval_every=300,
     ),
@@ -118,13 +118,15 @@ SUITES.add(
             registered("fashion_mnist_mlp_128x128", 1_000),
             registered("cifar10_mlp_layernorm", 1_000),
             registered("cifar10_mlp_tanh", 1_000),
-            registered("fashion_mnist_conv", 1_000, lanes=1, batch_size=16),
-            registered("cifar10_conv_batchnorm", 1_000, lanes=1, batch_size=16),
-            registered("cifar10_conv_layernorm", 1_000, lanes=1, batch_size=16),
+            registered("fashion_mnist_conv", 1_000, vmap_size=1, batch_size=16),
+            registered("cifar10_conv_batchnorm", 1_000, vmap_size=1, batch_size=16),
+            registered("cifar10_conv_layernorm", 1_000, vmap_size=1, batch_size=16),
             registered("mnist_autoencoder", 1_000),
             registered("cifar10_autoencoder", 1_000),
-            registered("tinyshakespeare_lstm_lm", 1_000, lanes=1, batch_size=16),
-            registered("war_and_peace_transformer_lm", 1_000, lanes=1, batch_size=8),
+            registered("tinyshakespeare_lstm_lm", 1_000, vmap_size=1, batch_size=16),
+            registered(
+                "war_and_peace_transformer_lm", 1_000, vmap_size=1, batch_size=8
+            ),
         ),
         eval_every=100,
     ),
@@ -137,12 +139,12 @@ SUITES.add(
         about="six networks of 0.5 to 5 million parameters, 2,000 to 3,000 updates; "
         "minutes on a GPU, nights on a CPU",
         tasks=(
-            registered("war_and_peace_gpt", 3_000, lanes=1),
-            registered("cifar10_resnet", 3_000, lanes=1),
-            registered("cifar10_vit", 3_000, lanes=1),
-            registered("cifar10_mixer", 3_000, lanes=1),
-            registered("tinyshakespeare_lstm_512", 3_000, lanes=1),
-            registered("cifar10_conv_autoencoder", 2_000, lanes=1),
+            registered("war_and_peace_gpt", 3_000, vmap_size=1),
+            registered("cifar10_resnet", 3_000, vmap_size=1),
+            registered("cifar10_vit", 3_000, vmap_size=1),
+            registered("cifar10_mixer", 3_000, vmap_size=1),
+            registered("tinyshakespeare_lstm_512", 3_000, vmap_size=1),
+            registered("cifar10_conv_autoencoder", 2_000, vmap_size=1),
         ),
         eval_every=250,
     ),
@@ -155,7 +157,7 @@ SUITES.add(
         about="the 17 published evaluation tasks (Moudgil et al., 2025), as published "
         "but for the texts; wants a GPU",
         tasks=tuple(
-            registered(name, 2_000, lanes=entry.lanes)
+            registered(name, 2_000, vmap_size=entry.vmap_size)
             for name, entry in VELODROME.items()
         ),
         eval_every=10,

@@ -129,7 +129,7 @@ class VelodromeTask(NamedTuple):
 
     settings: Settings
     about: str
-    lanes: int | None
+    vmap_size: int | None
     """Training runs side by side; one where a single run fills the machine."""
 
 

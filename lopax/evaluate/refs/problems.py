@@ -65,7 +65,7 @@ def suite_problems(
                 version=member.version,
                 note=member.about,
                 passes_below=member.passes_below,
-                lanes=member.lanes,
+                vmap_size=member.vmap_size,
                 reference=f"{chosen.name}/{member.name}"
                 if isinstance(which, str)
                 else None,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from lopax._core.atomic import atomic_write
 from lopax._core.errors import MissingExtra
 from lopax.evaluate.report import plots, style
+from lopax.evaluate.report.heatmap import heatmap
 from lopax.evaluate.report.text import report_context
 from lopax.evaluate.results.failures import FailureMap
 from lopax.evaluate.results.seconds import step_seconds
@@ -163,7 +164,7 @@ def _figures(
             figure = plots.rate_sensitivity(summary, task, palette)
             figures["rates"].append((task, draw(figure, f"Learning rates: {task}")))
     if failures is not None:
-        figure = plots.heatmap(
+        figure = heatmap(
             failures.solved, failures.optimizers, failures.problems, failures.texts()
         )
         figures["failures"] = draw(figure, "Failure map")

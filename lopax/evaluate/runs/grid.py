@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lopax._core.errors import ConfigError
+from lopax._core.renamed import renamed
 from lopax._core.single_writer import single_writer, tidy
 from lopax.evaluate.problem import Problem, check_grid
 from lopax.evaluate.runs.jobs import (
@@ -57,6 +58,7 @@ def _unfinished(store: Store, jobs: Sequence[Job]) -> list[Job]:
     return found
 
 
+@renamed(lanes="vmap_size")
 def run_grid(
     store: Store,
     optimizers: Sequence[OptimizerSpec],
@@ -66,7 +68,7 @@ def run_grid(
     workers: int = 1,
     executor: str = "processes",
     gpus_per_job: float = 0.0,
-    lanes: int = 16,
+    vmap_size: int = 16,
     measure_cost: bool = True,
     listener: Listener | None = None,
 ) -> Outcome:
@@ -81,7 +83,7 @@ def run_grid(
         problems that only exist in this process (no `reference`) run here, first.
     - `executor`: "processes", or "ray" for a Ray cluster (`workers` then says
         nothing: the cluster has as many as it has cores), with `gpus_per_job`.
-    - `lanes`: see `lopax.evaluate.runs.run.run`.
+    - `vmap_size`: see `lopax.evaluate.runs.run.run`.
     - `measure_cost`: also time single steps (a few seconds a job). With several
         workers the times are those of a busy machine.
     - `listener`: called with an `Event` whenever something happens.
@@ -93,8 +95,8 @@ def run_grid(
         raise ConfigError(
             f"executor = {executor!r}: must be one of {', '.join(EXECUTORS)}"
         )
-    if lanes < 1 or workers < 1:
-        raise ConfigError(f"lanes = {lanes}, workers = {workers}: must be at least 1")
+    if vmap_size < 1 or workers < 1:
+        raise ConfigError(f"vmap_size = {vmap_size}, workers = {workers}: must be at least 1")
     wanted = len(optimizers) * len(problems) * len(seeds)
     jobs = pending(store, optimizers, problems, seeds)
     if not jobs:  # a store that can only be read will do
@@ -105,7 +107,7 @@ def run_grid(
         outcome = Outcome(found=wanted - sum(len(job.seeds) for job in jobs))
         tell = listener or (lambda event: None)
         reporter = GridReporter(store, outcome, tell, len(jobs))
-        options = {"lanes": lanes, "measure_cost": measure_cost}
+        options = {"vmap_size": vmap_size, "measure_cost": measure_cost}
         _run_jobs(reporter, jobs, options, workers, executor, gpus_per_job)
     return outcome
 

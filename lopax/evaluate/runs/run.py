@@ -22,6 +22,7 @@ import optax
 from numpy.typing import NDArray
 
 from lopax._core.errors import ConfigError, TaskError
+from lopax._core.renamed import renamed
 from lopax._core.task import Task
 from lopax._core.tree import split_arrays
 from lopax._core.types import Key, Theta
@@ -41,13 +42,14 @@ class RunResult(Curves):
     run_seconds: float
 
 
+@renamed(lanes="vmap_size")
 def run(
     spec: OptimizerSpec,
     task: Task,
     config: RunConfig,
     seeds: Sequence[int],
     *,
-    lanes: int = 16,
+    vmap_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> RunResult:
     """Trains `task` with `spec` for every seed and every learning rate of the spec.
@@ -57,21 +59,21 @@ def run(
 
     **Arguments:**
 
-    - `lanes`: trajectories that run side by side in one program. More is not always
+    - `vmap_size`: trajectories that run side by side in one program. More is not always
         faster on a CPU: the working set should stay in its cache.
     - `progress`: called with (trajectories done, all) after each chunk.
 
-    Raises `ConfigError` for repeated seeds or no lanes, `TaskError` if the task fails
+    Raises `ConfigError` for repeated seeds or a `vmap_size` of none, `TaskError` if the task fails
     to trace.
     """
     seeds = [int(s) for s in seeds]
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"seeds = {seeds}: must be different, and at least one")
-    if lanes < 1:
-        raise ConfigError(f"lanes = {lanes}: must be at least 1")
+    if vmap_size < 1:
+        raise ConfigError(f"vmap_size = {vmap_size}: must be at least 1")
     rates = spec.learning_rates or (math.nan,)
     total = len(seeds) * len(rates)
-    chunk = math.ceil(total / math.ceil(total / lanes))
+    chunk = math.ceil(total / math.ceil(total / vmap_size))
     # Padding with copies of the last trajectory keeps one shape, hence one program.
     padded = np.minimum(np.arange(math.ceil(total / chunk) * chunk), total - 1)
     seed_index, rate_index = np.divmod(padded, len(rates))

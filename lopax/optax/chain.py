@@ -1,0 +1,136 @@
+"""From a rule to an optax transformation: the rule, then what the user adds to it.
+
+A step of the rule is a `Made`; links of a chain make another of it (`links.Decay`,
+`links.Multiply`). Around them `from_rule` keeps the state as optax and Flax want it,
+and accumulates gradients where a run is longer than the rule can be trusted with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from lopax._core import leaves, lifting
+from lopax._core.errors import ConfigError, MissingHorizon, MissingParams
+from lopax._core.optimizer import LearnedOptimizer
+from lopax._core.routing import Route
+from lopax._core.types import Params, Theta, Updates
+from lopax.blocks import narrow_momenta
+from lopax.optax import report as reports
+from lopax.optax import watch
+from lopax.optax.accumulation import accumulate
+from lopax.optax.links import Decay, Link, Made, Multiply
+from lopax.optax.states import OptimizerState, Report
+from lopax.optax.storage import Storage, by_name, in_place, is_placeholder
+
+
+def from_rule(
+    rule: LearnedOptimizer,
+    theta: Theta,
+    *,
+    num_steps: Any = None,
+    weight_decay: float = 0.0,
+    mask: Any | Callable[[Params], Any] | None = None,
+    lr_multiplier: float | optax.Schedule = 1.0,
+    accumulate_beyond: int | None = None,
+    momentum_dtype: str = "float32",
+    routes: Sequence[Route] = (),
+    report: bool = False,
+    warn: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """`optimizer` for an architecture object and its meta-parameters."""
+    if routes:
+        rule = rule.routed(routes)
+    if num_steps is None and rule.needs_horizon:
+        raise MissingHorizon(rule.name)
+    watch.rate(rule.name, lr_multiplier, num_steps)
+    if num_steps is not None:
+        lifting.horizon(num_steps)
+    if isinstance(weight_decay, (int, float)) and weight_decay < 0:
+        raise ConfigError(f"weight_decay = {weight_decay}: must be >= 0")
+    every = _gradients_per_step(num_steps, accumulate_beyond)
+    if every > 1 and num_steps is not None:
+        num_steps = num_steps // every
+    links = (Decay(weight_decay, mask), Multiply(lr_multiplier, every))
+    base = _chained(rule, theta, num_steps, momentum_dtype, links, report, warn)
+    return base if every == 1 else accumulate(base, every)
+
+
+def _chained(
+    rule: LearnedOptimizer,
+    theta: Theta,
+    num_steps: Any,
+    momentum_dtype: str,
+    links: Sequence[Link],
+    report: bool,
+    warn: bool,
+) -> optax.GradientTransformationExtraArgs:
+    """The rule and the links, with the state of `lopax.optimizer`."""
+    narrow = narrow_momenta.choose(rule, momentum_dtype)
+    storage = Storage(rule, theta)
+
+    @lifting.own_arithmetic
+    def init_fn(params: Params) -> OptimizerState:
+        if is_placeholder(params):
+            nothing = Report(0, 0, 0) if report else ()  # type: ignore[arg-type]
+            return OptimizerState(storage.placeholder(params), 0, 0, 0, 0, nothing)  # type: ignore[arg-type]
+        named = by_name(params, leaves.trained(params))
+        return OptimizerState(
+            rule=storage.fresh(narrow.pack(rule.init(theta, named, num_steps)), params),
+            count=jnp.zeros((), jnp.int32),
+            step_scale=jnp.zeros((), jnp.float32),
+            in_a_row=jnp.zeros((), jnp.int32),
+            flaw=jnp.zeros((), jnp.int32),
+            report=reports.empty(named) if report else (),
+        )
+
+    @lifting.own_arithmetic
+    def update_fn(
+        updates: Updates,
+        state: OptimizerState,
+        params: Params | None = None,
+        **extra: Any,
+    ) -> tuple[Updates, OptimizerState]:
+        if params is None:
+            raise MissingParams(rule.name)
+        named = by_name(params, leaves.trained(params))
+        grads = by_name(params, leaves.gradients(params, updates))
+        kept = narrow.unpack(storage.unpack(state.rule, params))
+        moves, rule_state, found = rule.update(theta, grads, kept, named, **extra)
+        scale = jnp.asarray(found.step_scale, jnp.float32)
+        made = Made.of(moves, params, named, state.count, scale, found.skipped)
+        for link in links:
+            made = link(made)
+        moves = made.as_given(moves)
+        after = OptimizerState(
+            rule=storage.pack(narrow.pack(rule_state), params, state.rule),
+            count=state.count + 1,
+            step_scale=jnp.where(found.skipped, state.step_scale, scale),
+            in_a_row=jnp.where(found.skipped, state.in_a_row + 1, 0),
+            flaw=jnp.where(found.skipped, found.flaw, state.flaw),
+            report=reports.of(moves, named, found) if report else (),
+        )
+        if warn:
+            watch.in_the_step(after)
+        return in_place(params, moves), after
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
+
+
+def _gradients_per_step(num_steps: Any, limit: int | None) -> int:
+    if limit is None:
+        return 1
+    if not isinstance(limit, int) or limit < 1:
+        raise ConfigError(
+            f"accumulate_beyond = {limit!r}: must be a whole number of at least 1"
+        )
+    if not isinstance(num_steps, int):
+        raise ConfigError(
+            "accumulate_beyond needs num_steps as a plain number, because it decides "
+            f"what the state consists of; num_steps = {num_steps!r}"
+        )
+    return math.ceil(num_steps / limit)
