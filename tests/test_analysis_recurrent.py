@@ -15,6 +15,7 @@ from lopax._core.errors import ConfigError, NotApplicable
 from lopax._core.task import SingleTask
 from lopax.analysis import RecurrentView
 from lopax.architectures import architecture
+from lopax.architectures.described import XP
 from lopax.tasks import Quadratic, RotatedQuadratics
 
 RULES = {
@@ -166,7 +167,7 @@ def test_logarithmic_inputs():
     rule: Any = architecture("l2o_gru", units=3, inputs="log")
     assert rule.init_theta(jax.random.key(0))["gru"]["wx"].shape == (2, 9)
     np.testing.assert_allclose(
-        rule._signal(jnp.asarray([-3.0])), [[np.log(4.0), -1.0]], rtol=1e-6
+        rule.rule.signal(XP, jnp.asarray([-3.0])), [[np.log(4.0), -1.0]], rtol=1e-6
     )
     with pytest.raises(ConfigError, match="must be one of 'raw', 'log'"):
         architecture("l2o_gru", inputs="square")

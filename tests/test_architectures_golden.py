@@ -18,8 +18,9 @@ from lopax._core.errors import StructureMismatch
 from lopax._core.routing import Route, role_of
 from lopax.architectures import architecture
 from lopax.architectures.described import XP
+from lopax.architectures.jax_ops import JaxDraw
 from lopax.nets import mlp
-from lopax.rules import log_features, loss_normalizer, moments, velo
+from lopax.rules import layers, log_features, loss_normalizer, moments, velo
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {
@@ -425,7 +426,7 @@ def test_l2o_lstm_first_step() -> None:
     want = 0.1 * (hidden @ np.asarray(theta["head"]["w"]))[..., 0]
     want = np.where(grad == 0.0, 0.0, want)  # what never saw a gradient stays
     np.testing.assert_allclose(updates["w"], want, rtol=1e-4, atol=1e-7)
-    assert state.tensors["w"][0].hidden.shape == (2, 2, 3)
+    assert state.tensors["w"].hidden.shape == (2, 2, 3)
 
 
 def test_l2o_lstm_takes_gradients_as_given() -> None:
@@ -527,7 +528,7 @@ def test_celo2_adam_role_with_bias_correction_is_adam() -> None:
 
 
 def test_both_forms_of_the_network_agree() -> None:
-    theta = mlp.init(jax.random.key(0), (5, 4, 4, 2))
+    theta = layers.mlp_init(JaxDraw(), jax.random.key(0), (5, 4, 4, 2))
     rng = np.random.default_rng(0)
     shapes = [(3, 4, 5), (3, 1, 5), (1, 4, 5), (3, 4, 5), ()]
     channels = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
@@ -540,7 +541,7 @@ def test_both_forms_of_the_network_agree() -> None:
 
 def test_the_unrolled_network_has_the_right_derivatives() -> None:
     """Its rule is that of the dense form; JAX derives the unrolled one itself."""
-    theta = mlp.init(jax.random.key(0), (3, 4, 2))
+    theta = layers.mlp_init(JaxDraw(), jax.random.key(0), (3, 4, 2))
     rng = np.random.default_rng(0)
     shapes = [(3, 4), (3, 1), ()]
     channels = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]

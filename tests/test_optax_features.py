@@ -387,3 +387,14 @@ def test_only_like_goes_with_like():
     assert sorted(set(seen)) == [0, 2, 4, 6, 7]
     for x, y in zip(xs, found, strict=True):
         np.testing.assert_array_equal(2.0 * x, y)
+
+
+def test_a_rule_s_own_weight_decay_is_reached_by_settings():
+    rule = lopax.architecture("star")
+    theta = rule.init_theta(jax.random.key(0))
+    params, zero = {"w": jnp.ones((2, 3))}, {"w": jnp.zeros((2, 3))}
+    opt = lopax.optimizer("star", theta=theta, settings={"weight_decay": 0.5})
+    updates, _ = opt.update(zero, opt.init(params), params)
+    np.testing.assert_allclose(updates["w"], -0.5)
+    with pytest.raises(ConfigError, match="weight_decay = 2"):
+        lopax.optimizer("star", theta=theta, settings={"weight_decay": 2.0})

@@ -17,7 +17,7 @@ BELOW = {
     "rules": {"_core"},
     "native": {"_core", "rules"},
     "nets": {"_core"},
-    "blocks": {"_core", "native", "nets", "rules"},
+    "blocks": {"_core"},
     "pretrained": {"_core"},
     "data": {"_core"},
     "architectures": {"_core", "native", "nets", "blocks", "rules"},

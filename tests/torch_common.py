@@ -41,6 +41,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain_mlp": {"hidden": 3},
     "rnn_mlp": {"lstm": 4, "hidden": 4},
     "nn_adam": {"lstm": 4},
+    "l2o_lstm": {"lstm": 3, "step_mult": 0.01},
+    "l2o_gru": {"units": 3, "step_mult": 0.01},
     "scheduled_adam": {"knots": 3},
     "optim4rl": {"units": 2},
     "linear_optim": {"units": 2},

@@ -19,12 +19,18 @@ from lopax._core.errors import NotApplicable
 from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.types import Scalar, Theta
 from lopax.analysis.recurrent import RecurrentView, momentum_view
-from lopax.architectures.classes import L2LGD2, LearnedSGD, LinearOptim, Optim4RL
+from lopax.architectures.classes import (
+    L2LGD2,
+    L2OGRU,
+    L2OLSTM,
+    LearnedSGD,
+    LinearOptim,
+    Optim4RL,
+)
 from lopax.architectures.described import XP
-from lopax.architectures.l2o_gru import L2OGRU
-from lopax.architectures.l2o_lstm import L2OLSTM
-from lopax.nets import linear, lstm
+from lopax.nets import linear
 from lopax.rules import layers
+from lopax.rules.layers import LSTMState
 from lopax.rules.log_features import log_and_sign
 from lopax.rules.optim4rl import LOG_RANGE
 
@@ -53,29 +59,24 @@ def is_recurrent(optimizer: LearnedOptimizer) -> bool:
 
 
 def _l2o_gru(rule: L2OGRU, theta: Theta) -> RecurrentView:
+    told = rule.rule
     return RecurrentView(
         theta["initial"],
-        lambda h, g: rule.transition(theta, h, g),
-        lambda h: rule.readout(theta, h),
+        lambda h, g: told.transition(XP, theta, h, g),
+        lambda h: told.readout(XP, theta, h),
     )
 
 
 def _l2o_lstm(rule: L2OLSTM, theta: Theta) -> RecurrentView:
-    c = rule.config
-    zero = jnp.zeros((c.lstm,))
-    start, unravel = ravel_pytree((lstm.LSTMState(zero, zero),) * c.layers)
+    told, zeros = rule.rule, jnp.zeros((rule.config.layers * rule.config.lstm,))
+    start, unravel = ravel_pytree(LSTMState(zeros, zeros))
 
     def transition(h: Array, g: Scalar) -> Array:
-        signal, states = log_and_sign(XP, g, c.log_range), []
-        for i, old in enumerate(unravel(h)):
-            states.append(lstm.apply(theta[f"lstm{i}"], signal, old))
-            signal = states[-1].hidden
-        return ravel_pytree(tuple(states))[0]
+        return ravel_pytree(told.transition(XP, theta, unravel(h), g))[0]
 
-    def readout(h: Array) -> Scalar:
-        return c.step_mult * linear.apply(theta["head"], unravel(h)[-1].hidden)[0]
-
-    return RecurrentView(start, transition, readout)
+    return RecurrentView(
+        start, transition, lambda h: told.readout(XP, theta, unravel(h))
+    )
 
 
 def _learned_sgd(rule: LearnedSGD, theta: Theta) -> RecurrentView:

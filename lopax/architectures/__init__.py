@@ -10,6 +10,8 @@ from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.registry import Registry
 from lopax.architectures.classes import (
     L2LGD2,
+    L2OGRU,
+    L2OLSTM,
     RNNMLP,
     STAR,
     AdafacMLP,
@@ -28,14 +30,14 @@ from lopax.architectures.classes import (
     ScheduledAdam,
     VeLO,
 )
-from lopax.architectures.l2o_gru import L2OGRU, L2OGRUConfig
-from lopax.architectures.l2o_lstm import L2OLSTM, L2OLSTMConfig
 from lopax.architectures.l3rs import L3RS, L3RSConfig
 from lopax.rules.adafac_mlp import AdafacMLPConfig
 from lopax.rules.celo import CeloConfig
 from lopax.rules.celo2 import Celo2BaseConfig, Celo2Config
 from lopax.rules.celo_adam import CeloAdamConfig
 from lopax.rules.hypers import LearnedAdamConfig, LearnedSGDConfig, ScheduledAdamConfig
+from lopax.rules.l2o_gru import L2OGRUConfig
+from lopax.rules.l2o_lstm import L2OLSTMConfig
 from lopax.rules.learned_muon import LearnedMuonConfig
 from lopax.rules.mulo import MuLOConfig
 from lopax.rules.nn_adam import NNAdamConfig

@@ -79,6 +79,18 @@ class JaxOps:
     def matmul(self, a: Array, b: Array) -> Array:
         return jnp.matmul(a, b, precision="highest")
 
+    def sum_squares(self, x: Array, axis: Any, keepdims: bool = False) -> Array:
+        return jnp.sum(jnp.square(x), axis=axis, keepdims=keepdims)
+
+    def bounded_rsqrt(self, x: Array) -> Array:
+        # Of an infinity in a constant, compilers make what they like.
+        return jnp.where(x < 3e38, jax.lax.rsqrt(jnp.minimum(x, 3e38)), 0.0)
+
+    def adam(
+        self, size: Array, momentum: Array, second: Array, inside: float, outside: Any
+    ) -> Array:
+        return size * momentum / (outside + jnp.sqrt(second + inside))
+
     def ema(self, old: Array, new: Array, decay: Any) -> Array:
         return decay * old + (1.0 - decay) * new
 

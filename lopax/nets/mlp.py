@@ -11,27 +11,14 @@ of weights, so it serves wide layers and derivatives.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from lopax._core.types import Key, Theta
-from lopax.nets import initializers
-
-
-def init(key: Key, sizes: Sequence[int]) -> Theta:
-    """{"w0": [s0, s1], "b0": [s1], "w1": ...}: fan-in truncated normal, zero biases."""
-    theta = {}
-    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        key, layer_key = jax.random.split(key)
-        theta[f"w{i}"] = initializers.fan_in_normal(layer_key, fan_in, fan_out)
-        theta[f"b{i}"] = jnp.zeros((fan_out,), jnp.float32)
-    return theta
+from lopax._core.types import Theta
 
 
 def apply(
@@ -97,23 +84,6 @@ def _apply_jvp(primals: Any, tangents: Any) -> Any:
         return [outputs[..., i] for i in range(outputs.shape[-1])]
 
     return jax.jvp(dense, primals, tangents)
-
-
-def from_published(
-    arrays: dict[str, Any], prefix: str, groups: int, outputs: Sequence[int]
-) -> dict[str, Any]:
-    """A published MLP whose first layer is split by feature group, under our names.
-
-    Works for one MLP and for banks with a leading axis; only the given output units
-    are kept.
-    """
-    first = [arrays[f"{prefix}w0__{i}"] for i in range(groups)]
-    keep = list(outputs)
-    found = {name: arrays[f"{prefix}{name}"] for name in ("b0", "w1", "b1")}
-    found["w0"] = np.concatenate(first, axis=-2)
-    found["w2"] = arrays[f"{prefix}w2"][..., keep]
-    found["b2"] = arrays[f"{prefix}b2"][..., keep]
-    return found
 
 
 def _affine(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optax
@@ -37,6 +37,7 @@ def optimizer(
     routes: Sequence[Route] = (),
     report: bool = False,
     warn: bool = False,
+    settings: Mapping[str, Any] | None = None,
     **config: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """A pretrained learned optimizer, to be used wherever optax is.
@@ -75,11 +76,14 @@ def optimizer(
         the end and after ten skipped steps in a row. Such a program is not kept in
         JAX's compilation cache. Without it, `lopax.info` says so.
     - `config`: settings of the architecture, over those saved with the weights.
+    - `settings`: the same for settings that have the name of an argument above:
+        `settings={"weight_decay": 0.1}` is STAR's or Celo2's own, which `weight_decay`
+        is not.
 
     Raises `UnknownName`, `MissingHorizon`, `ConfigError`, `StructureMismatch`; the
     update raises `MissingLoss` / `MissingParams` when they are needed and not given.
     """
-    rule, theta = _load(name, theta, weights, config)
+    rule, theta = _load(name, theta, weights, {**config, **(settings or {})})
     return from_rule(
         rule,
         theta,

@@ -195,12 +195,14 @@ class Celo2(ElementRule):
             direction = yield from xp.orthogonalize_each(direction, place, method)
         over = place.matrix
         behind = tuple(a - place.rank for a in over)
-        squares = xp.sum(xp.square(direction), axis=behind, keepdims=True)
+        squares = xp.sum_squares(direction, axis=behind, keepdims=True)
         (squares,) = yield [Sum(squares, over)]
         count = max(math.prod(place.shape[a] for a in over), 1)
-        direction = direction * layers.unit_scale(xp, squares / count, EPS)
-        direction = xp.hold_unreached(direction, place, state)
-        return self._decayed(at.scale, direction, param)
+        unit = layers.unit_scale(xp, squares / count, EPS)
+        delta = xp.hold_unreached(direction * (-at.scale * unit), place, state)
+        if self.config.weight_decay:
+            delta = delta - at.scale * self.config.weight_decay * param
+        return delta
 
     def step(
         self,
@@ -217,17 +219,16 @@ class Celo2(ElementRule):
         momentum = xp.ema(state.momentum, grad, c.b1)
         second = xp.ema(state.second, xp.square(grad), c.b2)
         state = AdamMoments(momentum, second, state.step)
+        size = at.scale * c.adam_mult
+        gain = -size
         if c.bias_correction:
             t = at.place.column(state.step + 1.0)
-            momentum = momentum / (1.0 - c.b1**t)
+            gain = gain / (1.0 - c.b1**t)
             second = second / (1.0 - c.b2**t)
-        direction = momentum * xp.rsqrt(second + 1e-8)
-        return self._decayed(at.scale * c.adam_mult, direction, param), state
-
-    def _decayed(self, size: Array, direction: Array, param: Array) -> Array:
-        if self.config.weight_decay:
-            direction = direction + self.config.weight_decay * param
-        return -size * direction
+        delta = xp.adam(gain, momentum, second, 1e-8, 0.0)
+        if c.weight_decay:
+            delta = delta - size * c.weight_decay * param
+        return delta, state
 
     def translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         w1 = arrays.get(f"{published.BANK}w1")

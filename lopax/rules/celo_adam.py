@@ -95,9 +95,10 @@ class CeloAdam(form.Rule):
         c, t = self.config, at.place.column(state.step + 1.0)
         momentum = xp.ema(state.momentum, grad, c.b1)
         second = xp.ema(state.second, xp.square(grad), c.b2)
-        root = 1e-8 + xp.sqrt(second / (1.0 - c.b2**t) + 1e-10)
-        size = at.scale / (1.0 - c.b1**t)
-        return -size * momentum / root, AdamState(momentum, second, state.step)
+        size = -at.scale / (1.0 - c.b1**t)
+        corrected = second / (1.0 - c.b2**t)
+        delta = xp.adam(size, momentum, corrected, 1e-10, 1e-8)
+        return delta, AdamState(momentum, second, state.step)
 
     def translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         if "rnn_params/step_size/w" not in arrays:

@@ -120,12 +120,14 @@ class Numbers(NamedTuple):
     scale: Any  # []
 
 
-def check_decays(config: Any, *names: str) -> None:
-    """Raises `ConfigError` unless these settings are three decays each."""
+def check_decays(config: Any, *names: str, number: int | None = NUM_DECAYS) -> None:
+    """Raises `ConfigError` unless these settings are three decays each, or with
+    `number=None` one or more."""
+    many = "one or more numbers" if number is None else "three numbers"
     for name in names:
         decays = getattr(config, name)
-        if len(decays) != NUM_DECAYS or not all(0.0 <= d < 1.0 for d in decays):
+        count = len(decays) == number if number else len(decays) > 0
+        if not count or not all(0.0 <= d < 1.0 for d in decays):
             raise ConfigError(
-                f"{type(config).__name__}.{name} = {decays!r}: must be three numbers "
-                "in [0, 1)"
+                f"{type(config).__name__}.{name} = {decays!r}: must be {many} in [0, 1)"
             )

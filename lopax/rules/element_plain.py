@@ -181,7 +181,7 @@ def step(
     found, _, state = yield from outputs(xp, place, net, numbers, grad, state, param)
     size = numbers.scale
     if net.bounds is not None:
-        (square,) = yield [place.total(xp, xp.square(param))]
+        (square,) = yield [place.total_square(xp, param)]
         rms = xp.sqrt(xp.minimum(square / place.size, 3e38) + SIZE_EPS)
         size = size * xp.clip(rms, *net.bounds.of(place.shape, place.matrix))
     delta = -xp.broadcast_to(found[0], grad.shape)

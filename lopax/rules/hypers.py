@@ -156,10 +156,11 @@ class _AdamRule(form.Rule):
         momentum = xp.ema(state.momentum, grad, b1)
         second = xp.ema(state.second, xp.square(grad), b2)
         steps = state.step + 1.0
-        m_hat = momentum / at.place.column(1.0 - b1**steps)
+        size = -at.scale / at.place.column(1.0 - b1**steps)
+        corrected = second / at.place.column(1.0 - b2**steps)
         # The floor under the root only keeps its derivative finite at zero.
-        root = xp.sqrt(second / at.place.column(1.0 - b2**steps) + 1e-30)
-        delta = -at.scale * m_hat / (root + xp.exp(theta["log_epsilon"]))
+        epsilon = xp.exp(theta["log_epsilon"])
+        delta = xp.adam(size, momentum, corrected, 1e-30, epsilon)
         return delta, state._replace(momentum=momentum, second=second)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lopax.rules.form import Place
@@ -106,8 +106,7 @@ def split(x: Array, parts: int) -> list[Array]:
 def unit_scale(xp: Ops, mean_square: Array, eps: float = 1e-5) -> Array:
     """The factor that brings a channel of this mean square to one of one; 0 for what
     has left float32's range."""
-    x = mean_square + eps
-    return xp.where(x < 3e38, xp.rsqrt(xp.minimum(x, 3e38)), 0.0)
+    return xp.bounded_rsqrt(mean_square + eps)
 
 
 def reached(xp: Ops, place: Place, *averages: Array) -> Array:
@@ -117,4 +116,19 @@ def reached(xp: Ops, place: Place, *averages: Array) -> Array:
     found = xp.any(averages[0] != 0.0, axis=axis)
     for x in averages[1:]:
         found = found | xp.any(x != 0.0, axis=axis)
+    return found
+
+
+def waiting(grad: Array, unmoved: Iterable[Array]) -> Array:
+    """[*n] bool: which elements of a recurrent rule, which has no average of the
+    gradient, wait for their first: as long as it was always exactly zero they keep
+    their first state and do not move.
+
+    **Arguments:**
+
+    - `unmoved`: [*n] bool each, whether a state is still the first.
+    """
+    found = grad == 0.0
+    for x in unmoved:
+        found = found & x
     return found

@@ -37,6 +37,7 @@ from lopax._core.config import check_choice, check_range
 from lopax._core.routing import Route
 from lopax._core.run import Run
 from lopax.rules import form, layers, time_features, unit_ratios
+from lopax.rules.element_net import check_decays
 from lopax.rules.form import (
     COUNT,
     EACH,
@@ -103,6 +104,7 @@ class LearnedMuonConfig:
         check_range(self, "embedding_mult", above=0.0)
         check_range(self, "nesterov", low=0.0, high=1.0)
         check_range(self, "second_decay", low=0.0, below=1.0)
+        check_decays(self, "decays", number=None)
         check_choice(self, "orthogonalizer", polar.CHOICES)
         check_range(self, "hidden", low=1)
         check_range(self, "weight_decay", low=0.0)
@@ -335,7 +337,7 @@ def _unit(xp: Ops, place: Place, x: Array) -> Steps:
     (size,) = yield [place.total(xp, xp.abs(x))]
     size = size / place.size
     x = x / place.column(xp.where(size > 0.0, size, 1.0))
-    (square,) = yield [place.total(xp, xp.square(x))]
+    (square,) = yield [place.total_square(xp, x)]
     return x * place.column(xp.rsqrt(xp.maximum(square, 1e-12)))
 
 

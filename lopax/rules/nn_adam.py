@@ -111,7 +111,7 @@ class NNAdam(form.Rule):
         sums = yield [place.total(xp, x) for x in (*arrays.values(), xp.abs(grad))]
         means = [x / place.size for x in sums]
         spreads = yield [
-            place.total(xp, xp.square(x - place.column(m)))
+            place.total_square(xp, x - place.column(m))
             for x, m in zip(arrays.values(), means, strict=False)
         ]
         zero = 0.0 * means[0]

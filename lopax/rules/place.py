@@ -91,6 +91,11 @@ class Place(NamedTuple):
         axes = tuple(range(-self.rank, 0))
         return Sum(xp.sum(x, axis=axes), self.all_axes)
 
+    def total_square(self, xp: Ops, x: Array) -> Sum:
+        """The sum of squares of all elements, likewise."""
+        axes = tuple(range(-self.rank, 0))
+        return Sum(xp.sum_squares(x, axis=axes), self.all_axes)
+
     def as_matrix(self, x: Array) -> Array:
         """[*lead, *s] as matrices [*lead, r, c]; see `matrix_sides`."""
         sizes = x.shape[x.ndim - self.rank :]

@@ -83,7 +83,7 @@ class PlainMLP(form.Rule):
         momenta = xp.ema(state.momenta, place.layered(grad), column)
         slow = [place.layer(momenta, k) for k in range(len(DECAYS))]
         channels = [grad, param, *slow]
-        squares = yield [place.total(xp, xp.square(x)) for x in channels]
+        squares = yield [place.total_square(xp, x) for x in channels]
         scales = [layers.unit_scale(xp, s / place.size) for s in squares]
         times = time_features.tanh_of_step(xp, at.updates)
         direction, magnitude = xp.element_mlp(

@@ -158,7 +158,7 @@ class RNNMLP(form.Rule):
         counts = [place.size * x.shape[-1] for x in sums]
         means = [xp.sum(x, axis=-1) / n for x, n in zip(sums, counts, strict=True)]
         spreads = yield [
-            place.total(xp, xp.square(x - place.column(m[..., None])))
+            place.total_square(xp, x - place.column(m[..., None]))
             for x, m in zip(arrays, means, strict=True)
         ]
         grad_square, param_square = grad_square[..., 0], param_square[..., 0]
@@ -236,8 +236,7 @@ class RNNMLP(form.Rule):
             *(place.layer(x, k) for x in stacks for k in range(len(DECAYS))),
         ]
         squares = yield [
-            place.total(xp, xp.square(x))
-            for x in (*channels, xp.clip(param, -HUGE, HUGE))
+            place.total_square(xp, x) for x in (*channels, xp.clip(param, -HUGE, HUGE))
         ]
         norm = xp.sqrt(squares.pop())
         scales = [layers.unit_scale(xp, s / place.size) for s in squares]

@@ -31,7 +31,7 @@ def measure(xp: Ops, place: Place, param: Array, is_matrix: bool) -> Steps:
     (size,) = yield [place.total(xp, xp.abs(param))]
     mean = size / place.size
     unit = param / place.column(xp.where(mean > 0.0, mean, 1.0))
-    (square,) = yield [place.total(xp, xp.square(unit))]
+    (square,) = yield [place.total_square(xp, unit)]
     log = xp.log(mean * xp.sqrt(square / place.size) + 1e-38)
     log = log + 0.5 * math.log(max(place.sides[0], 1))
     return xp.stack([log, 0.0 * log + float(is_matrix)], axis=-1)

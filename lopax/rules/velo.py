@@ -158,19 +158,22 @@ class VeLO(ElementRule):
         its square. With a clipped norm factor also that, last."""
         momenta, second, size = state.momenta, state.second, place.size
         square, mean_m, mean_v = yield [
-            place.total(xp, x) for x in (xp.square(param), momenta, second)
+            place.total_square(xp, param),
+            place.total(xp, momenta),
+            place.total(xp, second),
         ]
         square, mean_m, mean_v = square / size, mean_m / size, mean_v / size
-        around_m = momenta - place.column(mean_m)
-        around_v = second - place.column(mean_v)
-        spread_m, spread_v = yield [
-            place.total(xp, xp.square(x)) for x in (around_m, around_v)
+        # One at a time, so that no more than one array is made.
+        pairs = [(second, mean_v)]
+        pairs += [(place.layer(momenta, k), mean_m[..., k]) for k in range(3)]
+        spread_v, *spread_m = yield [
+            place.total_square(xp, x - place.column(mean)) for x, mean in pairs
         ]
         # The published variance of the second moment is taken around the mean of each
         # momentum, which makes it three numbers; the released weights were trained so.
         spread_v = (spread_v / size)[..., None] + xp.square(mean_v[..., None] - mean_m)
         scale = xp.rsqrt(xp.maximum(square, 1e-9))[..., None]
-        spreads = xp.concat([spread_m / size, spread_v], axis=-1)
+        spreads = xp.concat([xp.stack(spread_m, axis=-1) / size, spread_v], axis=-1)
         rank = xp.constant(rank_one_hot(place.shape))
         columns = [
             0.5 * log_magnitude(xp, mean_v[..., None] * scale, 10.0),

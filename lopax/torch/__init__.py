@@ -129,6 +129,20 @@ class NNAdam(LearnedOptimizer):
     rule_class: ClassVar[type[Rule]] = classes.NNAdamRule
 
 
+class L2OLSTM(LearnedOptimizer):
+    """The LSTM of learning to learn; see `lopax.rules.l2o_lstm` for the rule and
+    `LearnedOptimizer` for the arguments."""
+
+    rule_class: ClassVar[type[Rule]] = classes.L2OLSTMRule
+
+
+class L2OGRU(LearnedOptimizer):
+    """A coordinate-wise GRU; see `lopax.rules.l2o_gru` for the rule and
+    `LearnedOptimizer` for the arguments."""
+
+    rule_class: ClassVar[type[Rule]] = classes.L2OGRURule
+
+
 class LearnedSGD(LearnedOptimizer):
     """Heavy-ball momentum with learned settings; see `lopax.rules.hypers` for the
     rule and `LearnedOptimizer` for the arguments."""
@@ -185,6 +199,8 @@ RULES.add("learned_muon", LearnedMuon)
 RULES.add("plain_mlp", PlainMLP)
 RULES.add("rnn_mlp", RNNMLP)
 RULES.add("nn_adam", NNAdam)
+RULES.add("l2o_lstm", L2OLSTM)
+RULES.add("l2o_gru", L2OGRU)
 RULES.add("learned_sgd", LearnedSGD)
 RULES.add("learned_adam", LearnedAdam)
 RULES.add("scheduled_adam", ScheduledAdam)
@@ -203,6 +219,8 @@ def optimizer(name: str, params: Any, **options: Any) -> LearnedOptimizer:
 
 __all__ = [
     "L2LGD2",
+    "L2OGRU",
+    "L2OLSTM",
     "RNNMLP",
     "RULES",
     "STAR",

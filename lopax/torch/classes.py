@@ -8,6 +8,8 @@ from lopax.rules import (
     celo2,
     celo_adam,
     hypers,
+    l2o_gru,
+    l2o_lstm,
     learned_muon,
     mulo,
     nn_adam,
@@ -126,3 +128,15 @@ class L2LGD2Rule(Rule):
     """See `lopax.rules.optim4rl`."""
 
     rule_class = optim4rl.L2LGD2
+
+
+class L2OLSTMRule(Rule):
+    """See `lopax.rules.l2o_lstm`."""
+
+    rule_class = l2o_lstm.L2OLSTM
+
+
+class L2OGRURule(Rule):
+    """See `lopax.rules.l2o_gru`."""
+
+    rule_class = l2o_gru.L2OGRU

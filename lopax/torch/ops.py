@@ -91,6 +91,17 @@ class TorchOps:
     def sum(self, x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
         return torch.sum(x) if axis is None else torch.sum(x, axis, keepdim=keepdims)
 
+    def sum_squares(self, x: Tensor, axis: Any, keepdims: bool = False) -> Tensor:
+        axes = sorted(
+            a % x.ndim for a in (axis if isinstance(axis, tuple) else (axis,))
+        )
+        if axes != list(range(x.ndim - len(axes), x.ndim)):
+            return x.square().sum(axis, keepdim=keepdims)
+        # Makes no array of squares.
+        total = torch.linalg.vector_norm(x.flatten(axes[0]), dim=-1).square()
+        ones = (1,) * len(axes) if keepdims else ()
+        return total.reshape(*total.shape, *ones)
+
     def max(self, x: Tensor, axis: int) -> Tensor:
         return torch.amax(x, axis)
 
@@ -115,6 +126,20 @@ class TorchOps:
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         # A vector as multiply-and-sum, which neither TF32 nor autocast can reach.
         return (a.unsqueeze(-1) * b).sum(-2) if a.ndim == 1 else product(a, b)
+
+    def bounded_rsqrt(self, x: Tensor) -> Tensor:
+        return torch.rsqrt(x)  # of an infinity 0
+
+    def adam(
+        self,
+        size: Tensor,
+        momentum: Tensor,
+        second: Tensor,
+        inside: float,
+        outside: Any,
+    ) -> Tensor:
+        root = (second + inside).sqrt_().add_(outside)
+        return torch.div(momentum, root, out=root).mul_(size)
 
     def ema(self, old: Tensor, new: Tensor, decay: Any) -> Tensor:
         if self.alive is None:
