@@ -85,6 +85,72 @@ def test_shards_as_the_whole(shape: tuple[int, ...], method: str) -> None:
             np.testing.assert_allclose(got, want, atol=1e-3)
 
 
+def spectrum(kind: str, short: int, long: int) -> torch.Tensor:
+    """A matrix with singular values of a kind."""
+    rng = np.random.default_rng(2)
+    if kind == "ones":
+        return torch.ones(short, long)
+    values = {
+        "normal": None,
+        "harmonic": 1.0 / np.arange(1, short + 1),
+        "rank one": np.arange(short) == 0,
+        "decades": np.geomspace(1, 1e-6, short),
+    }[kind]
+    if values is None:
+        return torch.tensor(rng.standard_normal((short, long)), dtype=torch.float32)
+    u = np.linalg.qr(rng.standard_normal((short, short)))[0]
+    v = np.linalg.qr(rng.standard_normal((long, short)))[0]
+    return torch.tensor((u * values) @ v.T, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["normal", "harmonic", "ones", "rank one", "decades"])
+@pytest.mark.parametrize("shape", [(128, 128), (160, 520), (400, 130)])
+def test_in_bfloat16_no_singular_value_turns_or_grows(
+    shape: tuple[int, int], kind: str
+) -> None:
+    """Whatever the scale, alone and stacked; the usual spectra come as near to the
+    polar factor as in float32."""
+    x = spectrum(kind, *sorted(shape))
+    x = x if shape == tuple(x.shape) else x.mT
+    u, s, vt = torch.linalg.svd(x, full_matrices=False)
+    got = theirs.orthogonalize(x, "auto", half=True)
+    assert got.dtype == torch.float32
+    assert torch.linalg.matrix_norm(got, 2) <= 1.33
+    kept = s > 0.02 * torch.linalg.vector_norm(s)
+    along = (u.mT @ got @ vt.mT).diagonal()[kept]
+    assert along.min() >= (0.55 if kind != "ones" else 0.7)
+    if kind in ("normal", "harmonic"):
+        polar_factor = u @ vt
+        far = torch.linalg.norm(got - polar_factor) / torch.linalg.norm(polar_factor)
+        assert far <= 0.27
+    for scale in (2.0**-66, 2.0**66):  # whose products round alike
+        other = theirs.orthogonalize(x * scale, "auto", half=True)
+        np.testing.assert_allclose(other, got, atol=1e-3)
+    pair = theirs.orthogonalize(torch.stack([x, 2.0 * x]), "auto", half=True)
+    assert torch.linalg.matrix_norm(pair, 2).max() <= 1.33
+    if kind in ("normal", "harmonic"):
+        np.testing.assert_allclose(pair, got.expand(2, *got.shape), atol=0.03)
+    assert not theirs.orthogonalize(0.0 * x, "auto", half=True).any()
+
+
+def test_bfloat16_is_for_auto_and_large_matrices() -> None:
+    for method in polar.CHOICES:
+        plan = polar.plan(method, None, 256, 512, half=True)
+        assert plan.half == (method == "auto")
+    assert not polar.plan("auto", None, 64, 512, half=True).half
+    assert not polar.plan("auto", None, 256, 512).half
+
+
+def test_bfloat16_of_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(theirs, "fast_half", lambda device: True)
+    x = matrix((140, 300))
+    want = theirs.orthogonalize(torch.tensor(x), "auto")
+    for cut in (0, 1):
+        np.testing.assert_allclose(
+            run_together(x, (0, 1), cut, "auto"), want, atol=0.03
+        )
+
+
 def test_bad_values_are_refused() -> None:
     x = torch.ones(3, 3)
     with pytest.raises(ValueError, match=r"'svd'.*quintic.*auto"):

@@ -53,6 +53,7 @@ class Plan(NamedTuple):
     start: str
     gram: bool  # iterate on the Gram matrix, multiply once at the end
     solves: int
+    half: bool = False  # products in bfloat16, from a start that is `HALF_START` of it
 
 
 _QUINTIC = ((3.4445, -4.7750, 2.0315),) * 5
@@ -90,8 +91,16 @@ REACH = ((128, 5), (384, 6))
 0.26 of the polar factor (relative distance) for normally distributed elements and for
 singular values 1, 1/2, 1/3, ... from 16 up to 1024; "quintic" within 0.39."""
 
+HALF_START, HALF_SIDE, HALF_SPEED = 0.99, 128, 3.5
+"""In bfloat16 a largest singular value of one may come out above it, where "cubic"
+turns the sign: it starts a little lower. Products in bfloat16 pay from a shorter side
+of 128 on, and count as so many times faster. They cannot iterate on the Gram matrix:
+small singular values are below its rounding errors."""
 
-def plan(method: str, rounds: int | None, short: int, long: int) -> Plan:
+
+def plan(
+    method: str, rounds: int | None, short: int, long: int, half: bool = False
+) -> Plan:
     """How to orthogonalise matrices of `short` by `long`.
 
     "auto" multiplies least: "cubic" with rounds by `REACH`, or "polar", which is more
@@ -105,6 +114,7 @@ def plan(method: str, rounds: int | None, short: int, long: int) -> Plan:
         singular values stay smaller and large ones end as near one; more repeat the
         last.
     - `short`: the side of the Gram matrix.
+    - `half`: there is fast arithmetic in bfloat16, which "auto" may then use.
 
     Raises `ValueError` for another method or for rounds below one.
     """
@@ -123,7 +133,13 @@ def plan(method: str, rounds: int | None, short: int, long: int) -> Plan:
             plan("cubic", rounds or enough, short, long),
             plan("polar", rounds, short, long),
         )
-        return min(plans, key=lambda p: flops(p, short, long))
+        best = min(plans, key=lambda p: flops(p, short, long))
+        if not half or min(short, long) < HALF_SIDE:
+            return best
+        direct = [p._replace(gram=False, half=True) for p in plans]
+        fast = min(direct, key=lambda p: flops(p, short, long))
+        pays = flops(fast, short, long) < HALF_SPEED * flops(best, short, long)
+        return fast if pays else best
     found = METHODS[method]
     if found.solves:
         return Plan((), found.start, False, rounds or found.solves)

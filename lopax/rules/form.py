@@ -106,6 +106,9 @@ class Rule(abc.ABC):
     """Gradients are clipped to +- this before anything sees them."""
     roles: ClassVar[tuple[str, ...]] = ()
     """What the configuration's `routes` may call a tensor; () if all are alike."""
+    elementwise: ClassVar[tuple[str, ...]] = ()
+    """Roles whose step is the same for parts of a tensor: a driver may step large ones
+    a part at a time, so that what is between stays in the processor's cache."""
     takes_validation: ClassVar[bool] = False
     num_summaries: int = 0
     """F, for rules with `summarise`."""

@@ -113,9 +113,9 @@ def reached(xp: Ops, place: Place, *averages: Array) -> Array:
     """[*lead, *s] bool: which elements ever saw a gradient other than zero: those where
     any of these averages [*lead, K, *s] is not zero. The others stay where they are."""
     axis = -1 - place.rank
-    found = xp.any(averages[0] != 0.0, axis=axis)
+    found = xp.any(averages[0], axis=axis)
     for x in averages[1:]:
-        found = found | xp.any(x != 0.0, axis=axis)
+        found = found | xp.any(x, axis=axis)
     return found
 
 

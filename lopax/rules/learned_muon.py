@@ -138,6 +138,7 @@ class LearnedMuon(form.Rule):
     config_class: ClassVar[type] = LearnedMuonConfig
     needs_horizon: ClassVar[bool] = True
     roles: ClassVar[tuple[str, ...]] = ROLES
+    elementwise: ClassVar[tuple[str, ...]] = ("vector", "embedding")
     num_summaries = NUM_TRACES + 4 + len(ROLES)
     num_starts = 2
     config: LearnedMuonConfig

@@ -11,6 +11,7 @@ from torch import Tensor
 from lopax.rules.form import Place, Steps, Sum
 from lopax.rules.moments import Moments
 from lopax.torch import moments
+from lopax.torch.finite import can_ask
 from lopax.torch.orthogonalize import steps as orthogonal_steps
 from lopax.torch.product import product
 
@@ -45,7 +46,6 @@ class TorchOps:
     sigmoid = staticmethod(torch.sigmoid)
     relu = staticmethod(torch.relu)
     isfinite = staticmethod(torch.isfinite)
-    where = staticmethod(torch.where)
 
     def __init__(
         self,
@@ -81,6 +81,14 @@ class TorchOps:
 
     def broadcast_to(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         return x.broadcast_to(shape)
+
+    def where(self, condition: Tensor, x: Tensor, y: Any) -> Tensor:
+        # On a CPU it is much faster to see that there is nothing to choose.
+        if condition.numel() > 1 and condition.shape == x.shape and can_ask(x):
+            all_true = bool(condition.flatten().view(torch.uint8).amin())
+            if all_true:
+                return x
+        return torch.where(condition, x, y)
 
     def sort(self, x: Tensor) -> Tensor:
         return torch.sort(x).values

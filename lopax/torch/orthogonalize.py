@@ -8,6 +8,7 @@ where the plan iterates on that.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Generator
 
@@ -25,10 +26,17 @@ SMALL_ROW = 1e-5
 Sums = Generator[list[Sum], list[Tensor], Tensor]
 
 
-def orthogonalize(x: Tensor, method: str = "auto", rounds: int | None = None) -> Tensor:
-    """Approximately U V^T for each matrix X = U S V^T [*n, r, c], in float32.
+def orthogonalize(
+    x: Tensor,
+    method: str = "auto",
+    rounds: int | None = None,
+    half: bool | None = None,
+) -> Tensor:
+    """Approximately U V^T for each matrix X = U S V^T [*n, r, c].
 
-    As `lopax.blocks.orthogonalize.orthogonalize`, where the promises are.
+    As `lopax.blocks.orthogonalize.orthogonalize`, where the promises are; in float32,
+    but for "auto" with `half`. `half`: whether "auto" multiplies in bfloat16, as
+    `torch.optim.Muon` always does; None where `fast_half` says so.
 
     Raises `ValueError` for a method that is not in `_core.polar.CHOICES`, rounds below
     one, or a vector.
@@ -39,7 +47,17 @@ def orthogonalize(x: Tensor, method: str = "auto", rounds: int | None = None) ->
         )
     y, shape = x.float().unsqueeze(0), tuple(x.shape)
     matrix = (x.ndim - 2, x.ndim - 1)
-    return complete(steps(y, matrix, shape, None, method, rounds))[0].to(x.dtype)
+    return complete(steps(y, matrix, shape, None, method, rounds, half))[0].to(x.dtype)
+
+
+@functools.cache
+def fast_half(device: torch.device) -> bool:
+    """Whether this device multiplies in bfloat16 several times as fast."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    there = [getattr(torch.cpu, n, lambda: False)() for n in names]
+    return device.type == "cpu" and any(there)
 
 
 def orthogonalize_batch(x: Tensor, batch: TensorBatch, method: str) -> Sums:
@@ -59,13 +77,15 @@ def steps(
     cut: int | None,
     method: str,
     rounds: int | None,
+    half: bool | None = None,
 ) -> Sums:
     """The Gram matrix is that of the shorter side, unless the shorter side is the one
     that is sharded: only a sum over the cut axis can be completed."""
     rows, cols = matrix
     if shape[rows] > shape[cols]:
         rows, cols = cols, rows
-    plan = polar.plan(method, rounds, shape[rows], shape[cols])
+    half = fast_half(x.device) if half is None else half
+    plan = polar.plan(method, rounds, shape[rows], shape[cols], half)
     if cut == rows:
         if plan.start == "rows":
             raise UnsupportedParameter(
@@ -74,13 +94,15 @@ def steps(
                 "'quintic'"
             )
         rows, cols = cols, rows
-        plan = polar.plan(method, rounds, shape[rows], shape[cols])
+        plan = polar.plan(method, rounds, shape[rows], shape[cols], half)
     y = x.movedim((1 + rows, 1 + cols), (-2, -1))
     (size,) = yield [Sum(y.abs().sum((-2, -1), keepdim=True), (rows, cols))]
     # Neither the sum nor the squares of what is left can leave float32's range.
     y = y * (math.sqrt(shape[rows] * shape[cols]) / torch.where(size > 0.0, size, 1.0))
     if plan.solves:
         y = yield from _decorrelate(y, cols, plan.solves)
+    elif plan.half:
+        y = yield from _iterate_half(y, cols, plan, cut is None)
     elif plan.rounds:
         y = yield from _iterate(y, cols, plan)
     else:
@@ -106,6 +128,43 @@ def _iterate(y: Tensor, cols: int, plan: polar.Plan) -> Sums:
         if i < last:
             (gram,) = yield [Sum(product(y, y.mT), (cols,))]
     return y if total is None else product(total * scale.mT, y)
+
+
+def _iterate_half(y: Tensor, cols: int, plan: polar.Plan, whole: bool) -> Sums:
+    """With products in bfloat16, as many of them at once as there are matrices.
+
+    `whole`: nothing is to be added to sums.
+    """
+    shape = y.shape
+    gram_shape = (*shape[:-1], shape[-2])
+    several = math.prod(shape[:-2]) != 1
+    add_product = torch.baddbmm if several else torch.addmm
+
+    def narrow(z: Tensor) -> Tensor:
+        z = z.bfloat16().contiguous()
+        return z.flatten(0, -3) if several else z.reshape(z.shape[-2:])
+
+    def gram(z: Tensor) -> Sums:
+        found = product(z, z.mT)
+        if not whole:
+            (found,) = yield [Sum(found.float(), (cols,))]
+        return found.bfloat16()
+
+    x = narrow(y)
+    square = yield from gram(x)
+    scale = polar.HALF_START * _start(square.float().view(gram_shape), plan.start)
+    square = narrow(scale * square.view(gram_shape) * scale.mT)
+    x = x * narrow(scale)
+    for i, (a, b, c) in enumerate(plan.rounds):
+        if i:
+            square = yield from gram(x)
+        with torch.autocast(y.device.type, enabled=False):
+            if c:
+                square = add_product(square, square, square, beta=b, alpha=c)
+                x = add_product(x, square, x, beta=a)
+            else:
+                x = add_product(x, square, x, beta=a, alpha=b)
+    return x.float().reshape(shape)
 
 
 def _polynomial(gram: Tensor, coefficients: polar.Round) -> Tensor:

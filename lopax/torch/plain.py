@@ -7,21 +7,23 @@ hundred of them does not cost a hundred times the launches.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lopax.torch.batch import NOTHING, Common, Steps, TensorBatch, complete
+from lopax.torch.finite import can_ask, some_not_finite
 from lopax.torch.rule import Rule
 from lopax.torch.sharding import Sharding, complete_together
 
-_foreach_norm: Any = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
 _foreach_copy: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
 
 # Stacking copies the state in and out, which pays only where launches dominate.
 STACK_TENSOR, STACK_TOTAL = 1 << 16, 1 << 18
+PART = 1 << 17
+"""Elements of a large tensor that are stepped at a time, where its rule allows that."""
 
 
 class Entry(NamedTuple):
@@ -62,8 +64,7 @@ class PlainBackend:
         grads = [e.grad for e in entries if e.grad.numel()]
         if not grads:
             return torch.zeros((), dtype=torch.bool, device=entries[0].param.device)
-        largest = _foreach_norm(grads, float("inf"))
-        return ~torch.stack([n.float() for n in largest]).isfinite().all()
+        return some_not_finite(grads)
 
     def finish(
         self, rule: Rule, entries: Sequence[Entry], common: Common, alive: Tensor
@@ -72,6 +73,8 @@ class PlainBackend:
 
         Returns [] bool: somewhere the step was not finite. There, parameters stay.
         """
+        if can_ask(alive) and not alive:
+            return torch.zeros((), dtype=torch.bool, device=alive.device)
         groups, rate = grouped(entries), common.scale * alive
         held: list[Tensor] = []
 
@@ -86,8 +89,9 @@ class PlainBackend:
                 write(batch, members, update)
             return torch.stack(held).any()
         for members in groups:  # one at a time: what a step needs is freed after it
-            batch = _batch(rule, members)
-            write(batch, members, complete(rule.step(batch, common, alive)))
+            for part in parts(rule, members):
+                batch = _batch(rule, part)
+                write(batch, part, complete(rule.step(batch, common, alive)))
         return torch.stack(held).any()
 
 
@@ -139,6 +143,33 @@ def grouped(entries: Sequence[Entry]) -> list[list[Entry]]:
     return ordered
 
 
+def parts(rule: Rule, members: list[Entry]) -> Iterator[list[Entry]]:
+    """A large tensor on a CPU in parts, where its rule allows that; others as they are.
+
+    What a tensor has one of (counts) is moved with the first part; for the others there
+    are copies of what it was.
+    """
+    e, size = members[0], members[0].param.numel()
+    once = {k: x for k, x in e.state.items() if x.numel() < size}
+    many = {k: x for k, x in e.state.items() if k not in once}
+    splits = e.role in rule.elementwise and size > 2 * PART and can_ask(e.param)
+    for x in (e.param, e.grad, *many.values()):
+        splits = splits and x.numel() == size and x.is_contiguous()
+    if not splits:
+        yield members
+        return
+    spare = {k: x.clone() for k, x in once.items()}
+    for at in range(0, size, PART):
+        here = slice(at, at + PART)
+        lead = {k: x.shape[: x.ndim - len(e.part)] for k, x in many.items()}
+        states = {k: x.view(*lead[k], size)[..., here] for k, x in many.items()}
+        counts = {k: x.clone() for k, x in spare.items()} if at else once
+        param, grad = e.param.view(size)[here], e.grad.view(size)[here]
+        shape = (len(param),)
+        found = e._replace(param=param, grad=grad, state=counts | states, axes=None)
+        yield [found._replace(shape=shape, part=shape, matrix=(0,))]
+
+
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
     """[B, ...]; of one tensor a view."""
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack([*tensors])
@@ -158,6 +189,8 @@ def _states(rule: Rule, members: Sequence[Entry]) -> dict[str, Tensor]:
 def _gradients(rule: Rule, members: Sequence[Entry]) -> Tensor:
     """Finite and clipped; a new tensor in any case, which the step may write to."""
     clip, stacked = rule.grad_clip, _stack([e.grad for e in members]).float()
+    if can_ask(stacked):  # and a step with others is not done
+        return stacked.clamp(-clip, clip)
     grads = torch.nan_to_num(stacked, nan=0.0, posinf=clip, neginf=-clip)
     return grads.clamp_(-clip, clip)
 
@@ -218,19 +251,15 @@ def commit(
         update.addcmul_(batch.params, rate, value=-first.weight_decay)
     if isinstance(first.lr, Tensor) or first.lr != 1.0:
         update *= first.lr
-    held = ~_largest(update).isfinite()
-    update.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    held = update.new_zeros((), dtype=torch.bool)
+    if update.numel():
+        held = some_not_finite([update])
+    if not can_ask(held) or held:
+        update.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
     shape = first.param.shape
     for e, u in zip(members, update.unbind(0), strict=True):
         add(e.param, u.reshape(shape))
     return held
-
-
-def _largest(x: Tensor) -> Tensor:
-    """[] of absolute values; not finite if some value is not."""
-    if not x.numel():
-        return x.new_zeros(())
-    return torch.linalg.vector_norm(x, ord=float("inf"))
 
 
 def add(param: Tensor, update: Tensor) -> None:

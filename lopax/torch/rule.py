@@ -29,6 +29,7 @@ from lopax.rules.ops import Ops, Shapes
 from lopax.torch import elements, structure
 from lopax.torch import theta as thetas
 from lopax.torch.batch import Advance, Common, Rows, TensorBatch
+from lopax.torch.finite import can_ask
 from lopax.torch.geometry import Accumulator, reading_order
 from lopax.torch.ops import TorchOps
 
@@ -57,6 +58,7 @@ class Rule:
         self.rule = rule = self.rule_class(config)
         self.needs_horizon, self.flattens = rule.needs_horizon, rule.flattens
         self.grad_clip, self.num_starts = rule.grad_clip, rule.num_starts
+        self.elementwise = rule.elementwise
         self.summarises = bool(rule.num_summaries)
         self.sees_gradients = self.summarises and rule.summaries_need_gradients
         self.only_elements = isinstance(rule, ElementRule) and rule.only_elements
@@ -310,7 +312,7 @@ class Rule:
             self._ops(alive), self.tree, at, grads, self._state(batch), batch.params
         )
         # On a CPU nothing has to be waited for.
-        known = delta.device.type == "cpu" and not torch.compiler.is_compiling()
+        known = can_ask(delta)
         for name, keeps, value in structure.of_state(self.rule.keeps(batch.role), new):
             old = batch.state.get(name)
             if old is None:
