@@ -134,6 +134,30 @@ def test_steps_follow_the_scale_of_the_network(scale: float) -> None:
         assert 0.3 * scale < factor < 3.0 * scale
 
 
+def test_without_matrices_vectors_are_the_weights() -> None:
+    """A vector alone moves as far as a matrix would, in units of its own size."""
+    rule, rng = architecture("learned_muon", network=False), np.random.default_rng(0)
+    theta = rule.init_theta(jax.random.key(0))
+    theta["size"] = jnp.asarray([0.1, -0.5, 0.3])
+    values = jnp.asarray(rng.standard_normal(50), jnp.float32)
+
+    def moved(params: Any) -> float:
+        grads = [jax.tree.map(jnp.sign, params)] * STEPS
+        found = updates_of(rule, theta, params, grads)
+        return float(sum(jnp.abs(jax.tree.leaves(u)[-1]).mean() for u in found))
+
+    alone = moved({"x": values})
+    expected = sum(
+        0.05 * np.exp(0.1) * min(i + 1.0, 1.0) * (1.0 - i / STEPS) for i in range(STEPS)
+    )
+    np.testing.assert_allclose(alone, expected, rtol=0.1)
+    np.testing.assert_allclose(moved({"x": 0.01 * values}), alone, rtol=1e-3)
+    big = float(jnp.sqrt(jnp.mean(jnp.square(100.0 * values))))
+    np.testing.assert_allclose(moved({"x": 100.0 * values}), big * alone, rtol=0.05)
+    beside = moved({"w": jnp.asarray(rng.standard_normal((50, 50)) / 7.0), "x": values})
+    np.testing.assert_allclose(beside, 0.3 * np.exp(-0.6) * alone, rtol=0.05)
+
+
 def test_usual_and_unusual_sizes() -> None:
     params = tree(0)
     leaves = jax.tree.leaves(params)  # conv kernel, conv scale, dense b, dense w, table
@@ -197,3 +221,29 @@ def test_bad_settings_and_a_missing_horizon() -> None:
     rule = architecture("learned_muon")
     with pytest.raises(MissingHorizon):
         rule.init(rule.init_theta(jax.random.key(0)), tree(0))
+
+
+def test_without_its_network_it_is_that_of_a_network_that_says_nothing():
+    """The numbers act the same; only what costs and changes nothing is left out."""
+    whole, plain = (
+        architecture("learned_muon"),
+        architecture("learned_muon", network=False),
+    )
+    theta = whole.init_theta(jax.random.key(1))
+    numbers = {k: v for k, v in theta.items() if k != "network"}
+    assert jax.tree.structure(
+        plain.init_theta(jax.random.key(1))
+    ) == jax.tree.structure(numbers)
+    rng = np.random.default_rng(0)
+    numbers = jax.tree.map(
+        lambda x: x + 0.2 * jnp.asarray(rng.standard_normal(jnp.shape(x)), jnp.float32),
+        numbers,
+    )
+    params, grads = tree(0), gradients(1)
+    expected = updates_of(whole, {**theta, **numbers}, params, grads)
+    found = updates_of(plain, numbers, params, grads)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        found,
+        expected,
+    )

@@ -124,6 +124,14 @@ def test_candidates_one_part_after_the_other_are_the_same(families, whole, tmp_p
     close(whole[0].theta, found.theta)
 
 
+def test_a_share_of_the_way_is_kept_at_the_end(families, whole, tmp_path):
+    found = train(searching(keep=0.25), families, tmp_path / "kept").theta
+    rule = architecture(searching().architecture)
+    start = rule.init_theta(jax.random.key(searching().seed))
+    wanted = jax.tree.map(lambda a, b: a + 0.25 * (b - a), start, whole[0].theta)
+    close(found, wanted)
+
+
 def test_only_what_is_trainable_moves(families, tmp_path):
     run = searching(steps=2)
     start = architecture(run.architecture).init_theta(jax.random.key(run.seed))
@@ -150,6 +158,8 @@ def test_bad_input(families):
         SearchConfig(size=8, together=3)
     with pytest.raises(ConfigError, match="sigma"):
         SearchConfig(sigma=0.0)
+    with pytest.raises(ConfigError, match="keep"):
+        SearchConfig(keep=0.0)
     with pytest.raises(ConfigError, match="search and population"):
         dataclasses.replace(searching(), population=PopulationConfig())
     with pytest.raises(ConfigError, match=r"problems = 3: .* 2 groups"):

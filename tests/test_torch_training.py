@@ -73,8 +73,8 @@ def torch_losses(net: torch.nn.Module, optimizer: Any) -> list[float]:
 CHAOTIC = {"plain_mlp", "rnn_mlp", "learned_adam", "scheduled_adam"} | {
     *("linear_optim", "l2lgd2", "l2o_lstm", "l2o_gru")
 }
-"""Rules that do not train with random meta-parameters, or do not settle, so that rounding errors grow;
-`test_torch_rules` compares theirs a few steps at a time."""
+"""Rules that do not train with random meta-parameters, or do not settle, so that
+rounding errors grow; `test_torch_rules` compares theirs a few steps at a time."""
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - CHAOTIC))

@@ -116,13 +116,14 @@ def _estimators(pattern: str) -> Rows:
 
 
 def _reproductions(pattern: str) -> Rows:
-    from lopax.reproductions import REPRODUCTIONS
+    from lopax.reproductions import AT_SIZE, REPRODUCTIONS
 
     rows = [
-        [n, f"{REPRODUCTIONS[n].minutes:.0f} min", REPRODUCTIONS[n].claim]
+        [n, study.size, f"{study.minutes:.0f} min", study.claim]
         for n in REPRODUCTIONS.names(pattern)
+        for study in (REPRODUCTIONS[n], *([AT_SIZE[n]] if n in AT_SIZE else []))
     ]
-    return ["name", "takes about", "claim"], rows
+    return ["name", "size", "takes about", "claim"], rows
 
 
 LISTS: dict[str, Callable[[str], Rows]] = {

@@ -1,4 +1,4 @@
-"""`lopax reproduce NAME`: a paper's claim, re-run at small scale."""
+"""`lopax reproduce NAME`: a paper's claim, re-run at small scale or at its own."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ fixed beforehand. Stopped at any moment, the same command goes on where it was.
 
 lopax list reproductions
 lopax reproduce star
-lopax reproduce star --share 0.1 --meta-seeds 1     a quick look, not a verdict"""
+lopax reproduce star --share 0.1 --meta-seeds 1     a quick look, not a verdict
+lopax reproduce mechanisms --size paper             hours rather than minutes"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReproduceFlags:
     name: Annotated[str, tyro.conf.Positional]
+    size: str = "small"
+    """"small", minutes; or "paper": the paper's own setting as far as two CPU cores
+    carry it (`lopax list reproductions` says for which, and how long)."""
     meta_seeds: int = 3
     """How often everything is meta-trained anew."""
     share: float = 1.0
     """Share of the outer steps to run."""
     out: Path | None = None
-    """Folder for runs and report; default runs/reproduce-NAME."""
+    """Folder for runs and report; default runs/reproduce-NAME (-paper)."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,8 +46,9 @@ def main(argv: Sequence[str]) -> int:
 
     request_cpu_devices()
 
-    study = reproductions.REPRODUCTIONS[args.name]
-    folder = args.out or Path("runs") / f"reproduce-{study.name}"
+    study = reproductions.reproduction(args.name, args.size)
+    suffix = "" if args.size == "small" else f"-{args.size}"
+    folder = args.out or Path("runs") / f"reproduce-{study.name}{suffix}"
     note(f"{study.claim}\n({study.source})\nRule: {study.rule}.")
     note(f"about {study.minutes:.0f} minutes in all; runs in {folder}")
     started = time.monotonic()
@@ -58,6 +63,8 @@ def main(argv: Sequence[str]) -> int:
     for check in found.checks:
         say(f"{'pass' if check.passed else 'FAIL'}: {check.claim}: {check.found}")
     command = f"lopax reproduce {study.name}"
+    if args.size != "small":
+        command += f" --size {args.size}"
     if args.meta_seeds != 3 or args.share != 1.0:
         command += f" --meta-seeds {args.meta_seeds} --share {args.share}"
     report = reproductions.write(study, found, folder, command)

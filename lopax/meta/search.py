@@ -42,7 +42,7 @@ BROKEN = 1e6
 class SearchState(NamedTuple):
     """Everything that a search carries; a checkpoint is exactly this."""
 
-    average: Theta  # theta at the mean of the distribution
+    average: Theta  # theta at the distribution's mean; at the end, `keep` of its way
     start: Theta  # theta at the start: what is not trained, and the origin
     strategy: Any  # evosax's state, over theta's trainable part less the start's
     key: Key
@@ -169,7 +169,10 @@ class SearchTrainer:
             told, _ = strategy.tell(k_tell, candidates, fitness, asked, params)
             told = jax.tree.map(lambda new, old: new.astype(old.dtype), told, asked)
             mean = strategy.get_mean(told)
-            moved = [a + b for a, b in zip(origin, mean, strict=True)]
+            # As the phase's theta is the average after its last generation.
+            last = state.step + 1 >= self.phase.outer_steps
+            kept = jnp.where(last, self.config.keep, 1.0)
+            moved = [a + kept * b for a, b in zip(origin, mean, strict=True)]
             before = strategy.get_mean(state.strategy)
             info = SearchInfo(
                 loss=jnp.mean(losses),

@@ -29,6 +29,10 @@ class SearchConfig:
     bound: float = 1.0
     """A problem's part in a candidate's fitness, its meta-loss less the generation's
     median on that problem, is at most this and at least minus this."""
+    keep: float = 1.0
+    """Share of the way from the start to the mean of the last generation that the
+    phase's theta keeps. Below one it guards against tasks learned by heart; choose it
+    on tasks that are neither searched on nor reported."""
     together: int | None = None
     """Candidates that run at a time (vmapped), the others after them; None: all."""
 
@@ -38,6 +42,7 @@ class SearchConfig:
         check_range(self, "sigma", above=0.0)
         check_range(self, "problems", low=1)
         check_range(self, "bound", above=0.0)
+        check_range(self, "keep", above=0.0, high=1.0)
         if self.together is not None:
             check_range(self, "together", low=1)
             if self.size % self.together:

@@ -6,24 +6,35 @@ hours) but small ones that can fail, with a rule fixed beforehand.
 
 from __future__ import annotations
 
+from lopax._core.errors import ConfigError
 from lopax._core.registry import Registry
 from lopax.reproductions.cases import Case, CaseResults, CaseStudy, Measured
 from lopax.reproductions.flatness import FLATNESS
 from lopax.reproductions.hierarchy import HIERARCHY
 from lopax.reproductions.hub import HUB
 from lopax.reproductions.l3rs import L3RS
-from lopax.reproductions.mechanisms import MECHANISMS
+from lopax.reproductions.mechanisms import MECHANISMS, MECHANISMS_AT_SIZE
 from lopax.reproductions.optim4rl import OPTIM4RL
-from lopax.reproductions.outcome import Check, Outcome, Panel, Reproduction, Table
+from lopax.reproductions.outcome import (
+    SIZES,
+    Check,
+    Outcome,
+    Panel,
+    Reproduction,
+    Table,
+)
 from lopax.reproductions.report import write
 from lopax.reproductions.self_training import SELF_TRAINING
 from lopax.reproductions.star import STAR
 from lopax.reproductions.study import RecipeStudy, Results, Score, Trial
 from lopax.reproductions.validation import VALIDATION
-from lopax.reproductions.velo_small import VELO_SMALL
+from lopax.reproductions.velo_small import VELO_AT_SIZE, VELO_SMALL
 
 REPRODUCTIONS: Registry[Reproduction] = Registry("reproduction")
-"""Every reproduction by name."""
+"""Every reproduction by name, at the smallest size its claim can be tried at."""
+
+AT_SIZE: Registry[Reproduction] = Registry("reproduction of the paper's size")
+"""Those that also run at the paper's own setting, as far as two CPU cores carry it."""
 
 for _study in (
     VELO_SMALL,
@@ -39,6 +50,20 @@ for _study in (
 ):
     REPRODUCTIONS.add(_study.name, _study)
 
+for _study in (MECHANISMS_AT_SIZE, VELO_AT_SIZE):
+    AT_SIZE.add(_study.name, _study)
+
+
+def reproduction(name: str, size: str = "small") -> Reproduction:
+    """The reproduction called `name`, of size "small" or "paper".
+
+    Raises `UnknownName` for a name that is not there (at this size), `ConfigError` for
+    another size.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"size = {size!r}: must be one of {', '.join(SIZES)}")
+    return (REPRODUCTIONS if size == "small" else AT_SIZE)[name]
+
 
 def list_reproductions(pattern: str = "*") -> list[str]:
     """Names that match a shell pattern."""
@@ -46,7 +71,9 @@ def list_reproductions(pattern: str = "*") -> list[str]:
 
 
 __all__ = [
+    "AT_SIZE",
     "REPRODUCTIONS",
+    "SIZES",
     "Case",
     "CaseResults",
     "CaseStudy",
@@ -61,5 +88,6 @@ __all__ = [
     "Table",
     "Trial",
     "list_reproductions",
+    "reproduction",
     "write",
 ]

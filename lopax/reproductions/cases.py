@@ -71,6 +71,8 @@ class CaseStudy(Reproduction):
     """Every constant of the experiment: a change of one makes new results."""
     variants: Mapping[str, Callable[[Case], Measured]]
     judge: Callable[[CaseResults], Sequence[Check]]
+    tables: Callable[[CaseResults], Sequence[Table]] = lambda results: ()
+    """More tables than that of all measures."""
 
     def carry_out(
         self,
@@ -114,7 +116,8 @@ class CaseStudy(Reproduction):
             for k in curves
         ]
         table = Table("means over meta-seeds", ["variant", *measures], rows)
-        return Outcome(self.judge(results), [table], panels)
+        tables = [table, *self.tables(results)]
+        return Outcome(self.judge(results), tables, panels)
 
 
 def _cell(results: CaseResults, variant: str, measure: str) -> str:

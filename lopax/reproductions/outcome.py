@@ -8,7 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lopax._core.config import check_choice
 from lopax._core.errors import ConfigError
+
+SIZES = ("small", "paper")
+"""As small as the claim can be tried, in minutes; or the paper's own setting, as far as
+two CPU cores carry it."""
 
 
 class Check(NamedTuple):
@@ -62,6 +67,11 @@ class Reproduction(abc.ABC):
     """When it counts as reproduced, in words."""
     minutes: float
     """On two idle cores, all meta-seeds."""
+    size: str = "small"
+    """One of `SIZES`."""
+
+    def __post_init__(self) -> None:
+        check_choice(self, "size", SIZES)
 
     @abc.abstractmethod
     def carry_out(

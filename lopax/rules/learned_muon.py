@@ -20,7 +20,7 @@ start, acts alone, and can be left out of training by its name:
 Steps of a fixed size suit weights of a usual size. Where a network's weights are far
 from what their shapes would have by the usual initialisation, all sizes are multiplied
 by that ratio (`unit_ratios`); vectors, embeddings and tensors that start at zero follow
-the matrices.
+the matrices. Where there are none, vectors are the weights and take a matrix's steps.
 
 Roles, by name or rank (`_core.routing`): "matrix" (a convolution's kernel is one of
 window x in by out), "vector" and "embedding". Needs the horizon, not the loss.
@@ -36,7 +36,13 @@ from lopax._core import polar, routing
 from lopax._core.config import check_choice, check_range
 from lopax._core.routing import Route
 from lopax._core.run import Run
-from lopax.rules import form, layers, time_features, unit_ratios
+from lopax.rules import (
+    form,
+    layers,
+    momentum_features,
+    time_features,
+    unit_ratios,
+)
 from lopax.rules.element_net import check_decays
 from lopax.rules.form import (
     COUNT,
@@ -48,20 +54,21 @@ from lopax.rules.form import (
     StepContext,
     Steps,
 )
+from lopax.rules.momentum_features import NUM_TRACES
 from lopax.rules.ops import Array, Draw, Ops
 
-ROLES = ("matrix", "vector", "embedding")
+ROLES = momentum_features.ROLES
+KINDS = {
+    "matrix": unit_ratios.MATRIX,
+    "vector": unit_ratios.VECTOR,
+    "embedding": unit_ratios.OTHER,
+}
 KNOTS = 9
-TYPICAL_STEPS = 1000.0
-"""Run length at which the learned power of the horizon is one."""
+TYPICAL_STEPS = momentum_features.TYPICAL_STEPS
 TYPICAL_SIDE = 128.0
 TRACE = 0.95
 """Decay of the running averages of a tensor's features."""
-NUM_TRACES = 6
-NUM_FEATURES = NUM_TRACES + 4 + len(ROLES) + 4
 NUM_OUTPUTS = 3
-HUGE = 1e14
-"""Parameters count as no larger than this; squares of larger ones would overflow."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +95,9 @@ class LearnedMuonConfig:
     """Width of the network's hidden layer."""
     learned: bool = True
     """Use theta. False: the hand-made optimizer; a tensor then keeps one momentum."""
+    network: bool = True
+    """Have the network. False: theta has its 24 global numbers only, and no features
+    are computed."""
     weight_decay: float = 0.0
     """Decoupled; each step removes this times the schedule's step size."""
     routes: tuple[Route, ...] = (
@@ -121,6 +131,7 @@ class Adaptive(NamedTuple):
 
 class Shared(NamedTuple):
     usual: Any  # [] log ratio of the network's size to the usual, see `unit_ratios`
+    alone: Any  # [] 1 if the network has no matrix, else 0
 
 
 class Carried(NamedTuple):
@@ -147,41 +158,52 @@ class LearnedMuon(form.Rule):
     def decays(self) -> tuple[float, ...]:
         return self.config.decays if self.config.learned else self.config.decays[:1]
 
+    @property
+    def has_network(self) -> bool:
+        return self.config.learned and self.config.network
+
     def init_theta(self, draw: Draw, key: Any) -> Any:
         c, weights = self.config, 1 + len(self.config.decays)
-        return {
+        numbers = {
             "size": draw.full((len(ROLES),)),
             "horizon": draw.full((len(ROLES),)),
             "shape": draw.full((2,)),
             "schedule": draw.full((KNOTS,)),
             "momenta": {"start": draw.full((weights,)), "slope": draw.full((weights,))},
             "blend": draw.full(()),
-            "network": {
-                "hidden": layers.linear(draw, key, NUM_FEATURES, c.hidden),
-                "head": {
-                    "w": draw.full((c.hidden, NUM_OUTPUTS)),
-                    "b": draw.full((NUM_OUTPUTS,)),
-                },
-            },
         }
+        if not c.network:
+            return numbers
+        hidden = layers.linear(draw, key, momentum_features.NUM_INPUTS, c.hidden)
+        head = {
+            "w": draw.full((c.hidden, NUM_OUTPUTS)),
+            "b": draw.full((NUM_OUTPUTS,)),
+        }
+        return {**numbers, "network": {"hidden": hidden, "head": head}}
 
     def keeps(self, role: str) -> Adaptive:
         second = None if role == "matrix" else EACH
         return Adaptive(Keeps(copies=len(self.decays)), second, COUNT)
 
     def measure(self, xp: Ops, place: Place, param: Array) -> Steps:
-        is_matrix = place.role == "matrix"
-        return (yield from unit_ratios.measure(xp, place, param, is_matrix))
+        kind = KINDS[place.role]
+        return (yield from unit_ratios.measure(xp, place, param, kind))
 
     def init_shared(
         self, xp: Ops, theta: Any, num_steps: Array, starts: Array
     ) -> Shared:
-        return Shared(unit_ratios.usual(xp, starts))
+        return Shared(unit_ratios.usual(xp, starts), unit_ratios.alone(xp, starts))
 
     def init_rows(self, xp: Ops, theta: Any, shared: Shared, starts: Array) -> Carried:
+        unit = unit_ratios.ratios(xp, starts, shared.usual)
+        vectors, own = unit_ratios.of_vectors(xp, starts)
+        # Without matrices, vectors take their place, at a matrix's size.
+        own = (
+            own * xp.exp(theta["size"][0] - theta["size"][1]) / self.config.vector_mult
+        )
+        lonely = vectors & (shared.alone > 0.5)
         return Carried(
-            unit_ratios.ratios(xp, starts, shared.usual),
-            xp.zeros((starts.shape[0], NUM_TRACES)),
+            xp.where(lonely, own, unit), xp.zeros((starts.shape[0], NUM_TRACES))
         )
 
     def summarise(
@@ -202,30 +224,15 @@ class LearnedMuon(form.Rule):
             *(1.0 if place.role == r else 0.0 for r in ROLES),
         )
         lead = place.lead(param)
-        if not self.config.learned:
+        if not self.has_network:
             row = xp.constant((0.0,) * (NUM_TRACES + 1) + static)
             yield from form.no_sums()
             return xp.broadcast_to(row, (*lead, self.num_summaries))
-        last = len(self.decays) - 1
-        fast, slow = place.layer(state.momenta, 0), place.layer(state.momenta, last)
-        products = (
-            *(xp.square(grad), xp.square(fast), xp.square(slow)),
-            *(grad * fast, grad * slow, fast * slow, xp.abs(grad)),
-            xp.square(xp.clip(param, -HUGE, HUGE)),
+        row = yield from momentum_features.of_tensor(
+            xp, place, grad, state.momenta, len(self.decays), param
         )
-        sums = yield [place.total(xp, x) for x in products]
-        g, f, s, gf, gs, fs, size, weight = (x / place.size for x in sums)
-        row = [
-            _cosine(xp, gf, g, f),
-            _cosine(xp, gs, g, s),
-            _cosine(xp, fs, f, s),
-            _log_ratio(xp, f, g),
-            _log_ratio(xp, s, f),
-            _log_ratio(xp, g, xp.square(size)),
-            xp.log(xp.sqrt(weight) + 1e-30),
-        ]
         static_row = xp.broadcast_to(xp.constant(static), (*lead, len(static)))
-        return xp.concat([xp.stack(row, axis=-1), static_row], axis=-1)
+        return xp.concat([row, static_row], axis=-1)
 
     def advance(
         self, xp: Ops, theta: Any, shared: Shared, run: Run, rows: Rows
@@ -242,33 +249,35 @@ class LearnedMuon(form.Rule):
         if not c.learned:
             weights = xp.broadcast_to(xp.constant(start), (rows.count, len(start)))
             return Advance(shared, scale, told={"sizes": sizes, "weights": weights})
+        log_sizes = self._log_sizes(xp, theta, summaries, roles, done, horizon)
+        learned = theta["momenta"]
+        weights = learned["start"] + learned["slope"] * done + xp.constant(start)
+        weights = xp.broadcast_to(weights, (rows.count, len(start)))
+        if not self.has_network:
+            blends = xp.broadcast_to(theta["blend"], (rows.count,))
+            sizes = sizes * xp.exp(log_sizes)
+            told = {"sizes": sizes, "weights": weights, "blends": blends}
+            return Advance(shared, scale, told=told)
         new = summaries[:, :NUM_TRACES]
         traces = TRACE * rows.carried.traces + (1.0 - TRACE) * new
         steps = run.updates * xp.constant(1.0) + 1.0
         seen = 1.0 - xp.constant(TRACE) ** steps
-        inputs = _features(
+        inputs = momentum_features.inputs(
             xp, traces / seen, summaries, xp.log(sizes + 1e-30), done, horizon
         )
         net = theta["network"]
         hidden = xp.tanh(layers.affine(xp, net["hidden"], inputs))
         out = 3.0 * xp.tanh(layers.affine(xp, net["head"], hidden) / 3.0)
-        log_sizes = self._log_sizes(xp, theta, summaries, roles, done, horizon)
-        learned = theta["momenta"]
-        weights = learned["start"] + learned["slope"] * done + xp.constant(start)
-        weights = xp.broadcast_to(weights, (rows.count, len(start)))
         if len(start) > 2:  # from the fast momenta to the slowest
             moved = xp.constant((0.0, -0.3, *(0.0 for _ in start[3:]), 0.3))
             weights = weights + out[:, 1:2] * moved
-        return Advance(
-            shared,
-            scale,
-            carried=rows.carried._replace(traces=traces),
-            told={
-                "sizes": sizes * xp.exp(log_sizes + out[:, 0]),
-                "weights": weights,
-                "blends": theta["blend"] + 0.3 * out[:, 2],
-            },
-        )
+        told = {
+            "sizes": sizes * xp.exp(log_sizes + out[:, 0]),
+            "weights": weights,
+            "blends": theta["blend"] + 0.3 * out[:, 2],
+        }
+        carried = rows.carried._replace(traces=traces)
+        return Advance(shared, scale, carried=carried, told=told)
 
     def _log_sizes(
         self,
@@ -340,30 +349,3 @@ def _unit(xp: Ops, place: Place, x: Array) -> Steps:
     x = x / place.column(xp.where(size > 0.0, size, 1.0))
     (square,) = yield [place.total_square(xp, x)]
     return x * place.column(xp.rsqrt(xp.maximum(square, 1e-12)))
-
-
-def _cosine(xp: Ops, product: Array, power_a: Array, power_b: Array) -> Array:
-    return product * xp.rsqrt(power_a * power_b + 1e-30)
-
-
-def _log_ratio(xp: Ops, power_a: Array, power_b: Array) -> Array:
-    """log sqrt(a / b) within +- 4, over 2."""
-    log = 0.5 * (xp.log(power_a + 1e-30) - xp.log(power_b + 1e-30))
-    return 0.5 * xp.clip(log, -4.0, 4.0)
-
-
-def _features(
-    xp: Ops, traces: Array, summaries: Array, log_sizes: Array, done: Any, horizon: Any
-) -> Array:
-    """[N, F] the network's inputs, each of order one."""
-    num = summaries.shape[0]
-    weight, static = summaries[:, NUM_TRACES], summaries[:, NUM_TRACES + 1 :]
-    against = 0.25 * xp.clip(log_sizes - weight, -8.0, 8.0)
-    common = [
-        2.0 * done - 1.0,
-        xp.exp(-done / 0.05),
-        xp.exp(-(1.0 - done) / 0.05),
-        0.5 * xp.log(horizon / TYPICAL_STEPS),
-    ]
-    common = xp.broadcast_to(xp.stack(common), (num, 4))
-    return xp.concat([traces, against[:, None], static, common], axis=1)

@@ -6,7 +6,8 @@ larger or smaller than usual, so should the steps be.
 A matrix is compared with 1 / sqrt(fan in). The ratio of the network is the median over
 its matrices that are not zero, and one within a factor of `BAND`; a matrix that is off
 the network's by more than `OWN_BAND` has its own. Everything else, and matrices of
-zeros, follow the network.
+zeros, follow the network. Where there is no matrix at all the vectors are the weights:
+each counts by its root mean square, but at least as one.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ OWN_BAND = 20.0
 _ZERO, _HUGE = -80.0, 1e17
 
 
-def measure(xp: Ops, place: Place, param: Array, is_matrix: bool) -> Steps:
-    """[*lead, 2] log of the tensor's size relative to the usual, and whether it is a
-    matrix: 1 or 0."""
+MATRIX, VECTOR, OTHER = 1.0, 0.0, -1.0
+"""What a tensor is to its network, as `measure` writes it."""
+
+
+def measure(xp: Ops, place: Place, param: Array, kind: float) -> Steps:
+    """[*lead, 2] log of the tensor's size relative to the usual, and its `kind`."""
     # In two steps, so that no square leaves float32's range.
     param = xp.clip(param, -_HUGE, _HUGE)
     (size,) = yield [place.total(xp, xp.abs(param))]
@@ -34,7 +38,7 @@ def measure(xp: Ops, place: Place, param: Array, is_matrix: bool) -> Steps:
     (square,) = yield [place.total_square(xp, unit)]
     log = xp.log(mean * xp.sqrt(square / place.size) + 1e-38)
     log = log + 0.5 * math.log(max(place.sides[0], 1))
-    return xp.stack([log, 0.0 * log + float(is_matrix)], axis=-1)
+    return xp.stack([log, 0.0 * log + kind], axis=-1)
 
 
 def usual(xp: Ops, starts: Array) -> Array:
@@ -56,3 +60,15 @@ def ratios(xp: Ops, starts: Array, usual: Array) -> Array:
     far = known & (xp.abs(starts[:, 0] - usual) > math.log(OWN_BAND))
     own = xp.where(far, starts[:, 0], usual + xp.zeros((starts.shape[0],)))
     return xp.where(xp.abs(own) > math.log(BAND), xp.exp(own), 1.0)
+
+
+def alone(xp: Ops, starts: Array) -> Array:
+    """[] 1 if none of all tensors is a matrix, else 0."""
+    matrices = xp.sum((starts[:, 1] > 0.5) * xp.constant(1.0))
+    return (matrices < 0.5) * xp.constant(1.0)
+
+
+def of_vectors(xp: Ops, starts: Array) -> tuple[Array, Array]:
+    """[N] which tensors are vectors, and [N] their own ratios, at least 1."""
+    vectors = xp.abs(starts[:, 1] - VECTOR) < 0.5
+    return vectors, xp.exp(xp.clip(starts[:, 0], 0.0, math.log(_HUGE)))

@@ -1,1 +1,1 @@
-"""Making results: one run, a grid of them, on this machine or elsewhere, and their store."""
+"""Making results: a run, a grid of them, here or elsewhere, and their store."""

@@ -23,8 +23,8 @@ from lopax._core.machine import usable_cores
 from lopax._core.task import Task
 from lopax._core.tree import count_bytes, count_elements, split_arrays
 from lopax._core.types import Theta
-from lopax.evaluate.runs import programs
 from lopax.evaluate.baselines import baseline
+from lopax.evaluate.runs import programs
 from lopax.evaluate.runs.run import wait
 from lopax.evaluate.specs import OptimizerSpec
 

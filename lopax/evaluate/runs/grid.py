@@ -96,7 +96,9 @@ def run_grid(
             f"executor = {executor!r}: must be one of {', '.join(EXECUTORS)}"
         )
     if vmap_size < 1 or workers < 1:
-        raise ConfigError(f"vmap_size = {vmap_size}, workers = {workers}: must be at least 1")
+        raise ConfigError(
+            f"vmap_size = {vmap_size}, workers = {workers}: must be at least 1"
+        )
     wanted = len(optimizers) * len(problems) * len(seeds)
     jobs = pending(store, optimizers, problems, seeds)
     if not jobs:  # a store that can only be read will do

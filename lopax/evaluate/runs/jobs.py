@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -117,7 +117,9 @@ def run_job(
     task = job.problem.make()
     config = job.problem.config
     vmap_size = vmap_size if job.problem.vmap_size is None else job.problem.vmap_size
-    result = run(job.spec, task, config, job.seeds, vmap_size=vmap_size, progress=progress)
+    result = run(
+        job.spec, task, config, job.seeds, vmap_size=vmap_size, progress=progress
+    )
     price: dict[str, Any] | None = None
     if measure_cost:
         price = cost.measure(job.spec, task, config.num_steps)._asdict()

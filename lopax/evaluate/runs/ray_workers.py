@@ -20,7 +20,11 @@ _POLL = 1.0  # seconds; how long Ctrl-C may have to wait
 
 
 def run_on_ray(
-    reporter: GridReporter, jobs: Sequence[Job], options: dict[str, Any], *, gpus: float = 0.0
+    reporter: GridReporter,
+    jobs: Sequence[Job],
+    options: dict[str, Any],
+    *,
+    gpus: float = 0.0,
 ) -> None:
     """Runs jobs as Ray tasks of one core each, each at most `ATTEMPTS` times.
 
@@ -48,7 +52,11 @@ def run_on_ray(
 
 
 def _run(
-    ray: Any, reporter: GridReporter, jobs: Sequence[Job], options: dict[str, Any], gpus: float
+    ray: Any,
+    reporter: GridReporter,
+    jobs: Sequence[Job],
+    options: dict[str, Any],
+    gpus: float,
 ) -> None:
     # Retries are ours, so that they are counted as local workers count them.
     task = ray.remote(execute).options(

@@ -63,8 +63,8 @@ def run(
         faster on a CPU: the working set should stay in its cache.
     - `progress`: called with (trajectories done, all) after each chunk.
 
-    Raises `ConfigError` for repeated seeds or a `vmap_size` of none, `TaskError` if the task fails
-    to trace.
+    Raises `ConfigError` for repeated seeds or a `vmap_size` of none, `TaskError` if the
+    task fails to trace.
     """
     seeds = [int(s) for s in seeds]
     if not seeds or len(set(seeds)) != len(seeds):

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from lopax.evaluate.problem import Problem
 from lopax.evaluate.runs import cost
 from lopax.evaluate.runs.cost import Cost
-from lopax.statistics.aggregate import geometric_mean
-from lopax.evaluate.specs import OptimizerSpec
-from lopax.evaluate.runs.store import Store
-from lopax.evaluate.problem import Problem
 from lopax.evaluate.runs.records import run_key
+from lopax.evaluate.runs.store import Store
+from lopax.evaluate.specs import OptimizerSpec
+from lopax.statistics.aggregate import geometric_mean
 
 Say = Callable[[str], None]
 
