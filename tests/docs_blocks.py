@@ -68,4 +68,4 @@ def run(page: Path, block: Block, space: dict) -> None:
     if block.filename is not None:
         Path(block.filename).write_text(block.code, encoding="utf-8")
     code = "\n" * block.line + block.code
-    exec(compile(code, str(page.relative_to(ROOT)), "exec"), space)
+    exec(compile(code, str(page.relative_to(ROOT)), "exec", dont_inherit=True), space)

@@ -53,6 +53,7 @@ def missing(block: Block) -> str | None:
 def test_python_blocks_run(page, tmp_path, monkeypatch, shortened):
     del shortened
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     space: dict[str, Any] = {"__name__": "__page__"}
     ran, lacking = 0, set()
     for block in blocks(page):
