@@ -27,7 +27,7 @@ from torch_common import (
 import lopax.torch as lt
 from lopax._core.errors import ConfigError, LopaxError, StructureMismatch, UnknownName
 
-ALWAYS = {n for n in NAMES if lt.RULES[n].rule_class.needs_horizon is True}
+ALWAYS = {n for n in NAMES if lt.RULES[n].rule_class.rule_class.needs_horizon is True}
 NEEDS_HORIZON = ALWAYS | {"celo2"}  # with the tests' settings
 
 

@@ -59,7 +59,7 @@ def is_recurrent(optimizer: LearnedOptimizer) -> bool:
 
 
 def _l2o_gru(rule: L2OGRU, theta: Theta) -> RecurrentView:
-    told = rule.rule
+    told: Any = rule.rule
     return RecurrentView(
         theta["initial"],
         lambda h, g: told.transition(XP, theta, h, g),
@@ -68,7 +68,8 @@ def _l2o_gru(rule: L2OGRU, theta: Theta) -> RecurrentView:
 
 
 def _l2o_lstm(rule: L2OLSTM, theta: Theta) -> RecurrentView:
-    told, zeros = rule.rule, jnp.zeros((rule.config.layers * rule.config.lstm,))
+    told: Any = rule.rule
+    zeros = jnp.zeros((rule.config.layers * rule.config.lstm,))
     start, unravel = ravel_pytree(LSTMState(zeros, zeros))
 
     def transition(h: Array, g: Scalar) -> Array:

@@ -63,9 +63,10 @@ class Described(TensorRule[Shared, Told, Any]):
         self.unrolled: bool | None = getattr(self.config, "unrolled", None)
         self.xp = cast(Ops, JaxOps(self.unrolled))
         if isinstance(self.rule, ElementRule):
-            nets = {self.rule.element_net(role) for role in self.roles or ("",)}
-            for net in nets - {None}:
-                elements.check_backend(self.config, net)
+            for role in self.roles or ("",):
+                net = self.rule.element_net(role)
+                if net is not None:
+                    elements.check_backend(self.config, net)
 
     @property
     def param_like(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -215,11 +216,9 @@ class Described(TensorRule[Shared, Told, Any]):
         finite: Flag,
         bound: Any,
     ) -> tuple[Array, Any]:
-        found = None
-        if self.by_kernel(index):
-            at = self._context(context, index)
-            found = self._numbers(theta, at)
-        if found is None:
+        at = self._context(context, index) if self.by_kernel(index) else None
+        found = None if at is None else self._numbers(theta, at)
+        if at is None or found is None:
             return super().step_or_keep(
                 theta, context, index, grad, state, param, finite, bound
             )
@@ -228,7 +227,7 @@ class Described(TensorRule[Shared, Told, Any]):
             *(net, at.place, numbers, self._seen(grad), state, flat),
             *(finite, bound, self.unrolled),
         )
-        if not self.rule.only_elements:
+        if not cast(ElementRule, self.rule).only_elements:
             delta = self._finished(theta, at, delta, new, flat)
             delta = jnp.where(finite, delta, 0.0)
         return delta.reshape(grad.shape), new

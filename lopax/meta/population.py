@@ -29,7 +29,7 @@ from jaxtyping import Array, Float
 
 from lopax._core.errors import ConfigError, PopulationLost
 from lopax._core.task import TaskFamily
-from lopax._core.types import Count, Key, Theta
+from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.estimators import perturb
 from lopax.estimators.particles import AXIS
 from lopax.meta import distributed

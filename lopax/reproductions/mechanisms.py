@@ -174,7 +174,7 @@ def _schedule(view: analysis.RecurrentView, steps: int) -> float:
 def _adaptation(view: analysis.RecurrentView, point: Any) -> float:
     """The rate where the state rests under a gradient of size one against that where
     it rests without, both signs averaged; NaN if it does not come to rest."""
-    found = analysis.adaptation_curve(view, [-1.0, 0.0, 1.0], start=point)
+    found = analysis.adaptation_curve(view, np.asarray([-1.0, 0.0, 1.0]), start=point)
     if not found.rests().all() or not found.rates[1]:
         return np.nan
     return float(0.5 * (found.rates[0] + found.rates[2]) / found.rates[1])

@@ -176,7 +176,7 @@ class ScheduledAdam(_AdamRule):
 
     name: ClassVar[str] = "scheduled_adam"
     config_class: ClassVar[type] = ScheduledAdamConfig
-    needs_horizon: ClassVar[bool] = True
+    needs_horizon = True
     config: ScheduledAdamConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def init_theta(self, draw: Draw, key: Any) -> Any:

@@ -147,7 +147,7 @@ class LearnedMuon(form.Rule):
     name: ClassVar[str] = "learned_muon"
     reference: ClassVar[str] = "this project; Muon: Jordan et al., 2024"
     config_class: ClassVar[type] = LearnedMuonConfig
-    needs_horizon: ClassVar[bool] = True
+    needs_horizon = True
     roles: ClassVar[tuple[str, ...]] = ROLES
     elementwise: ClassVar[tuple[str, ...]] = ("vector", "embedding")
     num_summaries = NUM_TRACES + 4 + len(ROLES)
