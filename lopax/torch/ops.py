@@ -82,9 +82,10 @@ class TorchOps:
     def broadcast_to(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         return x.broadcast_to(shape)
 
-    def where(self, condition: Tensor, x: Tensor, y: Any) -> Tensor:
+    def where(self, condition: Tensor, x: Any, y: Any) -> Tensor:
         # On a CPU it is much faster to see that there is nothing to choose.
-        if condition.numel() > 1 and condition.shape == x.shape and can_ask(x):
+        shape = getattr(x, "shape", None)  # or a number
+        if condition.numel() > 1 and condition.shape == shape and can_ask(x):
             all_true = bool(condition.flatten().view(torch.uint8).amin())
             if all_true:
                 return x
