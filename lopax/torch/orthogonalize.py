@@ -84,7 +84,8 @@ def steps(
     rows, cols = matrix
     if shape[rows] > shape[cols]:
         rows, cols = cols, rows
-    half = fast_half(x.device) if half is None else half
+    if half is None:  # a compiled step does not ask the machine
+        half = not torch.compiler.is_compiling() and fast_half(x.device)
     plan = polar.plan(method, rounds, shape[rows], shape[cols], half)
     if cut == rows:
         if plan.start == "rows":
