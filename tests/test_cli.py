@@ -87,7 +87,7 @@ def test_train_report_and_refusal_to_overwrite(tmp_path, capsys):
     assert saved["outer"]["learning_rate"] == 0.002  # a flag beats the recipe
     assert saved["seed"] == 3
     assert saved["estimator"]["particles"] == 4  # the recipe beats the default
-    assert saved["outer"]["b1"] == 0.9
+    assert saved["outer"]["b1"] is None  # the optimizer's own
     assert (out / "weights.safetensors").exists()
     assert main(argv) == 2
     assert "already holds a run" in capsys.readouterr().err

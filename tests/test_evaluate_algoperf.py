@@ -229,10 +229,10 @@ def test_what_cannot_be_exported_is_said(tmp_path, capsys):
     with pytest.raises(ConfigError, match="this is a file"):
         write_submission(weights, tmp_path / "file")
     pytest.importorskip("torch", reason=NO_TORCH)
-    rule = lopax.architecture("star")
-    path = tmp_path / "star.safetensors"
+    rule = lopax.architecture("l3rs", shapes={"w": (3, 2)})
+    path = tmp_path / "l3rs.safetensors"
     lopax.save_theta(path, rule.init_theta(jax.random.key(0)), rule)
-    with pytest.raises(UnknownName, match="star"):
+    with pytest.raises(UnknownName, match="l3rs"):
         write_submission(read_weights(path), tmp_path / "b", framework="pytorch")
     assert main(["convert", "cello", str(tmp_path / "c"), "--to", "algoperf"]) == 2
     assert "Traceback" not in capsys.readouterr().err
