@@ -229,7 +229,7 @@ def test_what_cannot_be_exported_is_said(tmp_path, capsys):
     with pytest.raises(ConfigError, match="this is a file"):
         write_submission(weights, tmp_path / "file")
     pytest.importorskip("torch", reason=NO_TORCH)
-    rule = lopax.architecture("l3rs", shapes={"w": (3, 2)})
+    rule = lopax.architecture("l3rs")
     path = tmp_path / "l3rs.safetensors"
     lopax.save_theta(path, rule.init_theta(jax.random.key(0)), rule)
     with pytest.raises(UnknownName, match="l3rs"):
