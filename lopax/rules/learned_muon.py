@@ -65,9 +65,6 @@ KINDS = {
 }
 KNOTS = 9
 TYPICAL_STEPS = momentum_features.TYPICAL_STEPS
-TYPICAL_SIDE = 128.0
-TRACE = 0.95
-"""Decay of the running averages of a tensor's features."""
 NUM_OUTPUTS = 3
 
 
@@ -150,7 +147,7 @@ class LearnedMuon(form.Rule):
     needs_horizon = True
     roles: ClassVar[tuple[str, ...]] = ROLES
     elementwise: ClassVar[tuple[str, ...]] = ("vector", "embedding")
-    num_summaries = NUM_TRACES + 4 + len(ROLES)
+    num_summaries = momentum_features.NUM_SUMMARIES
     num_starts = 2
     config: LearnedMuonConfig
 
@@ -216,14 +213,7 @@ class LearnedMuon(form.Rule):
         param: Array,
     ) -> Steps:
         """The tensor's features of this step, before the common ones."""
-        fan_in, out = (max(n, 1) for n in place.sides)
-        static = (
-            math.log(min(fan_in, out) / TYPICAL_SIDE) / 2.0,
-            math.log(out / fan_in) / 2.0,
-            1.0 if place.rank >= 3 else 0.0,
-            *(1.0 if place.role == r else 0.0 for r in ROLES),
-        )
-        lead = place.lead(param)
+        static, lead = momentum_features.of_shape(place), place.lead(param)
         if not self.has_network:
             row = xp.constant((0.0,) * (NUM_TRACES + 1) + static)
             yield from form.no_sums()
@@ -258,12 +248,11 @@ class LearnedMuon(form.Rule):
             sizes = sizes * xp.exp(log_sizes)
             told = {"sizes": sizes, "weights": weights, "blends": blends}
             return Advance(shared, scale, told=told)
-        new = summaries[:, :NUM_TRACES]
-        traces = TRACE * rows.carried.traces + (1.0 - TRACE) * new
-        steps = run.updates * xp.constant(1.0) + 1.0
-        seen = 1.0 - xp.constant(TRACE) ** steps
+        traces, seen = momentum_features.traced(
+            xp, rows.carried.traces, summaries, run.updates
+        )
         inputs = momentum_features.inputs(
-            xp, traces / seen, summaries, xp.log(sizes + 1e-30), done, horizon
+            xp, seen, summaries, xp.log(sizes + 1e-30), done, horizon
         )
         net = theta["network"]
         hidden = xp.tanh(layers.affine(xp, net["hidden"], inputs))

@@ -6,6 +6,7 @@ shape, role and time: nothing that depends on the tensor's place in a network.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lopax.rules.form import Place, Steps
@@ -15,7 +16,12 @@ ROLES = ("matrix", "vector", "embedding")
 TYPICAL_STEPS = 1000.0
 """Run length at which the learned power of the horizon is one."""
 NUM_TRACES = 6
-NUM_INPUTS = NUM_TRACES + 4 + len(ROLES) + 4
+NUM_SUMMARIES = NUM_TRACES + 4 + len(ROLES)
+"""The traced features, the size of the parameter, three of the shape, the role."""
+NUM_INPUTS = NUM_SUMMARIES + 4
+TRACE = 0.95
+"""Decay of the running averages of a tensor's features."""
+TYPICAL_SIDE = 128.0
 HUGE = 1e14
 """Parameters count as no larger than this; squares of larger ones would overflow."""
 
@@ -44,6 +50,26 @@ def of_tensor(
         xp.log(xp.sqrt(weight) + 1e-30),
     ]
     return xp.stack(row, axis=-1)
+
+
+def of_shape(place: Place) -> tuple[float, ...]:
+    """What never changes: three features of the shape, then the role."""
+    fan_in, out = (max(n, 1) for n in place.sides)
+    return (
+        math.log(min(fan_in, out) / TYPICAL_SIDE) / 2.0,
+        math.log(out / fan_in) / 2.0,
+        1.0 if place.rank >= 3 else 0.0,
+        *(1.0 if place.role == r else 0.0 for r in ROLES),
+    )
+
+
+def traced(
+    xp: Ops, traces: Array, summaries: Array, updates: Array
+) -> tuple[Array, Array]:
+    """[N, 6] the running averages with this step's features, and bias-corrected."""
+    traces = TRACE * traces + (1.0 - TRACE) * summaries[:, :NUM_TRACES]
+    steps = updates * xp.constant(1.0) + 1.0
+    return traces, traces / (1.0 - xp.constant(TRACE) ** steps)
 
 
 def inputs(
