@@ -170,7 +170,7 @@ class TestGivenSchedule:
     def test_a_fresh_scheduler_follows_it_whatever_the_losses(self):
         random = scheduler.init_theta(JaxDraw(), jax.random.key(0), 64)
         falling = scheduler.falling(3.0, 0.05)
-        theta = scheduler.following(JaxDraw(), random, 64, falling)
+        theta = scheduler.fit_to_schedule(JaxDraw(), random, 64, falling)
         wanted = 3.0 * (0.05 / 3.0) ** (np.arange(200) / 200)
         noise = jax.random.uniform(jax.random.key(1), (200,))
         for losses in (jnp.ones(200), 2.0 * noise, jnp.linspace(5.0, 0.1, 200)):

@@ -120,7 +120,7 @@ class Celo(ElementRule):
         schedule = scheduler.init_theta(draw, k_scheduler, c.lstm)
         if c.start != "random":
             curve = scheduler.falling(*FALLING)
-            schedule = scheduler.following(draw, schedule, c.lstm, curve)
+            schedule = scheduler.fit_to_schedule(draw, schedule, c.lstm, curve)
         if c.start == "adam":
             rule = _adam_like(draw, rule, c.hidden)
         return {"rule": rule, "scheduler": schedule}

@@ -65,7 +65,7 @@ class CeloAdam(form.Rule):
         theta = scheduler.init_theta(draw, key, size)
         if self.config.start == "falling":
             curve = scheduler.falling(*FALLING)
-            theta = scheduler.following(draw, theta, size, curve)
+            theta = scheduler.fit_to_schedule(draw, theta, size, curve)
         return {"scheduler": theta}
 
     def keeps(self, role: str) -> AdamState:

@@ -46,7 +46,7 @@ def init_theta(draw: Draw, key: Any, size: int) -> dict[str, Any]:
     }
 
 
-def following(
+def fit_to_schedule(
     draw: Draw, theta: dict[str, Any], size: int, multiplier: Callable[[Any], Any]
 ) -> dict[str, Any]:
     """The same scheduler, begun at a schedule that is known to work.
@@ -108,7 +108,7 @@ def _fit(multiplier: Callable[[Any], Any]) -> Any:
 
 
 def falling(high: float, low: float) -> Callable[[Any], Any]:
-    """Exponential decay from `high` to `low` over the run, for `following`."""
+    """Exponential decay from `high` to `low` over the run, for `fit_to_schedule`."""
     return lambda fraction: high * np.power(low / high, fraction)
 
 
