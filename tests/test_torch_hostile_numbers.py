@@ -14,8 +14,8 @@ import torch
 from hypothesis import strategies as st
 from torch_common import FUSED_CPU, NAMES, make, needs_compiler, random_theta
 
-import lopax.torch as lt
 from lopax.torch.batch import Advance
+from lopax.torch.rule import Rule
 
 pytestmark = pytest.mark.filterwarnings("ignore::lopax.torch.LopaxWarning")
 
@@ -149,8 +149,7 @@ def test_what_the_tensors_share_must_be_finite(name, part, monkeypatch):
     optimizer = make(name, params, 50)
     give(params, 1.0)
     optimizer.step(loss=1.0)
-    cls = lt.RULES[name].rule_class
-    advance = cls.advance
+    advance = Rule.advance
 
     def broken(self, *args) -> Advance:
         found = advance(self, *args)
@@ -167,12 +166,12 @@ def test_what_the_tensors_share_must_be_finite(name, part, monkeypatch):
             return found._replace(common=common._replace(told=arrays))
         return found._replace(**{part: arrays})
 
-    monkeypatch.setattr(cls, "advance", broken)
+    monkeypatch.setattr(Rule, "advance", broken)
     before = everything(params, optimizer)
     optimizer.step(loss=1.0)
     assert same(before, everything(params, optimizer))
     assert int(optimizer.info().skipped) == 1
-    monkeypatch.setattr(cls, "advance", advance)
+    monkeypatch.setattr(Rule, "advance", advance)
     optimizer.step(loss=1.0)
     assert not same(before, everything(params, optimizer))
 
@@ -182,14 +181,14 @@ def test_one_tensor_whose_update_is_not_finite(name, monkeypatch):
     """Parameters stay finite, the tensor stays where it is, the step is counted."""
     params = tensors(torch.float32, 1.0)
     optimizer = make(name, params, 50, backend="plain")
-    step = lt.RULES[name].rule_class.step
+    step = Rule.step
     bad = float("nan")
 
     def broken(self, tensors_, *args):
         update = yield from step(self, tensors_, *args)
         return update * bad if len(tensors_.shape) == 2 else update
 
-    monkeypatch.setattr(lt.RULES[name].rule_class, "step", broken)
+    monkeypatch.setattr(Rule, "step", broken)
     before = copy.deepcopy([p.detach() for p in params])
     give(params, 1.0)
     optimizer.step(loss=1.0)

@@ -26,8 +26,9 @@ from torch_common import (
 
 import lopax.torch as lt
 from lopax._core.errors import ConfigError, LopaxError, StructureMismatch, UnknownName
+from lopax.torch.rule import Rule
 
-ALWAYS = {n for n in NAMES if lt.RULES[n].rule_class.rule_class.needs_horizon is True}
+ALWAYS = {n for n in NAMES if lt.RULES[n].rule_class.needs_horizon is True}
 NEEDS_HORIZON = ALWAYS | {"celo2"}  # with the tests' settings
 
 
@@ -344,7 +345,7 @@ def test_nested_theta_and_published_files_give_the_same(name):
 
     arrays = read_weights(published).arrays
     a = lt.optimizer(name, model.parameters(), num_steps=20, weights=published)
-    rule = lt.RULES[name].rule_class.create(arrays, {})
+    rule = Rule.create(lt.RULES[name].rule_class, arrays, {})
     nested: dict = {}
     for path, value in rule.theta.items():
         if "/" in path and path != "scheduler/centres":

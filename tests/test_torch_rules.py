@@ -23,6 +23,7 @@ from lopax._core.errors import ConfigError
 from lopax.native.blocks import Blocks
 from lopax.pretrained.files import write_arrays
 from lopax.torch.geometry import factored_axes
+from lopax.torch.rule import known_settings
 
 GOLDEN = {
     "celo": ("celo", {}),
@@ -262,7 +263,7 @@ def test_settings_of_jax_alone_are_refused(name, settings):
     with pytest.raises(ConfigError, match=f"{next(iter(settings))} = .*leave it out"):
         make(name, [param], **settings)
     rule = lt.RULES[name].rule_class
-    assert rule.known_settings({**settings, "hidden": 3}) == {"hidden": 3}
+    assert known_settings(rule, {**settings, "hidden": 3}) == {"hidden": 3}
 
 
 def test_factored_axes():

@@ -12,6 +12,7 @@ import lopax.torch as lt
 from lopax._core.config import from_dict
 from lopax.torch import fused_cpu
 from lopax.torch.errors import BackendUnavailable
+from lopax.torch.rule import theta_shapes
 
 NAMES = tuple(lt.RULES)
 FUSED_CPU = ("celo", "velo", "adafac_mlp", "mulo", "celo2", "celo2_base")
@@ -80,7 +81,7 @@ def random_theta(name: str, seed: int = 0, **settings: Any) -> dict[str, np.ndar
     generator = np.random.default_rng(seed)
     arrays = {}
     config = from_dict(rule.config_class, {**SETTINGS.get(name, {}), **settings})
-    for path, shape in rule.theta_shapes(config).items():
+    for path, shape in theta_shapes(rule(config)).items():
         fan_in = shape[-2] if len(shape) >= 2 else 25
         if path.startswith("decays/"):  # offsets, in which a decay is exponential
             fan_in = 1000

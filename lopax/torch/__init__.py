@@ -12,7 +12,7 @@ for batch in batches:
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from lopax._core.registry import Registry
 from lopax._core.routing import Route
@@ -23,7 +23,23 @@ from lopax._core.warned import (
     SkippedWarning,
     StepSizeWarning,
 )
-from lopax.torch import classes
+from lopax.rules import (
+    adafac_mlp,
+    celo,
+    celo2,
+    celo_adam,
+    hypers,
+    l2o_gru,
+    l2o_lstm,
+    learned_muon,
+    mulo,
+    nn_adam,
+    optim4rl,
+    plain_mlp,
+    rnn_mlp,
+    star,
+    velo,
+)
 from lopax.torch.errors import (
     BackendUnavailable,
     HorizonNotGiven,
@@ -32,14 +48,13 @@ from lopax.torch.errors import (
     WeightsNotGiven,
 )
 from lopax.torch.optimizer import Info, LearnedOptimizer
-from lopax.torch.rule import Rule
 
 
 class Celo(LearnedOptimizer):
     """Celo; see `LearnedOptimizer` for the arguments and `lopax.rules.celo` for the
     rule. Needs `num_steps`, and the loss at every step."""
 
-    rule_class: ClassVar[type[Rule]] = classes.CeloRule
+    rule_class = celo.Celo
 
 
 class CeloAdam(LearnedOptimizer):
@@ -47,7 +62,7 @@ class CeloAdam(LearnedOptimizer):
     for the rule. Needs `num_steps`, and the loss at every step. The bundled weights'
     steps are too large for transformers: begin with lr=0.3 there."""
 
-    rule_class: ClassVar[type[Rule]] = classes.CeloAdamRule
+    rule_class = celo_adam.CeloAdam
 
 
 class Celo2(LearnedOptimizer):
@@ -55,21 +70,21 @@ class Celo2(LearnedOptimizer):
     rule. Pass `model.named_parameters()`, or groups with a `role`: matrices, vectors
     and embeddings are treated differently. `lr` and its schedule are yours."""
 
-    rule_class: ClassVar[type[Rule]] = classes.Celo2Rule
+    rule_class = celo2.Celo2
 
 
 class Celo2Base(LearnedOptimizer):
     """Celo2 with the learned rule for every parameter, not orthogonalised; see
     `lopax.rules.celo2`."""
 
-    rule_class: ClassVar[type[Rule]] = classes.Celo2BaseRule
+    rule_class = celo2.Celo2Base
 
 
 class VeLO(LearnedOptimizer):
     """VeLO; see `LearnedOptimizer` for the arguments and `lopax.rules.velo` for the
     rule. Needs `num_steps`, and the loss at every step."""
 
-    rule_class: ClassVar[type[Rule]] = classes.VeLORule
+    rule_class = velo.VeLO
 
 
 Velo = VeLO
@@ -80,7 +95,7 @@ class AdafacMLP(LearnedOptimizer):
     """Adafac-MLP; see `LearnedOptimizer` for the arguments and
     `lopax.rules.adafac_mlp` for the rule."""
 
-    rule_class: ClassVar[type[Rule]] = classes.AdafacMLPRule
+    rule_class = adafac_mlp.AdafacMLP
 
 
 class MuLO(LearnedOptimizer):
@@ -88,14 +103,14 @@ class MuLO(LearnedOptimizer):
     rule. Pass the model, or `model.named_parameters()`: hidden matrices and other
     parameters are treated differently."""
 
-    rule_class: ClassVar[type[Rule]] = classes.MuLORule
+    rule_class = mulo.MuLO
 
 
 class STAR(LearnedOptimizer):
     """STAR; see `LearnedOptimizer` for the arguments and `lopax.rules.star` for the
     rule."""
 
-    rule_class: ClassVar[type[Rule]] = classes.STARRule
+    rule_class = star.STAR
 
 
 class LearnedMuon(LearnedOptimizer):
@@ -104,14 +119,14 @@ class LearnedMuon(LearnedOptimizer):
     `model.named_parameters()`: matrices, vectors and embeddings are treated
     differently."""
 
-    rule_class: ClassVar[type[Rule]] = classes.LearnedMuonRule
+    rule_class = learned_muon.LearnedMuon
 
 
 class PlainMLP(LearnedOptimizer):
     """Plain MLP; see `lopax.rules.plain_mlp` for the rule and
     `LearnedOptimizer` for the arguments."""
 
-    rule_class: ClassVar[type[Rule]] = classes.PlainMLPRule
+    rule_class = plain_mlp.PlainMLP
 
 
 class RNNMLP(LearnedOptimizer):
@@ -119,94 +134,97 @@ class RNNMLP(LearnedOptimizer):
     `LearnedOptimizer` for the arguments. Needs the loss at every step,
     and now and then `observe_validation`."""
 
-    rule_class: ClassVar[type[Rule]] = classes.RNNMLPRule
+    rule_class = rnn_mlp.RNNMLP
 
 
 class NNAdam(LearnedOptimizer):
     """NN-Adam; see `lopax.rules.nn_adam` for the rule and
     `LearnedOptimizer` for the arguments."""
 
-    rule_class: ClassVar[type[Rule]] = classes.NNAdamRule
+    rule_class = nn_adam.NNAdam
 
 
 class L2OLSTM(LearnedOptimizer):
     """The LSTM of learning to learn; see `lopax.rules.l2o_lstm` for the rule and
     `LearnedOptimizer` for the arguments."""
 
-    rule_class: ClassVar[type[Rule]] = classes.L2OLSTMRule
+    rule_class = l2o_lstm.L2OLSTM
 
 
 class L2OGRU(LearnedOptimizer):
     """A coordinate-wise GRU; see `lopax.rules.l2o_gru` for the rule and
     `LearnedOptimizer` for the arguments."""
 
-    rule_class: ClassVar[type[Rule]] = classes.L2OGRURule
+    rule_class = l2o_gru.L2OGRU
 
 
 class LearnedSGD(LearnedOptimizer):
     """Heavy-ball momentum with learned settings; see `lopax.rules.hypers` for the
     rule and `LearnedOptimizer` for the arguments."""
 
-    rule_class: ClassVar[type[Rule]] = classes.LearnedSGDRule
+    rule_class = hypers.LearnedSGD
 
 
 class LearnedAdam(LearnedOptimizer):
     """Adam with learned settings; see `lopax.rules.hypers` for the rule and
     `LearnedOptimizer` for the arguments."""
 
-    rule_class: ClassVar[type[Rule]] = classes.LearnedAdamRule
+    rule_class = hypers.LearnedAdam
 
 
 class ScheduledAdam(LearnedOptimizer):
     """Adam with learned settings and schedule; see `lopax.rules.hypers` for the rule
     and `LearnedOptimizer` for the arguments. Needs `num_steps`."""
 
-    rule_class: ClassVar[type[Rule]] = classes.ScheduledAdamRule
+    rule_class = hypers.ScheduledAdam
 
 
 class Optim4RL(LearnedOptimizer):
     """Optim4RL; see `lopax.rules.optim4rl` for the rule and
     `LearnedOptimizer` for the arguments."""
 
-    rule_class: ClassVar[type[Rule]] = classes.Optim4RLRule
+    rule_class = optim4rl.Optim4RL
 
 
 class LinearOptim(LearnedOptimizer):
     """Optim4RL's ablation without Adam's form; see `lopax.rules.optim4rl` for the
     rule and `LearnedOptimizer` for the arguments."""
 
-    rule_class: ClassVar[type[Rule]] = classes.LinearOptimRule
+    rule_class = optim4rl.LinearOptim
 
 
 class L2LGD2(LearnedOptimizer):
     """One learned rate per element; see `lopax.rules.optim4rl` for the rule and
     `LearnedOptimizer` for the arguments."""
 
-    rule_class: ClassVar[type[Rule]] = classes.L2LGD2Rule
+    rule_class = optim4rl.L2LGD2
 
 
 RULES: Registry[type[LearnedOptimizer]] = Registry("optimizer for PyTorch")
 """Architecture names to optimizer classes; a further rule is one more entry."""
-RULES.add("celo", Celo)
-RULES.add("celo_adam", CeloAdam)
-RULES.add("celo2", Celo2)
-RULES.add("celo2_base", Celo2Base)
-RULES.add("velo", VeLO)
-RULES.add("adafac_mlp", AdafacMLP)
-RULES.add("mulo", MuLO)
-RULES.add("star", STAR)
-RULES.add("learned_muon", LearnedMuon)
-RULES.add("plain_mlp", PlainMLP)
-RULES.add("rnn_mlp", RNNMLP)
-RULES.add("nn_adam", NNAdam)
-RULES.add("l2o_lstm", L2OLSTM)
-RULES.add("l2o_gru", L2OGRU)
-RULES.add("learned_sgd", LearnedSGD)
-RULES.add("learned_adam", LearnedAdam)
-RULES.add("scheduled_adam", ScheduledAdam)
-RULES.add("optim4rl", Optim4RL)
-RULES.add("linear_optim", LinearOptim)
-RULES.add("l2lgd2", L2LGD2)
+for _optimizer in (
+    Celo,
+    CeloAdam,
+    Celo2,
+    Celo2Base,
+    VeLO,
+    AdafacMLP,
+    MuLO,
+    STAR,
+    LearnedMuon,
+    PlainMLP,
+    RNNMLP,
+    NNAdam,
+    L2OLSTM,
+    L2OGRU,
+    LearnedSGD,
+    LearnedAdam,
+    ScheduledAdam,
+    Optim4RL,
+    LinearOptim,
+    L2LGD2,
+):
+    RULES.add(_optimizer.rule_class.name, _optimizer)
 
 
 def optimizer(name: str, params: Any, **options: Any) -> LearnedOptimizer:

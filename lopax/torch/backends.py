@@ -45,26 +45,26 @@ class Backend(Protocol):
         ...
 
 
-def check(wish: str) -> None:
-    """Raises `ConfigError` unless `wish` names a backend."""
-    if wish not in BACKENDS:
+def check(requested: str) -> None:
+    """Raises `ConfigError` unless `requested` names a backend."""
+    if requested not in BACKENDS:
         raise ConfigError(
-            f"backend = {wish!r}: must be one of " + ", ".join(map(repr, BACKENDS))
+            f"backend = {requested!r}: must be one of " + ", ".join(map(repr, BACKENDS))
         )
 
 
-def choose(wish: str, rule: Rule, device: torch.device) -> Backend:
+def choose(requested: str, rule: Rule, device: torch.device) -> Backend:
     """The backend for the entries of `device` that are not sharded.
 
-    Raises `BackendUnavailable` if `wish` is "fused" and there is no fused kernel for
-    this rule, its settings and this device; "auto" then falls back to plain.
+    Raises `BackendUnavailable` if `requested` is "fused" and there is no fused kernel
+    for this rule, its settings and this device; "auto" then falls back to plain.
     """
-    if wish == "plain":
+    if requested == "plain":
         return PlainBackend("it was asked for")
     try:
         return _fused(rule, device)
     except BackendUnavailable as error:
-        if wish == "fused":
+        if requested == "fused":
             raise
         if not error.expected:
             warnings.warn(

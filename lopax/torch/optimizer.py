@@ -13,6 +13,7 @@ from lopax._core import routing
 from lopax._core.errors import ConfigError
 from lopax._core.routing import Route
 from lopax._core.run import Run
+from lopax.rules import form
 from lopax.torch import backends, restoring, sharding, views
 from lopax.torch import state as states
 from lopax.torch import theta as thetas
@@ -35,7 +36,7 @@ from lopax.torch.losses import (
 from lopax.torch.operands import Operands
 from lopax.torch.plain import Entry, PlainBackend
 from lopax.torch.rows import gather, hand_out
-from lopax.torch.rule import Rule
+from lopax.torch.rule import Rule, known_settings
 from lopax.torch.watch import Watch
 
 # For bookkeeping, of which nothing belongs in a compiled graph.
@@ -89,7 +90,7 @@ class LearnedOptimizer(Operands):
     `BackendUnavailable`; `step` raises `LossNotGiven` and `UnsupportedParameter`.
     """
 
-    rule_class: ClassVar[type[Rule]]
+    rule_class: ClassVar[type[form.Rule]]
 
     def __init__(
         self,
@@ -118,11 +119,11 @@ class LearnedOptimizer(Operands):
         if on_resume not in (None, "saved", "new"):
             raise ConfigError(f"on_resume = {on_resume!r}: must be 'saved' or 'new'")
         loaded = thetas.load(cls.name, theta, weights)
-        known = cls.known_settings(loaded.config)
-        self._rule = cls.create(loaded.arrays, {**known, **settings, **config})
+        asked = {**known_settings(cls, loaded.config), **settings, **config}
+        self._rule = Rule.create(cls, loaded.arrays, asked)
         if num_steps is None and self._rule.needs_horizon:
             raise HorizonNotGiven(cls.name)
-        self._wish, self._compilable = backend, compilable
+        self._requested, self._compilable = backend, compilable
         self._process_group = process_group
         self._on_resume = on_resume
         self._observed = ObservedLosses()
@@ -340,7 +341,8 @@ class LearnedOptimizer(Operands):
         given, use the plain one."""
         if device not in self._per_device:
             rule = self._rule.to(device)
-            self._per_device[device] = rule, backends.choose(self._wish, rule, device)
+            chosen = backends.choose(self._requested, rule, device)
+            self._per_device[device] = rule, chosen
         rule, backend = self._per_device[device]
         return rule, PlainBackend() if plain else backend
 
@@ -367,7 +369,8 @@ class LearnedOptimizer(Operands):
 
 
 _KEPT = (
-    *("_rule", "_num_steps", "_wish", "_compilable", "_process_group", "_on_resume"),
+    *("_rule", "_num_steps", "_requested", "_compilable"),
+    *("_process_group", "_on_resume"),
     *("_shared", "_scale", "_routes", "_kinds"),
 )
 """What a copied or pickled optimizer takes along; backends are found anew."""

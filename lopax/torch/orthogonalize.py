@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lopax._core import polar
-from lopax.torch.batch import Sum, TensorBatch, complete
+from lopax.torch.batch import Sum, complete
 from lopax.torch.errors import UnsupportedParameter
 from lopax.torch.product import product
 
@@ -58,16 +58,6 @@ def fast_half(device: torch.device) -> bool:
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     there = [getattr(torch.cpu, n, lambda: False)() for n in names]
     return device.type == "cpu" and any(there)
-
-
-def orthogonalize_batch(x: Tensor, batch: TensorBatch, method: str) -> Sums:
-    """The same of the tensors x [B, *s], whose matrices lie in `batch.matrix`.
-
-    Raises `UnsupportedParameter` for a method that looks at the rows of the shorter
-    side, if that side is sharded.
-    """
-    rows, cols = batch.matrix
-    return steps(x, (rows, cols), batch.shape, batch.cut, method, None)
 
 
 def steps(

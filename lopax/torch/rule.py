@@ -9,8 +9,9 @@ sent back the complete sum.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -38,24 +39,13 @@ ELSEWHERE = ("backend", "start", "unrolled")
 
 
 class Rule:
-    """A `lopax.rules.form.Rule` with its settings and meta-parameters on one device;
-    subclasses name the rule."""
+    """A `lopax.rules.form.Rule`, which has settings, and its meta-parameters on one
+    device."""
 
-    rule_class: ClassVar[type[form.Rule]]
-    name: ClassVar[str]
-    config_class: ClassVar[type]
-    needs_loss: ClassVar[bool]
-    roles: ClassVar[tuple[str, ...]]
-
-    def __init_subclass__(cls, **kwargs: Any):
-        super().__init_subclass__(**kwargs)
-        rule = cls.rule_class
-        cls.name, cls.config_class = rule.name, rule.config_class
-        cls.needs_loss, cls.roles = rule.needs_loss, rule.roles
-
-    def __init__(self, config: Any, theta: dict[str, Tensor]):
-        self.config, self.theta = config, theta
-        self.rule = rule = self.rule_class(config)
+    def __init__(self, rule: form.Rule, theta: dict[str, Tensor]):
+        self.rule, self.config, self.theta = rule, rule.config, theta
+        self.name, self.roles = rule.name, rule.roles
+        self.needs_loss = rule.needs_loss
         self.needs_horizon, self.flattens = rule.needs_horizon, rule.flattens
         self.grad_clip, self.num_starts = rule.grad_clip, rule.num_starts
         self.elementwise = rule.elementwise
@@ -75,41 +65,30 @@ class Rule:
 
     @classmethod
     def create(
-        cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]
+        cls,
+        told: type[form.Rule],
+        arrays: Mapping[str, np.ndarray],
+        settings: Mapping[str, Any],
     ) -> Self:
         """From arrays under lopax's or the published path names.
 
         Raises `UnknownName`, `ConfigError`, `StructureMismatch`.
         """
         for name in ELSEWHERE:
-            if name in settings and hasattr(cls.config_class, name):
+            if name in settings and hasattr(told.config_class, name):
                 raise ConfigError(
-                    f"{name} = {settings[name]!r}: this setting of {cls.name!r} is for "
-                    "meta-training and JAX, and does nothing here: leave it out"
+                    f"{name} = {settings[name]!r}: this setting of {told.name!r} is "
+                    "for meta-training and JAX, and does nothing here: leave it out"
                 )
-        where = f"architecture {cls.name!r}"
-        config = from_dict(cls.config_class, settings, where=where)
-        ours = translate(
-            cls.name, dict(arrays), cls.rule_class(config).translate_published
-        )
-        return cls(config, thetas.to_torch(cls.name, ours, cls.theta_shapes(config)))
-
-    @classmethod
-    def known_settings(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Of the settings saved with weights, those that matter in torch."""
-        names = set(cls.config_class.__dataclass_fields__) - {*ELSEWHERE}  # type: ignore[attr-defined]
-        return {k: v for k, v in settings.items() if k in names}
-
-    @classmethod
-    def theta_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
-        """Shapes of the meta-parameters by path name."""
-        tree = cls.rule_class(config).init_theta(Shapes(), None)
-        return dict(structure.paths(tree))
+        where = f"architecture {told.name!r}"
+        rule = told(from_dict(told.config_class, settings, where=where))
+        ours = translate(told.name, dict(arrays), rule.translate_published)
+        return cls(rule, thetas.to_torch(told.name, ours, theta_shapes(rule)))
 
     def to(self, device: Any) -> Self:
         """The same rule with its tensors on `device`."""
         moved = {k: v.to(device) for k, v in self.theta.items()}
-        return type(self)(self.config, moved)
+        return type(self)(self.rule, moved)
 
     @property
     def carried(self) -> tuple[str, ...]:
@@ -329,6 +308,19 @@ class Rule:
     def _state(self, batch: TensorBatch) -> Any:
         """A batch's state as the rule's own."""
         return structure.gathered(self.rule.keeps(batch.role), batch.state)
+
+
+def known_settings(
+    told: type[form.Rule], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Of the settings saved with weights, those that matter in torch."""
+    names = {f.name for f in dataclasses.fields(told.config_class)} - {*ELSEWHERE}
+    return {k: v for k, v in settings.items() if k in names}
+
+
+def theta_shapes(rule: form.Rule) -> dict[str, tuple[int, ...]]:
+    """Shapes of the meta-parameters by path name."""
+    return dict(structure.paths(rule.init_theta(Shapes(), None)))
 
 
 def place_of(of: Any, cut: int | None = None) -> Place:
