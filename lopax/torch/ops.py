@@ -10,8 +10,7 @@ from torch import Tensor
 
 from lopax.rules.form import Place, Steps, Sum
 from lopax.rules.moments import Moments
-from lopax.torch import moments
-from lopax.torch.finite import can_ask
+from lopax.torch import finite, moments
 from lopax.torch.orthogonalize import steps as orthogonal_steps
 from lopax.torch.product import product
 
@@ -85,7 +84,7 @@ class TorchOps:
     def where(self, condition: Tensor, x: Any, y: Any) -> Tensor:
         # On a CPU it is much faster to see that there is nothing to choose.
         shape = getattr(x, "shape", None)  # or a number
-        if condition.numel() > 1 and condition.shape == shape and can_ask(x):
+        if condition.numel() > 1 and condition.shape == shape and finite.can_ask(x):
             all_true = bool(condition.flatten().view(torch.uint8).amin())
             if all_true:
                 return x

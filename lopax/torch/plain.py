@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lopax.torch import finite
 from lopax.torch.batch import NOTHING, Common, Steps, TensorBatch, complete
-from lopax.torch.finite import can_ask, some_not_finite
 from lopax.torch.rule import Rule
 from lopax.torch.sharding import Sharding, complete_together
 
@@ -64,7 +64,7 @@ class PlainBackend:
         grads = [e.grad for e in entries if e.grad.numel()]
         if not grads:
             return torch.zeros((), dtype=torch.bool, device=entries[0].param.device)
-        return some_not_finite(grads)
+        return finite.some_not_finite(grads)
 
     def finish(
         self, rule: Rule, entries: Sequence[Entry], common: Common, alive: Tensor
@@ -73,7 +73,7 @@ class PlainBackend:
 
         Returns [] bool: somewhere the step was not finite. There, parameters stay.
         """
-        if can_ask(alive) and not alive:
+        if finite.can_ask(alive) and not alive:
             return torch.zeros((), dtype=torch.bool, device=alive.device)
         groups, rate = grouped(entries), common.scale * alive
         held: list[Tensor] = []
@@ -152,7 +152,7 @@ def parts(rule: Rule, members: list[Entry]) -> Iterator[list[Entry]]:
     e, size = members[0], members[0].param.numel()
     once = {k: x for k, x in e.state.items() if x.numel() < size}
     many = {k: x for k, x in e.state.items() if k not in once}
-    splits = e.role in rule.elementwise and size > 2 * PART and can_ask(e.param)
+    splits = e.role in rule.elementwise and size > 2 * PART and finite.can_ask(e.param)
     for x in (e.param, e.grad, *many.values()):
         splits = splits and x.numel() == size and x.is_contiguous()
     if not splits:
@@ -189,7 +189,7 @@ def _states(rule: Rule, members: Sequence[Entry]) -> dict[str, Tensor]:
 def _gradients(rule: Rule, members: Sequence[Entry]) -> Tensor:
     """Finite and clipped; a new tensor in any case, which the step may write to."""
     clip, stacked = rule.grad_clip, _stack([e.grad for e in members]).float()
-    if can_ask(stacked):  # and a step with others is not done
+    if finite.can_ask(stacked):  # and a step with others is not done
         return stacked.clamp(-clip, clip)
     grads = torch.nan_to_num(stacked, nan=0.0, posinf=clip, neginf=-clip)
     return grads.clamp_(-clip, clip)
@@ -253,8 +253,8 @@ def commit(
         update *= first.lr
     held = update.new_zeros((), dtype=torch.bool)
     if update.numel():
-        held = some_not_finite([update])
-    if not can_ask(held) or held:
+        held = finite.some_not_finite([update])
+    if not finite.can_ask(held) or held:
         update.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
     shape = first.param.shape
     for e, u in zip(members, update.unbind(0), strict=True):

@@ -27,10 +27,9 @@ from lopax.rules.element_net import ElementNet, Numbers
 from lopax.rules.element_rule import ElementRule
 from lopax.rules.form import Place, StepContext, Steps
 from lopax.rules.ops import Ops, Shapes
-from lopax.torch import elements, structure
+from lopax.torch import elements, finite, structure
 from lopax.torch import theta as thetas
 from lopax.torch.batch import Advance, Common, Rows, TensorBatch
-from lopax.torch.finite import can_ask
 from lopax.torch.geometry import Accumulator, reading_order
 from lopax.torch.ops import TorchOps
 
@@ -291,7 +290,7 @@ class Rule:
             self._ops(alive), self.tree, at, grads, self._state(batch), batch.params
         )
         # On a CPU nothing has to be waited for.
-        known = can_ask(delta)
+        known = finite.can_ask(delta)
         for name, keeps, value in structure.of_state(self.rule.keeps(batch.role), new):
             old = batch.state.get(name)
             if old is None:
