@@ -16,6 +16,7 @@ from lopax._core.config import from_dict, to_dict
 from lopax._core.errors import ConfigError
 from lopax.architectures import architecture
 from lopax.meta import (
+    EstimatorConfig,
     OuterConfig,
     PhaseConfig,
     PopulationConfig,
@@ -36,6 +37,7 @@ def searching(steps: int = 8, **changes: Any) -> RunConfig:
     search = SearchConfig(**{"size": 8, "sigma": 0.5, "problems": 2, **changes})
     return config(
         population=None,
+        estimator=EstimatorConfig(name="full_es", horizon_low=4, horizon_high=4),
         outer=OuterConfig(),
         phases=(PhaseConfig(outer_steps=steps, search=search),),
     )
@@ -165,6 +167,14 @@ def test_bad_input(families):
     with pytest.raises(ConfigError, match=r"problems = 3: .* 2 groups"):
         run = searching(problems=3)
         SearchTrainer(run, run.phases[0], [*families, *families])
+    with pytest.raises(ConfigError, match=r"'all': estimator.sigma, outer.clip_norm "):
+        phase = dataclasses.replace(
+            searching().phases[0], estimator={"sigma": 0.1}, outer={"clip_norm": 1.0}
+        )
+        dataclasses.replace(searching(), phases=(phase,))
+    with pytest.raises(ConfigError, match=r"every phase: estimator.staggered would"):
+        own = dataclasses.replace(searching().estimator, staggered=False)
+        dataclasses.replace(searching(), estimator=own)
     large = dataclasses.replace(searching(), architecture="celo")
     with pytest.raises(ConfigError, match=r"at most 400; train fewer"):
         SearchTrainer(large, large.phases[0], families).check(

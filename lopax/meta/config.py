@@ -15,6 +15,21 @@ from lopax.meta.population_config import PopulationConfig
 from lopax.meta.search_config import SearchConfig
 from lopax.meta.task_config import GroupConfig, TasksConfig
 
+NOT_SEARCHED = (
+    "particles",
+    "truncation",
+    "sigma",
+    "sign",
+    "staggered",
+    "chunk",
+    "first_order",
+    "flatness",
+    "flatness_weight",
+    "flatness_iterations",
+)
+"""Settings of an estimator that a search, which runs whole problems and follows no
+meta-gradient, has no use for."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhaseConfig:
@@ -110,6 +125,25 @@ class RunConfig:
                     self.log_every,
                     trains_itself=outer.optimizer == learned_outer.SELF,
                 )
+        self._check_searches()
+
+    def _check_searches(self) -> None:
+        """Raises `ConfigError` for what a search would not use."""
+        searching = [phase for phase in self.phases if phase.search is not None]
+        for phase in searching:
+            given = [f"estimator.{n}" for n in phase.estimator if n in NOT_SEARCHED]
+            given += [f"outer.{n}" for n in phase.outer]
+            _refuse_unsearched(given, f"phase {phase.name!r}")
+        if len(searching) == len(self.phases):
+            usual = EstimatorConfig(name=self.estimator.name)
+            changed = [
+                f"estimator.{n}"
+                for n in NOT_SEARCHED
+                if getattr(self.estimator, n) != getattr(usual, n)
+            ]
+            if self.outer != OuterConfig():
+                changed.append("outer")
+            _refuse_unsearched(changed, f"run {self.name!r} searches in every phase")
 
     def settings_of(self, phase: PhaseConfig) -> dict[str, Any]:
         """The architecture's settings in a phase."""
@@ -136,3 +170,11 @@ class RunConfig:
     @property
     def total_steps(self) -> int:
         return sum(p.outer_steps for p in self.phases)
+
+
+def _refuse_unsearched(given: list[str], where: str) -> None:
+    if given:
+        raise ConfigError(
+            f"{where}: {', '.join(given)} would do nothing in a search; leave it out "
+            "(candidates, their spread and their problems: [phases.search])"
+        )
