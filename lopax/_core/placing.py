@@ -57,6 +57,17 @@ def sharding_of(param: Any) -> NamedSharding | None:
     return None
 
 
+def on_one_device(*trees: Any) -> bool:
+    """Whether all arrays are there, and on one device."""
+    found = set()
+    for x in jax.tree.leaves(trees):
+        if isinstance(x, Tracer):
+            return False
+        if isinstance(x, jax.Array):
+            found |= x.devices()
+    return len(found) < 2
+
+
 def like(param: Any, state: Any, init: Callable[[tuple[int, ...]], Any]) -> Any:
     """A new tensor's state, split as the tensor is if that is an array that lies on
     several devices. What has none of its axes is kept on all of them."""

@@ -13,16 +13,22 @@ end in [low, high], smaller ones below high.
 | gram | Frobenius | 5 | 0.0015 | 0.67, 1.21 | 19 |
 | polar | Frobenius | 5 | 0.0011 | 0.86, 1.13 | 15 |
 | cubic | Schatten-4 | 5 | 0.0070 | 0.77, 1.31 | 10 |
+| express | Schatten-4 | 4 | 0.0030 | 0.78, 1.22 | 12 |
+| | | 5 | 0.0010 | 0.86, 1.14 | 15 |
 | turbo | row sums | 4 | 0.0052 | 0.68, 1.21 | 12 |
 | mud | - | 1 | - | - | 2, one with a triangle |
 
 Sources. quintic: Jordan et al., Muon (2024). polar: Amsel et al. (2025, arXiv
-2505.16932), slopes lowered by 1 % as published. cubic: Huang (2026, arXiv 2606.00371).
-Schatten-4 norm at the start: Grishina et al. (2025, arXiv 2506.10935). Row sums of the
-Gram matrix, one round fewer: Boissin et al., Turbo-Muon (2025, arXiv 2512.04632); the
-coefficients stay Muon's, for those that go with it elsewhere, (4.0098, -7.0585,
-2.4635), turn the sign of a matrix of rank one. Iterating on the Gram matrix: Dao et
-al. (gram-newton-schulz, 2026). mud: Southworth and Thomas (2026, arXiv 2603.17970).
+2505.16932), slopes lowered by 1 % as published. express: numbers made as theirs are
+(each round the best polynomial of degree five on the interval that the one before
+arrives in, 1.5 % longer), but for a start from the Schatten-4 norm, which is nearer to
+the largest singular value, so that a round fewer is enough. cubic: Huang (2026, arXiv
+2606.00371). Schatten-4 norm at the start: Grishina et al. (2025, arXiv 2506.10935). Row
+sums of the Gram matrix, one round fewer: Boissin et al., Turbo-Muon (2025, arXiv
+2512.04632); the coefficients stay Muon's, for those that go with it elsewhere, (4.0098,
+-7.0585, 2.4635), turn the sign of a matrix of rank one. Iterating on the Gram matrix,
+with a restart in half precision: Dao et al. (gram-newton-schulz, 2026). mud: Southworth
+and Thomas (2026, arXiv 2603.17970).
 """
 
 from __future__ import annotations
@@ -53,7 +59,8 @@ class Plan(NamedTuple):
     start: str
     gram: bool  # iterate on the Gram matrix, multiply once at the end
     solves: int
-    half: bool = False  # products in bfloat16, from a start that is `HALF_START` of it
+    half: bool = False  # products in bfloat16, from a start that is `HALF_START` of it;
+    # `gram` then means two rounds on the Gram matrix at a time
 
 
 _QUINTIC = ((3.4445, -4.7750, 2.0315),) * 5
@@ -75,27 +82,56 @@ _CUBIC = (
     (2.2230472, -0.9630650, 0.0),
 )
 
+EXPRESS: Mapping[int, Method] = MappingProxyType(
+    {
+        4: Method(
+            (
+                (8.261672, -23.69138, 17.04581),
+                (3.990364, -2.885546, 0.5296065),
+                (3.481932, -2.535634, 0.4917994),
+                (2.501331, -1.80203, 0.4143586),
+            ),
+            *("schatten", "cheaper", 0, 0.78, 1.22, 0.0030),
+        ),
+        5: Method(
+            (
+                (8.345817, -24.01394, 17.29489),
+                (4.123677, -2.975166, 0.5393345),
+                (3.916939, -2.835857, 0.524222),
+                (3.283093, -2.39448, 0.4766563),
+                (2.292829, -1.627975, 0.3968111),
+            ),
+            *("schatten", "cheaper", 0, 0.86, 1.14, 0.0010),
+        ),
+    }
+)
+"""The numbers of "express" by their rounds: more reach further down."""
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "quintic": Method(_QUINTIC, "frobenius", "direct", 0, 0.67, 1.21, 0.0015),
         "gram": Method(_QUINTIC, "frobenius", "gram", 0, 0.67, 1.21, 0.0015),
         "polar": Method(_POLAR, "frobenius", "cheaper", 0, 0.86, 1.13, 0.0011),
         "cubic": Method(_CUBIC, "schatten", "cheaper", 0, 0.77, 1.31, 0.0070),
+        "express": EXPRESS[4],
         "turbo": Method(_QUINTIC[1:], "rows", "cheaper", 0, 0.68, 1.21, 0.0052),
         "mud": Method((), "rows", "direct", 1),
     }
 )
 CHOICES = (*METHODS, "auto")
-REACH = ((128, 5), (384, 6))
-"""(shorter side up to which, rounds): with these, and seven beyond, "cubic" is within
-0.26 of the polar factor (relative distance) for normally distributed elements and for
-singular values 1, 1/2, 1/3, ... from 16 up to 1024; "quintic" within 0.39."""
+REACH = {"express": ((512, 4), (None, 5)), "cubic": ((384, 6), (None, 7))}
+"""(shorter side up to which, rounds): with these the methods are within 0.26 of the
+polar factor (relative distance) for normally distributed elements and for singular
+values 1, 1/2, 1/3, ... from 16 up to 1024; "quintic" within 0.39. Values below the
+floor grow 250-fold or more (485-fold in "quintic"). That matters as much: momenta of
+images have many such, and with the 76-fold of three rounds of "express" made for a
+floor of 0.01 Learned Muon's final losses were 1.15 to 2 times as large."""
 
 HALF_START, HALF_SIDE, HALF_SPEED = 0.99, 128, 3.5
 """In bfloat16 a largest singular value of one may come out above it, where "cubic"
 turns the sign: it starts a little lower. Products in bfloat16 pay from a shorter side
-of 128 on, and count as so many times faster. They cannot iterate on the Gram matrix:
-small singular values are below its rounding errors."""
+of 128 on, and count as so many times faster. On the Gram matrix they can iterate for
+two rounds at most: small singular values are below its rounding errors, and would go
+lost, or grow, over more."""
 
 
 def plan(
@@ -103,16 +139,15 @@ def plan(
 ) -> Plan:
     """How to orthogonalise matrices of `short` by `long`.
 
-    "auto" multiplies least: "cubic" with rounds by `REACH`, or "polar", which is more
-    exact and for long shapes cheaper than seven such rounds; of a single row or column
-    it is the exact answer.
+    "auto" multiplies least, "express" or "cubic" with rounds by `REACH`; of a single
+    row or column it is the exact answer.
 
     **Arguments:**
 
     - `method`: one of `CHOICES`.
-    - `rounds`: None for the method's own. Fewer leave out the first ones, so that small
-        singular values stay smaller and large ones end as near one; more repeat the
-        last.
+    - `rounds`: None for the method's own, by the shape for "express". Fewer leave out
+        the first ones, so that small singular values stay smaller and large ones end as
+        near one; more repeat the last.
     - `short`: the side of the Gram matrix.
     - `half`: there is fast arithmetic in bfloat16, which "auto" may then use.
 
@@ -128,21 +163,26 @@ def plan(
     if method == "auto":
         if min(short, long) == 1:
             return Plan((), "frobenius", True, 0)
-        enough = next((n for side, n in REACH if min(short, long) <= side), 7)
-        plans = (
-            plan("cubic", rounds or enough, short, long),
-            plan("polar", rounds, short, long),
-        )
-        best = min(plans, key=lambda p: flops(p, short, long))
-        if not half or min(short, long) < HALF_SIDE:
+        # The same method for a shard whose Gram matrix is that of the longer side.
+        sides = sorted((short, long))
+        costs = {
+            name: flops(plan(name, rounds or _enough(name, *sides), *sides), *sides)
+            for name in REACH
+        }
+        name = min(costs, key=lambda n: costs[n])
+        best = plan(name, rounds or _enough(name, *sides), short, long)
+        if not half or min(sides) < HALF_SIDE:
             return best
-        direct = [p._replace(gram=False, half=True) for p in plans]
-        fast = min(direct, key=lambda p: flops(p, short, long))
+        ways = [best._replace(gram=g, half=True) for g in (False, True)]
+        fast = min(ways, key=lambda p: flops(p, short, long))
         pays = flops(fast, short, long) < HALF_SPEED * flops(best, short, long)
         return fast if pays else best
     found = METHODS[method]
     if found.solves:
         return Plan((), found.start, False, rounds or found.solves)
+    if method == "express":
+        rounds = rounds or _enough(method, short, long)
+        found = EXPRESS[min(max(rounds, min(EXPRESS)), max(EXPRESS))]
     steps = found.rounds
     if rounds is not None:
         more = max(0, rounds - len(steps))
@@ -153,10 +193,18 @@ def plan(
     return Plan(steps, found.start, gram, 0)
 
 
+def _enough(method: str, short: int, long: int) -> int:
+    side = min(short, long)
+    return next(n for most, n in REACH[method] if most is None or side <= most)
+
+
 def flops(plan: Plan, short: int, long: int) -> float:
     """Multiplications and additions of the matrix products."""
     if plan.solves:
         return 3.0 * plan.solves * short * short * long
+    if plan.half and plan.gram:
+        pairs = [plan.rounds[i : i + 2] for i in range(0, len(plan.rounds), 2)]
+        return sum(_flops(pair, len(pair) > 1, short, long) for pair in pairs)
     return _flops(plan.rounds, plan.gram, short, long)
 
 

@@ -98,8 +98,9 @@ class NamedInputs(NamedTuple):
         net, place = self.net, Place(grad.shape, reading=tuple(range(grad.ndim)))
         lines = form.complete(plain.lines(XP, place, state))
         view = plain.View(XP, place, net.epsilons, grad, param, state, lines)
-        seen = view.channels(net.channels)
-        scales = form.complete(plain.normalisers(XP, place, net, net.channels, seen))
+        groups = view.groups(net.channels)
+        scales = form.complete(plain.normalisers(XP, place, net, net.channels, groups))
+        seen = view.channels(net.channels, groups)
         return jnp.stack([jnp.mean(x * s) for x, s in zip(seen, scales, strict=True)])
 
     def without(

@@ -205,6 +205,9 @@ class Described(TensorRule[Shared, Told, Any]):
             return False
         return elements.why_plain(self.config, net, place) is None
 
+    def long_step(self, leaf: Leaf) -> bool:
+        return self._net(self.place(leaf).role) is not None
+
     def step_or_keep(
         self,
         theta: Theta,

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.extend import backend as backends
 from jaxtyping import Array
 
 from lopax._core.errors import ConfigError
@@ -74,6 +75,8 @@ def step_or_keep(
     """`TensorRule.step_or_keep` for `element_plain.step`, by the kernel.
 
     The plain form is what runs on every platform but the CPU, and for derivatives.
+    Where JAX has no other platform, the step is the kernel's alone: to lower a program
+    there for another one (`jax.export`), ask for backend="plain".
     """
     momenta, second, factored = numbers.decays
     rates = [jnp.asarray(d, jnp.float32) for d in (momenta, factored, second)]
@@ -106,7 +109,7 @@ def _program(
                 element_plain.step(xp, place, net, numbers, grad, state, param)
             )
 
-        delta, new = guarded(step, grad, state, keep != 0, bound)
+        delta, new = guarded(step, grad, state, keep != 0, bound, True)
         return delta, new.momenta, new.second, *new.factored
 
     def kernel(*operands: Array) -> tuple[Array, ...]:
@@ -117,6 +120,8 @@ def _program(
 
     @jax.custom_jvp
     def run(*operands: Array) -> tuple[Array, ...]:
+        if set(backends.backends()) == {"cpu"}:  # tracing the other takes longer than
+            return kernel(*operands)  # all else; it would be for another machine
         return jax.lax.platform_dependent(*operands, cpu=kernel, default=reference)
 
     @run.defjvp

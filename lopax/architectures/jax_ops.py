@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,7 @@ from jaxtyping import Array
 from lopax._core.types import Key, Theta
 from lopax.blocks.orthogonalize import orthogonalize
 from lopax.nets import dense_mlp, initializers
-from lopax.rules import moments
 from lopax.rules.form import Place, Steps
-from lopax.rules.moments import Moments
-from lopax.rules.ops import Ops
 
 
 class JaxOps:
@@ -82,12 +80,19 @@ class JaxOps:
     def sum_squares(self, x: Array, axis: Any, keepdims: bool = False) -> Array:
         return jnp.sum(jnp.square(x), axis=axis, keepdims=keepdims)
 
+    def dot(self, x: Array, y: Array, axis: Any) -> Array:
+        return jnp.sum(x * y, axis=axis)
+
+    def mix(self, weights: Sequence[Array], arrays: Sequence[Array]) -> Array:
+        first, *rest = (w * x for w, x in zip(weights, arrays, strict=True))
+        return sum(rest, first)
+
     def bounded_rsqrt(self, x: Array) -> Array:
         # Of an infinity in a constant, compilers make what they like.
         return jnp.where(x < 3e38, jax.lax.rsqrt(jnp.minimum(x, 3e38)), 0.0)
 
     def adam(
-        self, size: Array, momentum: Array, second: Array, inside: float, outside: Any
+        self, size: Array, momentum: Array, second: Array, inside: Any, outside: Any
     ) -> Array:
         return size * momentum / (outside + jnp.sqrt(second + inside))
 
@@ -114,8 +119,9 @@ class JaxOps:
 
     orthogonalize_each = orthogonalize
 
-    def hold_unreached(self, x: Array, place: Place, state: Moments) -> Array:
-        return jnp.where(moments.reached(cast(Ops, self), place, state), x, 0.0)
+    def hold_unreached(self, x: Array, axis: int, averages: Sequence[Array]) -> Array:
+        reached = [jnp.any(average, axis=axis) for average in averages]
+        return jnp.where(functools.reduce(jnp.logical_or, reached), x, 0.0)
 
 
 class JaxDraw:

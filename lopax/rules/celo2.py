@@ -142,6 +142,7 @@ class Celo2(ElementRule):
     config_class: ClassVar[type] = Celo2Config
     roles: ClassVar[tuple[str, ...]] = ROLES
     only_elements: ClassVar[bool] = False
+    elementwise: ClassVar[tuple[str, ...]] = ("adam",)
     config: Celo2Config
 
     @property
@@ -199,7 +200,8 @@ class Celo2(ElementRule):
         (squares,) = yield [Sum(squares, over)]
         count = max(math.prod(place.shape[a] for a in over), 1)
         unit = layers.unit_scale(xp, squares / count, EPS)
-        delta = xp.hold_unreached(direction * (-at.scale * unit), place, state)
+        delta = direction * (-at.scale * unit)
+        delta = moments.hold_unreached(xp, place, delta, state)
         if self.config.weight_decay:
             delta = delta - at.scale * self.config.weight_decay * param
         return delta

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lopax.rules import layers, moments
 from lopax.rules.channels import CLIP, COL, GROUPS, LINE_EPS, ROW
@@ -73,14 +73,14 @@ class View:
             return self._xp.rsqrt(self.row + self._epsilons.vector)
         return self.factor
 
-    def channels(self, names: Sequence[str]) -> list[Array]:
-        """All channels of the groups, in order."""
-        groups = [GROUPS[name] for name in names]
-        layer = self._place.layer
-        return [layer(values, k) for values, n in self._of(groups) for k in range(n)]
+    def groups(self, names: Sequence[str]) -> list[Array]:
+        """The groups' channels, [*lead, 1 or 3, *s] each."""
+        return [GROUPS[name].of(self) for name in names]
 
-    def _of(self, groups: Sequence[Any]) -> list[tuple[Array, int]]:
-        return [(group.of(self), group.width) for group in groups]
+    def channels(self, names: Sequence[str], groups: Sequence[Array]) -> list[Array]:
+        """All of them apart, in order."""
+        widths = zip(groups, (GROUPS[name].width for name in names), strict=True)
+        return [self._place.layer(values, k) for values, n in widths for k in range(n)]
 
 
 def update(xp: Ops, place: Place, state: Moments, grad: Array, decays: Decays) -> Steps:
@@ -130,8 +130,9 @@ def outputs(
     state, read = yield from update(xp, place, state, grad, numbers.decays)
     view = View(xp, place, net.epsilons, grad, param, state, read)
     names, rows = net.seen(place.rank), net.rows(place.rank)
-    seen = view.channels(names)
-    scales = yield from normalisers(xp, place, net, names, seen)
+    groups = view.groups(names)
+    scales = yield from normalisers(xp, place, net, names, groups)
+    seen = view.channels(names, groups)
     network = dict(numbers.network)
     if len(rows) < net.num_channels:
         network["w0"] = xp.concat([network["w0"][a:b] for a, b in _runs(rows)])
@@ -143,7 +144,9 @@ def normalisers(
     xp: Ops, place: Place, net: ElementNet, names: Sequence[str], seen: Sequence[Array]
 ) -> Steps:
     """The factors that bring channels to unit root mean square, [*lead] each, or
-    with the tensor's axes behind if there is one per matrix.
+    with the tensor's axes behind if there is one per matrix. `seen`: what
+    `View.groups` says of the names; channels of a group are summed together, which is
+    one loop to compile instead of three.
 
     A channel with size-1 axes has the same mean as the full one, because broadcasting
     repeats every entry equally often.
@@ -151,21 +154,25 @@ def normalisers(
     over = place.matrix if net.per_matrix else place.all_axes
     per_part = len(over) < place.rank
     asked, counts = [], []
-    for name in names:
-        group = GROUPS[name]
+    for name, values in zip(names, seen, strict=True):
         d1, d0 = place.factored or (None, None)
-        gone = {ROW: d0, COL: d1}.get(group.over)
+        gone = {ROW: d0, COL: d1}.get(GROUPS[name].over)
         axes = tuple(a for a in over if a != gone)
-        count = max(math.prod(place.shape[a] for a in axes), 1)
-        for _ in range(group.width):
-            square = xp.square(seen[len(asked)])
-            behind = tuple(a - place.rank for a in over)
-            asked.append(Sum(xp.sum(square, axis=behind, keepdims=per_part), axes))
-            counts.append(count)
+        behind = tuple(a - place.rank for a in over)
+        squares = xp.sum(xp.square(values), axis=behind, keepdims=per_part)
+        asked.append(Sum(squares, axes))
+        counts.append(max(math.prod(place.shape[a] for a in axes), 1))
     sums = yield asked
-    eps = net.epsilons.channel
-    pairs = zip(sums, counts, strict=True)
-    return [layers.unit_scale(xp, total / count, eps) for total, count in pairs]
+    scales, eps = [], net.epsilons.channel
+    for name, total, count in zip(names, sums, counts, strict=True):
+        scale = layers.unit_scale(xp, total / count, eps)
+        of_layer = place.layer if per_part else _number
+        scales += [of_layer(scale, k) for k in range(GROUPS[name].width)]
+    return scales
+
+
+def _number(x: Array, k: int) -> Array:
+    return x[..., k]
 
 
 def step(
@@ -189,7 +196,7 @@ def step(
         delta = delta * xp.exp(net.exp_mult * found[1])
     delta = delta * place.column(size)
     if net.hold_unreached:
-        delta = xp.where(moments.reached(xp, place, state), delta, 0.0)
+        delta = moments.hold_unreached(xp, place, delta, state)
     return delta, state
 
 

@@ -109,14 +109,11 @@ def unit_scale(xp: Ops, mean_square: Array, eps: float = 1e-5) -> Array:
     return xp.bounded_rsqrt(mean_square + eps)
 
 
-def reached(xp: Ops, place: Place, *averages: Array) -> Array:
-    """[*lead, *s] bool: which elements ever saw a gradient other than zero: those where
-    any of these averages [*lead, K, *s] is not zero. The others stay where they are."""
-    axis = -1 - place.rank
-    found = xp.any(averages[0], axis=axis)
-    for x in averages[1:]:
-        found = found | xp.any(x, axis=axis)
-    return found
+def hold_unreached(xp: Ops, place: Place, x: Array, *averages: Array) -> Array:
+    """x [*lead, *s], and 0 for elements that never saw a gradient other than zero:
+    those where all of these averages [*lead, K, *s] are zero. They stay where they are.
+    """
+    return xp.hold_unreached(x, -1 - place.rank, averages)
 
 
 def waiting(grad: Array, unmoved: Iterable[Array]) -> Array:

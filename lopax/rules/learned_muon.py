@@ -300,41 +300,54 @@ class LearnedMuon(form.Rule):
         momenta = xp.ema(state.momenta, place.layered(grad), place.per_layer(decays))
         steps = state.step + 1.0
         unbiased = told["weights"][..., 1:] / (1.0 - decays ** steps[..., None])
-        direction = place.column(told["weights"][..., 0]) * grad
-        for k in range(len(self.decays)):
-            layer = place.layer(momenta, k)
-            direction = direction + place.column(unbiased[..., k]) * layer
-        second = state.second
+        layers_of = range(len(self.decays))
+        direction = xp.mix(
+            [place.column(told["weights"][..., 0])]
+            + [place.column(unbiased[..., k]) for k in layers_of],
+            [grad, *(place.layer(momenta, k) for k in layers_of)],
+        )
+        second, sizes = state.second, -told["sizes"]
         if place.role == "matrix":
-            moved = yield from self._orthogonal(xp, place, told, direction)
+            delta = yield from self._orthogonal(xp, place, told, direction, sizes)
         else:
             d = c.second_decay
             second = xp.ema(second, xp.square(grad), d)
-            root = second / place.column(1.0 - xp.constant(d) ** steps)
-            moved = direction * xp.rsqrt(root + 1e-16)
-        delta = -place.column(told["sizes"]) * moved
-        delta = xp.where(layers.reached(xp, place, momenta), delta, 0.0)
+            known = 1.0 - xp.constant(d) ** steps
+            size = place.column(sizes * xp.sqrt(known))
+            delta = xp.adam(size, direction, second, place.column(1e-16 * known), 0.0)
+        delta = layers.hold_unreached(xp, place, delta, momenta)
         if c.weight_decay:
             delta = delta - c.weight_decay * at.scale * param
         return delta, state._replace(momenta=momenta, second=second)
 
-    def _orthogonal(self, xp: Ops, place: Place, told: Any, direction: Array) -> Steps:
-        """[*lead, *s] the direction as an orthogonal matrix, with what is blended in
-        of the plain one, of spectral norm sqrt(out / in) if that is above one."""
+    def _orthogonal(
+        self, xp: Ops, place: Place, told: Any, direction: Array, sizes: Array
+    ) -> Steps:
+        """[*lead, *s] `sizes` [*lead] times the direction as an orthogonal matrix, with
+        what is blended in of the plain one, of spectral norm sqrt(out / in) if that is
+        above one."""
         fan_in, out = (max(n, 1) for n in place.sides)
         flat = place.as_matrix(direction)
         moved = yield from xp.orthogonalize(flat, place, self.config.orthogonalizer)
-        if self.config.learned:
-            unit = yield from _unit(xp, place, direction)
-            plain = math.sqrt(min(fan_in, out)) * place.as_matrix(unit)
-            moved = moved + told["blends"][..., None, None] * (plain - moved)
-        return math.sqrt(max(1.0, out / fan_in)) * moved.reshape(direction.shape)
+        moved, sizes = (
+            moved.reshape(direction.shape),
+            sizes * math.sqrt(max(1.0, out / fan_in)),
+        )
+        if not self.config.learned:
+            return place.column(sizes) * moved
+        plain, unit = yield from _unit(xp, place, direction)
+        blends = told["blends"]
+        weights = (
+            sizes * (1.0 - blends),
+            sizes * blends * unit * math.sqrt(min(fan_in, out)),
+        )
+        return xp.mix([place.column(w) for w in weights], [moved, plain])
 
 
 def _unit(xp: Ops, place: Place, x: Array) -> Steps:
-    """x over its Frobenius norm; zero for zero."""
+    """(y, w) with w y = x over its Frobenius norm, w [*lead]; zero for zero."""
     (size,) = yield [place.total(xp, xp.abs(x))]
     size = size / place.size
     x = x / place.column(xp.where(size > 0.0, size, 1.0))
     (square,) = yield [place.total_square(xp, x)]
-    return x * place.column(xp.rsqrt(xp.maximum(square, 1e-12)))
+    return x, xp.rsqrt(xp.maximum(square, 1e-12))

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from lopax.rules import layers
 from lopax.rules.element_net import NUM_DECAYS, Decays
 from lopax.rules.form import EACH, Keeps, Place
-from lopax.rules.layers import reached as reached_by
 from lopax.rules.ops import Array, Draw, Ops
 
 PUBLISHED_DECAYS = Decays((0.9, 0.99, 0.999), (0.999,), (0.9, 0.99, 0.999))
@@ -69,6 +69,10 @@ def learned(xp: Ops, offsets: dict[str, Array]) -> Decays:
     return Decays(**{name: decay(start, offsets[name]) for name, start in published})
 
 
-def reached(xp: Ops, place: Place, state: Moments) -> Array:
-    """[*lead, *s] bool: which elements ever saw a gradient other than zero."""
-    return reached_by(xp, place, state.momenta, place.layered(state.second))
+def hold_unreached(xp: Ops, place: Place, x: Array, state: Moments) -> Array:
+    """x [*lead, *s], and 0 for elements that never saw a gradient other than zero. A
+    driver that knows of none leaves the state out."""
+    if state.second is None:
+        return x
+    averages = state.momenta, place.layered(state.second)
+    return layers.hold_unreached(xp, place, x, *averages)

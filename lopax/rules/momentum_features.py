@@ -33,10 +33,12 @@ def of_tensor(
     gradient with the first and the last of `num` momenta and of these, three log
     ratios of sizes), then the log root mean square of the parameter."""
     fast, slow = place.layer(momenta, 0), place.layer(momenta, num - 1)
-    products = (grad * fast, grad * slow, fast * slow, xp.abs(grad))
     sums = yield [
         *(place.total_square(xp, x) for x in (grad, fast, slow)),
-        *(place.total(xp, x) for x in products),
+        place.total_product(xp, grad, fast),
+        place.total_product(xp, grad, slow),
+        place.total_product(xp, fast, slow),
+        place.total(xp, xp.abs(grad)),
         place.total_square(xp, xp.clip(param, -HUGE, HUGE)),
     ]
     g, f, s, gf, gs, fs, size, weight = (x / place.size for x in sums)

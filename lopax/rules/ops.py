@@ -48,6 +48,14 @@ class Ops(Protocol):
         ...
 
     def sum_squares(self, x: Array, axis: Axes, keepdims: bool = False) -> Array: ...
+    def dot(self, x: Array, y: Array, axis: Axes) -> Array:
+        """The sum of products over the given axes, the last ones."""
+        ...
+
+    def mix(self, weights: Sequence[Array], arrays: Sequence[Array]) -> Array:
+        """The sum of weights times arrays, as a new array; the weights go with them."""
+        ...
+
     def max(self, x: Array, axis: int) -> Array: ...
     def any(self, x: Array, axis: int) -> Array:
         """Which are true, or of numbers other than zero."""
@@ -97,7 +105,7 @@ class Ops(Protocol):
         size: Array,
         momentum: Array,
         second: Array,
-        inside: float,
+        inside: Array | float,
         outside: Array | float,
     ) -> Array:
         """size * momentum / (outside + sqrt(second + inside)), a new array."""
@@ -133,11 +141,8 @@ class Ops(Protocol):
         the axes `place.matrix`."""
         ...
 
-    def hold_unreached(self, x: Array, place: Any, state: Any) -> Array:
-        """x [*lead, *s], and 0 for elements that never saw a gradient other than zero.
-
-        `state`: a tensor's `Moments`, after this step.
-        """
+    def hold_unreached(self, x: Array, axis: int, averages: Sequence[Array]) -> Array:
+        """x, and 0 where along an axis all averages are zero."""
         ...
 
 

@@ -96,6 +96,10 @@ class Place(NamedTuple):
         axes = tuple(range(-self.rank, 0))
         return Sum(xp.sum_squares(x, axis=axes), self.all_axes)
 
+    def total_product(self, xp: Ops, x: Array, y: Array) -> Sum:
+        """The sum of products of all elements, [*lead] of [*lead, *s] twice."""
+        return Sum(xp.dot(x, y, tuple(range(-self.rank, 0))), self.all_axes)
+
     def as_matrix(self, x: Array) -> Array:
         """[*lead, *s] as matrices [*lead, r, c]; see `matrix_sides`."""
         sizes = x.shape[x.ndim - self.rank :]

@@ -90,5 +90,5 @@ class PlainMLP(form.Rule):
             place, theta["net"], channels, scales, times
         )
         delta = -direction * xp.exp(c.exp_mult * magnitude) * c.step_mult
-        reached = layers.reached(xp, place, momenta)
-        return xp.where(reached, delta, 0.0), PlainMLPState(momenta)
+        delta = layers.hold_unreached(xp, place, delta, momenta)
+        return delta, PlainMLPState(momenta)

@@ -256,8 +256,8 @@ class RNNMLP(form.Rule):
         if not math.prod(place.shape):
             message = state.message
         delta = -direction * xp.exp(c.exp_mult * magnitude) * c.step_mult
-        reached = layers.reached(xp, place, momenta, seconds)
-        return xp.where(reached, delta, 0.0), RNNMLPState(momenta, seconds, message)
+        delta = layers.hold_unreached(xp, place, delta, momenta, seconds)
+        return delta, RNNMLPState(momenta, seconds, message)
 
     def observe_validation(
         self, xp: Ops, shared: RNNMLPShared, loss: Array

@@ -125,7 +125,7 @@ class STAR(form.Rule):
             # Without a controller the published code still multiplies by exp(exp_mult).
             gain = xp.exp(c.exp_mult * by_unit.get(2, xp.constant(1.0)))
             delta = delta + c.nominal * gain * self._direction(xp, place, view)
-        delta = xp.where(moments.reached(xp, place, state), -delta, 0.0)
+        delta = moments.hold_unreached(xp, place, -delta, state)
         if c.weight_decay:
             share = xp.exp(c.exp_mult * by_unit.get(3, xp.constant(0.0)))
             delta = delta - c.weight_decay * share * param

@@ -28,7 +28,6 @@ class TensorBatch(NamedTuple):
     role: str  # what `Rule.role` said
     told: Mapping[str, Tensor]  # each [B, ...]: what the rule told these tensors
     elements: Tensor | None = None  # [B, *s] the network's step, if a kernel made it
-    all_reached: bool = False  # whether it is known that `moments.unreached` is none
 
 
 class Rows(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +11,7 @@ import torch
 from torch import Tensor
 
 from lopax.rules.form import Place, Steps, Sum
-from lopax.rules.moments import Moments
-from lopax.torch import finite, moments
+from lopax.torch import finite
 from lopax.torch.orthogonalize import steps as orthogonal_steps
 from lopax.torch.product import product
 
@@ -26,7 +27,6 @@ class TorchOps:
     - `alive`: [] 1.0, or 0.0 in a step that is skipped. With it `ema` moves its first
         argument in place; without it, nothing is changed.
     - `constants`: those made so far, so that none is sent to a device twice.
-    - `all_reached`: it is known that every element saw a gradient.
     """
 
     abs = staticmethod(torch.abs)
@@ -51,10 +51,8 @@ class TorchOps:
         device: torch.device,
         constants: dict[Any, Tensor],
         alive: Tensor | None = None,
-        all_reached: bool = False,
     ):
         self.device, self.alive, self.constants = device, alive, constants
-        self.all_reached = all_reached
 
     def constant(self, values: Any) -> Tensor:
         key = _frozen(values)
@@ -110,6 +108,19 @@ class TorchOps:
         ones = (1,) * len(axes) if keepdims else ()
         return total.reshape(*total.shape, *ones)
 
+    def dot(self, x: Tensor, y: Tensor, axis: Any) -> Tensor:
+        count = len(axis) if isinstance(axis, tuple) else 1
+        lead = x.shape[: x.ndim - count]
+        if math.prod(lead) == 1 and x.shape == y.shape:  # makes no array of products
+            return torch.dot(x.flatten(), y.flatten()).reshape(lead)
+        return torch.sum(x * y, axis)
+
+    def mix(self, weights: Sequence[Tensor], arrays: Sequence[Tensor]) -> Tensor:
+        found = weights[0] * arrays[0]
+        for weight, x in zip(weights[1:], arrays[1:], strict=True):
+            found = found.addcmul_(weight, x)
+        return found
+
     def max(self, x: Tensor, axis: int) -> Tensor:
         return torch.amax(x, axis)
 
@@ -143,10 +154,12 @@ class TorchOps:
         size: Tensor,
         momentum: Tensor,
         second: Tensor,
-        inside: float,
+        inside: Any,
         outside: Any,
     ) -> Tensor:
-        root = (second + inside).sqrt_().add_(outside)
+        root = (second + inside).sqrt_()
+        if isinstance(outside, Tensor) or outside:
+            root += outside
         return torch.div(momentum, root, out=root).mul_(size)
 
     def ema(self, old: Tensor, new: Tensor, decay: Any) -> Tensor:
@@ -207,11 +220,15 @@ class TorchOps:
         matrix: Any = place.matrix
         return orthogonal_steps(x, matrix, place.shape, place.cut, method, None)
 
-    def hold_unreached(self, x: Tensor, place: Place, state: Moments) -> Tensor:
-        del place
-        if self.all_reached:
+    def hold_unreached(
+        self, x: Tensor, axis: int, averages: Sequence[Tensor]
+    ) -> Tensor:
+        first = averages[0].select(axis, 0)
+        # On a CPU it is much faster to see that there is nothing to hold.
+        if first.numel() and finite.can_ask(x) and first.abs().amin() > 0.0:
             return x
-        return x.masked_fill(moments.unreached(state.momenta, state.second), 0.0)
+        reached = [torch.any(average, axis) for average in averages]
+        return torch.where(functools.reduce(torch.logical_or, reached), x, 0.0)
 
 
 def _frozen(values: Any) -> Any:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lopax._core import polar
+from lopax.torch import finite
 from lopax.torch.batch import Sum, complete
 from lopax.torch.errors import UnsupportedParameter
 from lopax.torch.product import product
@@ -87,9 +89,14 @@ def steps(
         rows, cols = cols, rows
         plan = polar.plan(method, rounds, shape[rows], shape[cols], half)
     y = x.movedim((1 + rows, 1 + cols), (-2, -1))
-    (size,) = yield [Sum(y.abs().sum((-2, -1), keepdim=True), (rows, cols))]
-    # Neither the sum nor the squares of what is left can leave float32's range.
-    y = y * (math.sqrt(shape[rows] * shape[cols]) / torch.where(size > 0.0, size, 1.0))
+    if cut is not None or not _ordinary(y):
+        (size,) = yield [Sum(y.abs().sum((-2, -1), keepdim=True), (rows, cols))]
+        mean = size / math.sqrt(shape[rows] * shape[cols])
+        # Neither the sum nor the squares of what is left can leave float32's range.
+        # Powers of two round nothing.
+        power = -torch.where(size > 0.0, mean, 1.0).log2().round()
+        half_way = torch.floor(0.5 * power)
+        y = y * torch.exp2(half_way) * torch.exp2(power - half_way)
     if plan.solves:
         y = yield from _decorrelate(y, cols, plan.solves)
     elif plan.half:
@@ -101,6 +108,14 @@ def steps(
         (square,) = yield [Sum(square, (rows, cols))]
         y = y * torch.rsqrt(torch.where(square > 0.0, square, 1.0))
     return y.movedim((-2, -1), (1 + rows, 1 + cols))
+
+
+def _ordinary(y: Tensor) -> bool:
+    """Whether it is known that fourth powers of the norms are far within float32."""
+    if not finite.can_ask(y):
+        return False
+    norms = torch.linalg.vector_norm(y, dim=(-2, -1)).flatten().tolist()
+    return all(n == 0.0 or 1e-8 < n < 1e8 for n in norms)
 
 
 def _iterate(y: Tensor, cols: int, plan: polar.Plan) -> Sums:
@@ -126,36 +141,59 @@ def _iterate_half(y: Tensor, cols: int, plan: polar.Plan, whole: bool) -> Sums:
 
     `whole`: nothing is to be added to sums.
     """
-    shape = y.shape
-    gram_shape = (*shape[:-1], shape[-2])
-    several = math.prod(shape[:-2]) != 1
+    # What is stored on its side is multiplied from the right: copies cost more.
+    turned = y.mT.is_contiguous()
+    z = y.mT if turned else y
+    shape, several = z.shape, math.prod(z.shape[:-2]) != 1
     add_product = torch.baddbmm if several else torch.addmm
-
-    def narrow(z: Tensor) -> Tensor:
-        z = z.bfloat16().contiguous()
-        return z.flatten(0, -3) if several else z.reshape(z.shape[-2:])
+    x = z.bfloat16().contiguous()
+    x = x.flatten(0, -3) if several else x.reshape(x.shape[-2:])
 
     def gram(z: Tensor) -> Sums:
-        found = product(z, z.mT)
+        found = product(z.mT, z) if turned else product(z, z.mT)
         if not whole:
             (found,) = yield [Sum(found.float(), (cols,))]
         return found.bfloat16()
 
-    x = narrow(y)
     square = yield from gram(x)
-    scale = polar.HALF_START * _start(square.float().view(gram_shape), plan.start)
-    square = narrow(scale * square.view(gram_shape) * scale.mT)
-    x = x * narrow(scale)
-    for i, (a, b, c) in enumerate(plan.rounds):
+    start: Any = polar.HALF_START * _start(square.float(), plan.start)
+    if several or not finite.can_ask(x):
+        x, square, start = x * start.bfloat16(), square * start.square(), 1.0
+    else:  # a number, which costs no pass
+        start = start.item()
+        square *= start * start
+    square, together = square.bfloat16(), 2 if plan.gram else 1
+    for i in range(0, len(plan.rounds), together):
         if i:
             square = yield from gram(x)
+        pair = plan.rounds[i : i + together]
         with torch.autocast(y.device.type, enabled=False):
-            if c:
-                square = add_product(square, square, square, beta=b, alpha=c)
-                x = add_product(x, square, x, beta=a)
-            else:
-                x = add_product(x, square, x, beta=a, alpha=b)
-    return x.float().reshape(shape)
+            a, factor, b = _factor(square, pair, add_product)
+            operands = (x, factor) if turned else (factor, x)
+            x = add_product(x, *operands, beta=a * start, alpha=b * start)
+        start = 1.0
+    x = x.float().reshape(shape)
+    return x.mT if turned else x
+
+
+def _factor(
+    gram: Tensor, rounds: tuple[polar.Round, ...], add_product: Callable[..., Tensor]
+) -> tuple[float, Tensor, float]:
+    """(a, F, b): one or two rounds multiply a matrix with this Gram matrix by a + b F.
+
+    The multiples of one are apart, so that they are not rounded.
+    """
+    (a, b, c), *more = rounds
+    if not more:
+        if not c:
+            return a, gram, b
+        return a, add_product(gram, gram, gram, beta=b, alpha=c), 1.0
+    first = add_product(gram, gram, gram, beta=b, alpha=c) if c else b * gram
+    half = add_product(gram, first, gram, beta=a)  # of the second round's Gram matrix
+    then = add_product(half, half, first, beta=a)
+    d, second, scale = _factor(then, (*more,), add_product)
+    both = first.mul(d).add_(second, alpha=a * scale)
+    return a * d, add_product(both, second, first, alpha=scale), 1.0
 
 
 def _polynomial(gram: Tensor, coefficients: polar.Round) -> Tensor:

@@ -116,8 +116,12 @@ def _row_by_row(
 ) -> list[Tensor]:
     """A row of numbers for each entry, from one for each batch of them."""
     groups = grouped([e._replace(place=i) for i, e in enumerate(entries)])
-    steps = [start(members) for members in groups]
-    found = complete_together(steps, [members[0].sharding for members in groups])
+    shardings = [members[0].sharding for members in groups]
+    if any(s is not None for s in shardings):
+        steps = [start(members) for members in groups]
+        found = complete_together(steps, shardings)
+    else:  # one at a time: what each needs is freed after it
+        found = [complete(start(members)) for members in groups]
     rows: list[Tensor | None] = [None] * len(entries)
     for members, part in zip(groups, found, strict=True):
         for e, row in zip(members, part.unbind(0), strict=True):
@@ -153,8 +157,8 @@ def parts(rule: Rule, members: list[Entry]) -> Iterator[list[Entry]]:
     once = {k: x for k, x in e.state.items() if x.numel() < size}
     many = {k: x for k, x in e.state.items() if k not in once}
     splits = e.role in rule.elementwise and size > 2 * PART and finite.can_ask(e.param)
-    for x in (e.param, e.grad, *many.values()):
-        splits = splits and x.numel() == size and x.is_contiguous()
+    for x in (e.param, e.grad, *many.values()):  # there may be several of each element
+        splits = splits and x.numel() % size == 0 and x.is_contiguous()
     if not splits:
         yield members
         return
@@ -187,9 +191,14 @@ def _states(rule: Rule, members: Sequence[Entry]) -> dict[str, Tensor]:
 
 
 def _gradients(rule: Rule, members: Sequence[Entry]) -> Tensor:
-    """Finite and clipped; a new tensor in any case, which the step may write to."""
+    """Finite and clipped, and if an element network steps them a new tensor in any
+    case, which it writes to."""
     clip, stacked = rule.grad_clip, _stack([e.grad for e in members]).float()
     if finite.can_ask(stacked):  # and a step with others is not done
+        written = rule.element_net(members[0].role) is not None
+        # No element is larger than the norm of all.
+        if not written and float(torch.linalg.vector_norm(stacked)) <= clip:
+            return stacked
         return stacked.clamp(-clip, clip)
     grads = torch.nan_to_num(stacked, nan=0.0, posinf=clip, neginf=-clip)
     return grads.clamp_(-clip, clip)
@@ -212,7 +221,7 @@ def batch_of(
     saw a gradient."""
     state = _states(rule, members) if unreached else {}
     found = _as_batch(members, elements, _params(members), state)
-    return found._replace(elements=elements, all_reached=not unreached)
+    return found._replace(elements=elements)
 
 
 def _as_batch(

@@ -153,8 +153,8 @@ class Rule:
             found[name] = Accumulator(0, (), start, behind=tuple(first.shape))
         return found
 
-    def _ops(self, alive: Tensor | None = None, all_reached: bool = False) -> Ops:
-        return cast(Ops, TorchOps(self.device, self._constants, alive, all_reached))
+    def _ops(self, alive: Tensor | None = None) -> Ops:
+        return cast(Ops, TorchOps(self.device, self._constants, alive))
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float32, device=self.device)
@@ -279,7 +279,7 @@ class Rule:
             step = yield from elements.step(batch, net, numbers, alive)
         if self.only_elements:
             return step
-        xp, rule = self._ops(alive, batch.all_reached), cast(ElementRule, self.rule)
+        xp, rule = self._ops(alive), cast(ElementRule, self.rule)
         at = _context(batch, common._replace(scale=common.scale * alive))
         state = self._state(batch)
         return (yield from rule.finish(xp, self.tree, at, step, state, batch.params))
@@ -291,6 +291,8 @@ class Rule:
         )
         # On a CPU nothing has to be waited for.
         known = finite.can_ask(delta)
+        if known and delta.data_ptr() == batch.grads.data_ptr():
+            delta = delta.clone()  # what is written to must not be the user's gradient
         for name, keeps, value in structure.of_state(self.rule.keeps(batch.role), new):
             old = batch.state.get(name)
             if old is None:
