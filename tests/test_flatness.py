@@ -228,6 +228,24 @@ def test_the_meta_gradient_is_that_of_the_penalised_loss(kind: str, measure: str
     assert abs(plain - grad) > 0.1 * abs(grad)
 
 
+@pytest.mark.parametrize("start", [0.5, 0.75])
+def test_a_penalty_may_act_on_the_end_of_a_run_only(start: float):
+    def objective(rate: float) -> float:
+        x, total = 1.0, 0.0
+        for step in range(4):
+            total += x**4 / 12.0 / 4
+            x = x - np.exp(rate) * x**3 / 3.0
+            total += (step >= start * 4) * x**2 / 4
+        return total
+
+    slope = (objective(-1.0 + 1e-5) - objective(-1.0 - 1e-5)) / 2e-5
+    penalty = Flatness(measure="trace", weight=1.0, iterations=3, start=start)
+    grad, _ = one_step(Regularised(base=quartic("full"), flatness=penalty))
+    assert grad == pytest.approx(slope, rel=1e-3)
+    with pytest.raises(ConfigError, match="start"):
+        Flatness(start=1.0)
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_estimators_that_could_not_heed_a_penalty_refuse_it(name: str):
     families = build_families(

@@ -77,6 +77,7 @@ def test_a_setting_reaches_the_estimator_or_is_refused(name, setting, families):
         {"name": "full_es", "flatness": "trace"},
         {"name": "full_gradient", "flatness_weight": 1.0},
         {"name": "full_gradient", "flatness_iterations": 3},
+        {"name": "full_gradient", "flatness_start": 0.5},
         {"recompute": 3},
         {"objective": "last", "recompute": 3},
     ],
@@ -163,7 +164,7 @@ def test_recipes_have_no_idle_settings(recipe):
 
 OLD = {
     "truncation": 50, "sigma": 0.01, "recompute": 10, "flatness_weight": 1e-2,
-    "flatness_iterations": 10,
+    "flatness_iterations": 10, "flatness_start": 0.0,
 }  # fmt: skip
 """What the file of a run of before says of settings that were not given."""
 OLD_OUTER = {"weight_decay": 1e-4, "b1": 0.9, "b2": 0.999, "eps": 1e-8}

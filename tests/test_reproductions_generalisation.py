@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.flatten_util
 import numpy as np
 import pytest
 
 from lopax import meta
-from lopax.reproductions import Case, CaseResults, Measured, flatness, validation
+from lopax.reproductions import (
+    Case,
+    CaseResults,
+    Measured,
+    flatness,
+    flatness_stronger,
+    validation,
+)
 from lopax.reproductions.few_digits import few_digits
 
 SMALL: dict[str, Any] = {
@@ -59,7 +67,7 @@ def test_test_losses_are_those_of_the_whole_test_set():
 
 MEASURES = {
     f"{name} at {t}"
-    for name in ("test loss", "test accuracy", "weight norm")
+    for name in ("test loss", "test accuracy", "weight norm", "curvature")
     for t in (8, 24)
 }
 
@@ -81,6 +89,35 @@ def test_a_rule_judged_by_held_out_losses_is_trained_once_and_measured(tmp_path)
     assert [line["step"] for line in meta.read_log(log)] == [10, 20]
 
 
+def test_smoothing_is_of_training_losses_and_curvature_of_none():
+    plain, smooth = (few_digits(100, s, hidden=(3,)) for s in (0.0, 0.3))
+    key = jax.random.key(0)
+    params, state = plain.init(key)
+    batch = plain.batch(key)
+    losses = [float(t.loss(params, state, key, batch)[0]) for t in (plain, smooth)]
+    outputs, _ = plain.network.apply(params, state, batch[0])
+    log_p = np.asarray(jax.nn.log_softmax(outputs), np.float64)
+    rows, labels = np.arange(len(log_p)), np.asarray(batch[1])
+    target = np.full(log_p.shape, 0.3 / 10)
+    target[rows, labels] += 0.7
+    np.testing.assert_allclose(losses[0], -log_p[rows, labels].mean(), rtol=1e-5)
+    np.testing.assert_allclose(losses[1], -(target * log_p).sum(1).mean(), rtol=1e-5)
+    tested = [t.evaluate(params, state, key, "test") for t in (plain, smooth)]
+    assert float(tested[0]) == float(tested[1])
+    # Of the loss on all training images: the Hessian's largest eigenvalue in size.
+    arrays = plain.source.splits["train"]  # type: ignore[attr-defined]
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+
+    def whole(x):
+        images = arrays.inputs.astype(np.float32) / 65535.0
+        outputs, _ = plain.network.apply(unravel(x), state, images)
+        return plain.head.loss(outputs, images, arrays.labels)
+
+    eigenvalues = np.linalg.eigvalsh(np.asarray(jax.jit(jax.hessian(whole))(flat)))
+    found = jax.jit(lambda p: plain.metrics(p, state, key, "test"))(params)["curvature"]
+    assert 0.8 * eigenvalues[-1] < float(found) < 1.01 * eigenvalues[-1]
+
+
 def test_the_variants_differ_in_what_they_are_about():
     settings = validation.VALIDATION.settings
     runs = [validation.recipe(settings, x, 200, 0) for x in ("train", "extra_valid")]
@@ -93,6 +130,10 @@ def test_the_variants_differ_in_what_they_are_about():
         assert run.estimator.flatness_weight == chosen["weight"]
         assert run.estimator.flatness_iterations == chosen["iterations"]
     assert flatness.recipe(settings, "none", 500, 0).estimator.flatness == "none"
+    settings = flatness.AT_SIZE
+    run = flatness.recipe(settings, flatness.SECOND_HALF, 500, 0)
+    assert run.estimator.flatness_start == 0.5
+    assert run.estimator.penalty.measure == "largest"
 
 
 @pytest.mark.shortened
@@ -157,3 +198,74 @@ def test_a_small_gain_is_not_enough_for_the_flatness_rule():
         results(lambda v, m: 0.84 if v == flatness.LARGEST else 0.80)
     )
     assert [c.passed for c in checks] == [True, True, True, False]
+
+
+@pytest.mark.shortened
+def test_a_rule_is_meta_trained_on_smoothed_labels(tmp_path):
+    study = flatness.FLATNESS_AT_SIZE
+    here = case(
+        study,
+        tmp_path,
+        truncation=4,
+        outer_steps=10,
+        rule={"lstm": 2, "layers": 1},
+        smoothing=0.2,
+    )
+    found = study.variants[flatness.SMOOTH](here)
+    assert set(found.values) == MEASURES
+    assert all(np.isfinite(list(found.values.values())))
+
+
+def at_size(gain: float, noise: float) -> CaseResults:
+    """Five meta-seeds; the penalty changes accuracy by `gain`, loss by minus that."""
+    draws = np.random.default_rng(0).normal(size=5)
+    measured = {}
+    for variant in flatness.FLATNESS_AT_SIZE.variants:
+        change = (gain + noise * draws) * (variant in flatness.TWINS)
+        measured[variant] = [
+            Measured(
+                {
+                    f"{name} at {t}": 0.5 + (-d if name == "test loss" else d)
+                    for name in flatness.MEASURED
+                    for t in (100, 300)
+                }
+            )
+            for d in change
+        ]
+    return CaseResults(measured=measured)
+
+
+def test_the_rule_of_flatness_at_size():
+    def verdict(gain: float, noise: float) -> list[bool]:
+        return [c.passed for c in flatness.judge_at_size(at_size(gain, noise))]
+
+    assert verdict(0.02, 0.001) == [True] * 4
+    assert verdict(-0.02, 0.001) == [False] * 4
+    assert verdict(0.02, 0.5) == [False] * 4
+    assert verdict(np.nan, 0.0) == [False] * 4
+    (table,) = flatness.differences(at_size(0.02, 0.0))
+    assert len(table.rows) == 2 * len(flatness.TWINS)
+    assert table.rows[0][1] == "+0.020 +- 0.000, up in 5 of 5"
+
+
+def test_the_rule_of_flatness_stronger():
+    def verdict(gains: list[float], plain: float = 0.8) -> list[bool]:
+        def made(accuracy: float, loss: float) -> Measured:
+            values = {f"test accuracy at {t}": accuracy for t in (100, 300)}
+            return Measured(
+                values | {f"test loss at {t}": loss for t in (100, 300)}, {}
+            )
+
+        measured = {
+            flatness.NONE: [made(plain, 1.0) for _ in gains],
+            flatness.STRONGER: [made(plain + g, 1.0 - g) for g in gains],
+        }
+        checks = flatness_stronger.judge(CaseResults(measured=measured))
+        return [c.passed for c in checks]
+
+    assert verdict([0.02, 0.03, 0.02, 0.025]) == [True] * 4
+    assert verdict([0.02, 0.03, -0.01, 0.3]) == [False] * 4
+    # A twin that never learned proves nothing, and neither does a single pair.
+    assert verdict([0.7, 0.7, 0.7], plain=0.1) == [False] * 4
+    assert verdict([0.02]) == [False, False, True, True]
+    assert verdict([0.02, np.nan, 0.03]) == [True] * 4  # left out, and told

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lopax import evaluate, tasks
+from lopax.architectures import l3rs as rule
 from lopax.reproductions import CaseResults, Measured, hub, l3rs
 from lopax.reproductions.cases import Case
 
@@ -50,6 +51,20 @@ def test_l3rs_in_short(tmp_path):
         mean = np.mean(measured.curves[l3rs.PER_TASK])
         assert measured.values["loss T"] == pytest.approx(mean)
     assert found["adam head cosine"].values["rate T"] in L3RS_SMALL["rates"]
+
+
+def test_l3rs_at_size_is_a_deep_network_that_knows_its_classes():
+    settings = {**l3rs.AT_SIZE, "pretraining": dict(l3rs.AT_SIZE["pretraining"])}
+    settings["pretraining"]["num_steps"] = 2
+    families = l3rs._tasks(settings)
+    params, _ = jax.eval_shape(families.held_out.base.init, jax.random.key(0))
+    names = rule.tensors_of(params)
+    assert sum(name.split(":")[0].endswith("/w") for name in names) == 11
+    assert set(families.head_names) == {"head/w", "head/b"}
+    # Shapes alone are enough to name a network's tensors.
+    made = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), params)
+    assert rule.tensors_of(made) == names
+    assert set(l3rs.TUNED_AT_SIZE) < set(l3rs.L3RS_AT_SIZE.variants)
 
 
 class Watched(tasks.SampledTask):
@@ -96,6 +111,10 @@ def test_the_rule_of_l3rs():
     assert wins == [False, True]
     wins = [c.passed for c in l3rs.judge(l3rs_results(float("nan"), 0.3, 0.2))]
     assert wins == [False, False]
+    # Some baselines may be left out.
+    fewer = l3rs_results(0.0, 0.1, 0.2)
+    kept = {v: m for v, m in fewer.measured.items() if "head" not in v}
+    assert all(c.passed for c in l3rs.judge(CaseResults(measured=kept)))
     # A difference within the noise is none.
     mixed: Any = l3rs_results(0.0, 0.1, 0.2)
     shuffled = np.random.default_rng(1).normal(0.2, 0.5, size=50)

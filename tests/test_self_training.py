@@ -30,7 +30,13 @@ from lopax.meta import (
     train,
 )
 from lopax.meta.loop import initial_theta
-from lopax.reproductions import Case, CaseResults, Measured, self_training
+from lopax.reproductions import (
+    Case,
+    CaseResults,
+    Measured,
+    self_training,
+    self_training_map,
+)
 from lopax.reproductions.self_training import SETTINGS
 from lopax.theta import load_theta, save_theta
 
@@ -189,7 +195,7 @@ TINY: dict[str, Any] = {
     "rule_settings": {"units": 1, "step_mult": 0.1},
     "trainable": ["head/*"],
     "unroll": 3,
-    "batch_size": 4,
+    "task": {"hidden": (), "batch_size": 4},
     "pairs": 2,
     "chunk": 2,
     "size": 4,
@@ -237,3 +243,41 @@ def test_the_rule_of_the_reproduction():
     assert passed([0.8, 2.4, 1.1], high, steep) == [False, False, False]
     assert passed([0.8, 0.9, 0.9], [1.7, 1.7, 2.5], steep) == [True, False, True]
     assert passed([0.8, 0.9, 0.9], high, [0.5, 0.8, 0.2]) == [True, True, False]
+
+
+def map_results(ours: dict[str, float], control: float) -> CaseResults:
+    """Two meta-seeds; every population ends at 0.7 unless `ours` says otherwise."""
+    made = {}
+    for point in self_training_map.POINTS:
+        ends = {"population": ours.get(point, 0.7), "no selection": control}
+        for form, end in ends.items():
+            values = {"final best": end, "lit at": 60.0 if end < 1.0 else np.inf}
+            found = Measured(values, {"best score": [2.4, end]})
+            made[f"{point}: {form}"] = [found, found]
+    return CaseResults(measured=made)
+
+
+def test_the_rule_of_the_map():
+    def passed(ours: dict[str, float], control: float) -> list[bool]:
+        checks = self_training_map.judge(map_results(ours, control))
+        return [c.passed for c in checks]
+
+    assert passed({}, 2.0) == [True, True]
+    assert passed({"base": 2.1}, 2.0) == [True, False]
+    assert passed({}, 0.8) == [False, True]
+    assert passed({}, 0.7) == [False, False]
+    assert passed(dict.fromkeys(self_training_map.POINTS, np.nan), 2.0) == [False] * 2
+    (table,) = self_training_map.table(map_results({"base": 2.1}, 2.0))
+    assert table.rows[0][1:] == ["2.10, 2.10", "inf, inf", "2.00, 2.00", "inf, inf"]
+    shown = self_training_map.panels(map_results({}, 2.0))
+    assert len(shown) == len(self_training_map.POINTS)
+    assert shown[0].curves["population"] == [[2.4, 0.7], [2.4, 0.7]]
+
+
+def test_a_point_of_the_map_changes_what_it_says(tmp_path):
+    points = {"base": {}, "more noise": {"pairs": 1}}
+    case = Case(3, 0.25, {**TINY, "points": points}, tmp_path, print)
+    found = self_training_map.measure("more noise", self_training.no_selection, case)
+    assert found.values["lit at"] == np.inf or found.values["lit at"] % 2 == 0
+    written = (tmp_path / "run" / "config.json").read_text()
+    assert '"particles": 1' in written

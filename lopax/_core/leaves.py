@@ -164,7 +164,9 @@ def _kind(x: Any) -> str:
 def _real(name: str, param: Any) -> Any:
     kind = _kind(param)
     if kind == "real":
-        return jnp.asarray(param)
+        # A shape alone is enough for the names and sizes of tensors.
+        struct = isinstance(param, jax.ShapeDtypeStruct)
+        return param if struct else jnp.asarray(param)
     if kind == "complex":
         param = jnp.asarray(param)
         return ComplexParts(param.real, param.imag)

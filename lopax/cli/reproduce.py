@@ -29,8 +29,8 @@ class ReproduceFlags:
     size: str = "small"
     """"small", minutes; or "paper": the paper's own setting as far as two CPU cores
     carry it (`lopax list reproductions` says for which, and how long)."""
-    meta_seeds: int = 3
-    """How often everything is meta-trained anew."""
+    meta_seeds: int | None = None
+    """How often everything is meta-trained anew; default: as its rule asks."""
     share: float = 1.0
     """Share of the outer steps to run."""
     out: Path | None = None
@@ -51,10 +51,11 @@ def main(argv: Sequence[str]) -> int:
     folder = args.out or Path("runs") / f"reproduce-{study.name}{suffix}"
     note(f"{study.claim}\n({study.source})\nRule: {study.rule}.")
     note(f"about {study.minutes:.0f} minutes in all; runs in {folder}")
+    seeds = study.meta_seeds if args.meta_seeds is None else args.meta_seeds
     started = time.monotonic()
     found = study.carry_out(
         folder,
-        meta_seeds=range(args.meta_seeds),
+        meta_seeds=range(seeds),
         share=args.share,
         say=note,
     )
@@ -65,8 +66,8 @@ def main(argv: Sequence[str]) -> int:
     command = f"lopax reproduce {study.name}"
     if args.size != "small":
         command += f" --size {args.size}"
-    if args.meta_seeds != 3 or args.share != 1.0:
-        command += f" --meta-seeds {args.meta_seeds} --share {args.share}"
+    if seeds != study.meta_seeds or args.share != 1.0:
+        command += f" --meta-seeds {seeds} --share {args.share}"
     report = reproductions.write(study, found, folder, command)
     say(f"report: {report} ({time.monotonic() - started:.0f} s)")
     return 0 if found.passed else 1

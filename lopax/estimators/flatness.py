@@ -46,6 +46,9 @@ class Flatness:
     """Times the measure. Depends on the measure and on the meta-loss's own scale."""
     iterations: int = 10
     """Rademacher vectors, power iterations, Lanczos or Langevin steps."""
+    start: float = 0.0
+    """Share of each inner run, in [0, 1), after which the penalty acts; the published
+    code's default ("posterior") is the second half."""
     scope: float = 1.0
     """g of the local entropy: the larger, the closer to x."""
     step_size: float = 0.1
@@ -59,6 +62,7 @@ class Flatness:
         check_choice(self, "measure", MEASURES)
         check_range(self, "weight", above=0.0)
         check_range(self, "iterations", low=1)
+        check_range(self, "start", low=0.0, below=1.0)
         check_range(self, "scope", above=0.0)
         check_range(self, "step_size", above=0.0)
         check_range(self, "temperature", low=0.0)

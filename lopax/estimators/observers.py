@@ -143,7 +143,9 @@ class Penalise(Observer):
 
             return jax.vmap(copy)(particle.inner)
 
-        values = jax.vmap(one)(step.particles, keys)
+        old = step.before
+        due = old.step >= self.flatness.start * old.horizon
+        values = jnp.where(due[:, None], jax.vmap(one)(step.particles, keys), 0.0)
         return step._replace(
             losses=step.losses + (values - jax.lax.stop_gradient(values))
         )

@@ -14,6 +14,9 @@ from lopax.meta.idle import refuse_idle
 OWN: Mapping[str, Any] = {"truncation": 50, "sigma": 0.01, "sign": None}
 """Settings that only some estimators have, and what they are if not given."""
 
+_PENALTY = ("weight", "iterations", "start")
+"""Settings of a penalty: `flatness_weight` and so on."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EstimatorConfig:
@@ -61,6 +64,8 @@ class EstimatorConfig:
     """Of such a penalty; default 0.01."""
     flatness_iterations: int | None = None
     """Of such a penalty; default 10."""
+    flatness_start: float | None = None
+    """Of such a penalty: the share of an inner run after which it acts; default 0."""
 
     def __post_init__(self) -> None:
         refuse_idle(self)
@@ -88,7 +93,7 @@ class EstimatorConfig:
                 f"{', '.join(having)}); leave it out"
             )
         if values.get("flatness", "none") == "none":
-            for own in ("flatness_weight", "flatness_iterations"):
+            for own in (f"flatness_{name}" for name in _PENALTY):
                 if values.get(own) is not None:
                     found[own] = (
                         f"there is no penalty; choose flatness = one of "
@@ -113,7 +118,7 @@ class EstimatorConfig:
     @property
     def penalty(self) -> Flatness:
         """Raises `ConfigError` for an unknown measure."""
-        given = {"weight": self.flatness_weight, "iterations": self.flatness_iterations}
+        given = {own: getattr(self, f"flatness_{own}") for own in _PENALTY}
         given = {k: v for k, v in given.items() if v is not None}
         return Flatness(measure=self.flatness, **given)
 

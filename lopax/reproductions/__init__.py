@@ -9,10 +9,11 @@ from __future__ import annotations
 from lopax._core.errors import ConfigError
 from lopax._core.registry import Registry
 from lopax.reproductions.cases import Case, CaseResults, CaseStudy, Measured
-from lopax.reproductions.flatness import FLATNESS
-from lopax.reproductions.hierarchy import HIERARCHY
+from lopax.reproductions.flatness import FLATNESS, FLATNESS_AT_SIZE
+from lopax.reproductions.flatness_stronger import FLATNESS_STRONGER
+from lopax.reproductions.hierarchy import HIERARCHY, HIERARCHY_AT_SIZE
 from lopax.reproductions.hub import HUB
-from lopax.reproductions.l3rs import L3RS
+from lopax.reproductions.l3rs import L3RS, L3RS_AT_SIZE
 from lopax.reproductions.mechanisms import MECHANISMS, MECHANISMS_AT_SIZE
 from lopax.reproductions.optim4rl import OPTIM4RL
 from lopax.reproductions.outcome import (
@@ -25,7 +26,11 @@ from lopax.reproductions.outcome import (
 )
 from lopax.reproductions.report import write
 from lopax.reproductions.self_training import SELF_TRAINING
-from lopax.reproductions.star import STAR
+from lopax.reproductions.self_training_map import (
+    SELF_TRAINING_AT_SIZE,
+    SELF_TRAINING_EDGE,
+)
+from lopax.reproductions.star import STAR, STAR_AT_SIZE
 from lopax.reproductions.study import RecipeStudy, Results, Score, Trial
 from lopax.reproductions.validation import VALIDATION
 from lopax.reproductions.velo_small import VELO_AT_SIZE, VELO_SMALL
@@ -46,11 +51,21 @@ for _study in (
     MECHANISMS,
     VALIDATION,
     FLATNESS,
+    FLATNESS_STRONGER,
     SELF_TRAINING,
+    SELF_TRAINING_EDGE,
 ):
     REPRODUCTIONS.add(_study.name, _study)
 
-for _study in (MECHANISMS_AT_SIZE, VELO_AT_SIZE):
+for _study in (
+    MECHANISMS_AT_SIZE,
+    VELO_AT_SIZE,
+    L3RS_AT_SIZE,
+    FLATNESS_AT_SIZE,
+    SELF_TRAINING_AT_SIZE,
+    HIERARCHY_AT_SIZE,
+    STAR_AT_SIZE,
+):
     AT_SIZE.add(_study.name, _study)
 
 

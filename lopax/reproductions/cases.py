@@ -73,6 +73,8 @@ class CaseStudy(Reproduction):
     judge: Callable[[CaseResults], Sequence[Check]]
     tables: Callable[[CaseResults], Sequence[Table]] = lambda results: ()
     """More tables than that of all measures."""
+    panels: Callable[[CaseResults], Sequence[Panel]] | None = None
+    """Of the plot; None: a panel for each measure and curve."""
 
     def carry_out(
         self,
@@ -117,6 +119,8 @@ class CaseStudy(Reproduction):
         ]
         table = Table("means over meta-seeds", ["variant", *measures], rows)
         tables = [table, *self.tables(results)]
+        if self.panels is not None:
+            panels = self.panels(results)
         return Outcome(self.judge(results), tables, panels)
 
 

@@ -11,15 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from lopax import evaluate, meta
 from lopax._core.task import SingleTask
-from lopax._core.types import Key, Params, Scalar, TaskState
+from lopax._core.types import Batch, Key, Params, Scalar, TaskState
+from lopax.estimators.flatness import largest_eigenvalue
 from lopax.reproductions.cases import Case, Measured
 from lopax.tasks import ExampleBank, SupervisedTask, task
 from lopax.tasks.sources import SplitArrays
 from lopax.theta import load_theta
+
+ITERATIONS = 10
+"""Of the power iteration that measures curvature."""
 
 
 @jax.tree_util.register_dataclass
@@ -27,6 +32,20 @@ from lopax.theta import load_theta
 class FewDigits(SupervisedTask):
     """Digits 8x8, of which the first few are trained on; "extra_valid" is what else
     there is beside "valid" and "test". Measured on the whole test set."""
+
+    smoothing: float = dataclasses.field(default=0.0, metadata={"static": True})
+    """Share of each label that is spread over all classes, in training losses only."""
+
+    def loss(
+        self, params: Params, task_state: TaskState, key: Key, batch: Batch
+    ) -> tuple[Scalar, TaskState]:
+        if not self.smoothing:
+            return super().loss(params, task_state, key, batch)
+        inputs, labels = batch
+        outputs, task_state = self.network.apply(params, task_state, inputs)
+        uniform = -jnp.mean(jax.nn.log_softmax(outputs))
+        plain = self.head.loss(outputs, inputs, labels)
+        return (1.0 - self.smoothing) * plain + self.smoothing * uniform, task_state
 
     def _predict(
         self, params: Params, task_state: TaskState, key: Key, split: str
@@ -43,15 +62,34 @@ class FewDigits(SupervisedTask):
         self, params: Params, task_state: TaskState, key: Key, split: str
     ) -> dict[str, Scalar]:
         found = super().metrics(params, task_state, key, split)
-        return {**found, "weight_norm": optax.global_norm(params)}
+        return {
+            **found,
+            "weight_norm": optax.global_norm(params),
+            "curvature": self._curvature(params, task_state, key),
+        }
+
+    def _curvature(self, params: Params, task_state: TaskState, key: Key) -> Scalar:
+        """The largest eigenvalue of the Hessian of the loss on all training images,
+        without smoothing."""
+        assert isinstance(self.source, ExampleBank)
+        arrays = self.source.splits["train"]
+        inputs = arrays.inputs.astype(jnp.float32) / 65535.0
+        flat, unravel = ravel_pytree(params)
+
+        def loss(x: Array) -> Scalar:
+            outputs, _ = self.network.apply(unravel(x), task_state, inputs)
+            return self.head.loss(outputs, inputs, arrays.labels)
+
+        return largest_eigenvalue(loss, flat, key, ITERATIONS)
 
 
-def few_digits(images: int, **settings: Any) -> FewDigits:
+def few_digits(images: int, smoothing: float = 0.0, **settings: Any) -> FewDigits:
     """The task.
 
     **Arguments:**
 
     - `images`: how many are trained on, at most those of the "train" split.
+    - `smoothing`: of labels, in training losses.
     - `settings`: of `digits_mlp_32` (hidden, activation, batch_size).
     """
     whole = task("digits_mlp_32", **settings)
@@ -75,6 +113,7 @@ def few_digits(images: int, **settings: Any) -> FewDigits:
         network=whole.network,
         head=whole.head,
         batch_size=whole.batch_size,
+        smoothing=smoothing,
     )
 
 
@@ -114,6 +153,7 @@ def measure(spec: evaluate.OptimizerSpec, settings: Mapping[str, Any]) -> Measur
         "test loss": found.test,
         "test accuracy": found.metrics["test/accuracy"],
         "weight norm": found.metrics["test/weight_norm"],
+        "curvature": found.metrics["test/curvature"],
     }
     means = {k: v[:, 0].astype(np.float64).mean(axis=0) for k, v in curves.items()}
     values = {

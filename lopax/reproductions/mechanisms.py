@@ -23,7 +23,7 @@ import numpy as np
 from lopax import analysis, meta
 from lopax.architectures import architecture
 from lopax.reproductions.cases import Case, CaseResults, CaseStudy, Measured
-from lopax.reproductions.outcome import Check, Table
+from lopax.reproductions.outcome import Check, Panel, Table
 from lopax.tasks import RotatedQuadratics
 from lopax.theta import load_theta
 
@@ -62,7 +62,7 @@ def _family(settings: Mapping[str, Any]) -> RotatedQuadratics:
     return RotatedQuadratics(**{k: settings[k] for k in ("dimension", "low", "high")})
 
 
-def _visit(view: analysis.RecurrentView, s: Mapping[str, Any]) -> analysis.Visited:
+def visit(view: analysis.RecurrentView, s: Mapping[str, Any]) -> analysis.Visited:
     """The rule on the test problems, which are the same for everyone."""
     return analysis.visit(
         view,
@@ -134,7 +134,7 @@ def gru(case: Case) -> Measured:
     s = case.settings
     theta = load_theta(trained(case))
     view = analysis.recurrent_view(architecture("l2o_gru", units=s["units"]), theta)
-    visited = _visit(view, s)
+    visited = visit(view, s)
     states = np.asarray(visited.states).reshape(-1, s["units"])
     pca = analysis.state_pca(states)
     rng = np.random.default_rng(case.seed)
@@ -184,7 +184,7 @@ def gradient_descent(case: Case) -> Measured:
     """The best constant rate in theory, no momentum."""
     s = case.settings
     rate = analysis.gradient_descent_optimum(s["low"], s["high"])
-    visited = _visit(analysis.momentum_view(rate, 0.0), s)
+    visited = visit(analysis.momentum_view(rate, 0.0), s)
     return Measured(
         {"objective": _objective(visited.losses)},
         {"loss / first loss": _mean_curve(visited)},
@@ -195,9 +195,9 @@ def heavy_ball(case: Case) -> Measured:
     """Momentum with the constants of the theory, and the best of a small grid."""
     s = case.settings
     best = analysis.heavy_ball_optimum(s["low"], s["high"])
-    visited = _visit(analysis.momentum_view(*best), s)
+    visited = visit(analysis.momentum_view(*best), s)
     pairs = itertools.product(s["grid_alpha"], s["grid_beta"])
-    grid = jax.vmap(lambda pair: _visit(analysis.momentum_view(*pair), s).losses)(
+    grid = jax.vmap(lambda pair: visit(analysis.momentum_view(*pair), s).losses)(
         jnp.asarray(list(pairs))
     )
     return Measured(
@@ -272,6 +272,26 @@ def mechanisms_found(results: CaseResults) -> Sequence[Table]:
     return [Table("mechanisms per meta-seed", columns, rows)]
 
 
+def panels(results: CaseResults) -> Sequence[Panel]:
+    """Loss curves, and the sign of each mechanism with the level that finds it."""
+    curve = "loss / first loss"
+
+    def sign(name: str, measure: str, *marks: float) -> Panel:
+        return Panel(
+            f"{name}: {measure}",
+            dots={"GRU": results.values("GRU", measure)},
+            marks=marks,
+        )
+
+    return [
+        Panel(curve, curves={v: results.curves(v, curve) for v in results.measured}),
+        sign("momentum", MOMENTUM, 0.9, 1.0),
+        sign("clipping", CLIPPING, 1.3),
+        sign("schedule", SCHEDULE, 2.0),
+        sign("adaptation", ADAPTATION, 0.5),
+    ]
+
+
 MECHANISMS = CaseStudy(
     name="mechanisms",
     claim="A GRU meta-trained on quadratics learns momentum, gradient clipping and a "
@@ -291,6 +311,7 @@ MECHANISMS = CaseStudy(
     },
     judge=judge,
     tables=mechanisms_found,
+    panels=panels,
 )
 
 MECHANISMS_AT_SIZE = dataclasses.replace(

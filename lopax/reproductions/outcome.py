@@ -38,6 +38,10 @@ class Panel(NamedTuple):
     title: str
     dots: Mapping[str, Sequence[float]] = {}
     curves: Mapping[str, Sequence[Sequence[float]]] = {}
+    along: str = "share of the run"
+    """What curves run along."""
+    marks: Sequence[float] = ()
+    """Levels that the rule names: dashed lines."""
 
 
 class Outcome(NamedTuple):
@@ -69,6 +73,8 @@ class Reproduction(abc.ABC):
     """On two idle cores, all meta-seeds."""
     size: str = "small"
     """One of `SIZES`."""
+    meta_seeds: int = 3
+    """How many its rule asks for."""
 
     def __post_init__(self) -> None:
         check_choice(self, "size", SIZES)

@@ -65,9 +65,11 @@ def _plot(study: Reproduction, panels: Sequence[Panel], path: Path) -> None:
     axes = list(figure.subplots(down, across, squeeze=False).flat)
     for axis, panel in zip(axes, panels, strict=False):
         if panel.curves:
-            _curves(axis, panel.curves)
+            _curves(axis, panel.curves, panel.along)
         else:
             _dots(axis, panel.dots)
+        for level in panel.marks:
+            axis.axhline(level, color="0.5", lw=1, ls="--")
         axis.set_title(panel.title, fontsize=9)
         axis.tick_params(labelsize=7)
     for axis in axes[len(panels) :]:
@@ -99,7 +101,7 @@ def _dots(axis, values: Mapping[str, Sequence[float]]) -> None:
     axis.margins(x=0.3)
 
 
-def _curves(axis, values: Mapping[str, Sequence[Sequence[float]]]) -> None:
+def _curves(axis, values: Mapping[str, Sequence[Sequence[float]]], along: str) -> None:
     """A line per meta-seed, a colour per variant; gaps where not finite."""
     finite = [
         x for seeds in values.values() for c in seeds for x in c if np.isfinite(x)
@@ -112,5 +114,5 @@ def _curves(axis, values: Mapping[str, Sequence[Sequence[float]]]) -> None:
             axis.plot(at, shown, color=f"C{i}", alpha=0.8, lw=1, label=label)
     if _wide(finite):
         axis.set_yscale("log")
-    axis.set_xlabel("share of the run", fontsize=8)
+    axis.set_xlabel(along, fontsize=8)
     axis.legend(fontsize=7)

@@ -26,7 +26,7 @@ SETTINGS: Mapping[str, Any] = {
     "rule_settings": {"hidden": 16, "step_mult": 1e-3},
     "trainable": ["net/*"],
     "unroll": 20,
-    "batch_size": 32,
+    "task": {"hidden": (), "batch_size": 32},
     "loss_bound": 5.0,
     "pairs": 24,
     "sigma": 0.05,
@@ -54,7 +54,7 @@ class _Clipped(Classification):
 
 
 def _families(run: meta.RunConfig, bound: float) -> tuple[SupervisedFamily, ...]:
-    """Softmax regression on digits with its loss clipped at `bound`."""
+    """The classifier of digits with its loss clipped at `bound`."""
     (family,) = meta.build_families(run.tasks)
     assert isinstance(family, SupervisedFamily)
     task = family.base
@@ -66,7 +66,8 @@ def _families(run: meta.RunConfig, bound: float) -> tuple[SupervisedFamily, ...]
 
 
 def recipe(case: Case, outer: meta.OuterConfig, **population: Any) -> meta.RunConfig:
-    """A population of per-element MLP rules on softmax regression."""
+    """A population of per-element MLP rules, if the settings say no other task on
+    softmax regression."""
     s = case.settings
     interval = s["interval"]
     return meta.RunConfig(
@@ -77,7 +78,7 @@ def recipe(case: Case, outer: meta.OuterConfig, **population: Any) -> meta.RunCo
         tasks=(
             meta.TasksConfig(
                 datasets=("digits",),
-                settings={"hidden": (), "batch_size": s["batch_size"]},
+                settings=s["task"],
                 augment="none",
             ),
         ),

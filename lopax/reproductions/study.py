@@ -29,6 +29,14 @@ from lopax.reproductions.outcome import (
 )
 from lopax.theta import load_theta
 
+LARGER = meta.TasksConfig(
+    datasets=("mnist",),
+    network="conv",
+    settings={"size": 16, "channels": (8, 16), "strides": (2, 2), "batch_size": 32},
+    augment="none",
+)
+"""One size up from an MLP on digits of 8x8 pixels: two convolutions on MNIST, 16x16."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
