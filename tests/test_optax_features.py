@@ -25,7 +25,7 @@ from optax_rules import (
 from quick_compile import quick_compilation, quick_jit  # noqa: F401
 
 import lopax
-from lopax._core import lifting
+from lopax._core import lifting, tensor_rule
 from lopax._core.errors import ConfigError
 from lopax._core.tree import count_bytes
 from lopax.architectures.described import XP
@@ -370,6 +370,21 @@ def test_equal_small_tensors_share_a_body_and_keep_their_numbers(monkeypatch):
     monkeypatch.setattr(type(rule), "group_key", lambda self, leaf: None)
     assert size < 0.8 * program_size()
     assert_same(together, quick_jit(lambda: step())(), 1e-5, 1e-8)
+
+
+@pytest.mark.parametrize("name", ["celo2", "learned_muon"])
+def test_the_first_states_of_many_tensors_are_made_by_one_program(monkeypatch, name):
+    """The same values, and arrays of their own, which may be donated."""
+    rule: Any = lopax.architecture(name)
+    theta = rule.init_theta(jax.random.key(0))
+    shapes = [(5,), (2, 3), (4, 2)] * (tensor_rule.INIT_TOGETHER // 3)
+    params = {str(i): jnp.full(s, 0.1 * i) for i, s in enumerate(shapes)}
+    together = rule.init(theta, params, 5)
+    arrays = [x for x in jax.tree.leaves(together) if x.size]
+    assert len({x.unsafe_buffer_pointer() for x in arrays}) == len(arrays)
+    assert not any(x.weak_type for x in arrays)
+    monkeypatch.setattr(tensor_rule, "INIT_TOGETHER", 1_000)
+    assert_same(together, rule.init(theta, params, 5), 0.0, 0.0)
 
 
 def test_only_like_goes_with_like():

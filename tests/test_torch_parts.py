@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch_common import make
+from torch_common import NAMES, make
 
 from lopax.torch import plain
 from lopax.torch.finite import some_not_finite
@@ -42,6 +42,21 @@ def test_parts_of_a_tensor_are_stepped_as_the_whole(
     for state, other in zip(states, others, strict=True):
         for name, x in state.items():
             assert torch.equal(x, other[name]), name
+
+
+@pytest.mark.parametrize("backend", ["plain", "auto"])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_stay_as_they_are(name: str, backend: str) -> None:
+    """A step may be given the user's own gradient, and must not write to it."""
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(s)) for s in [(6, 5), (7,), (5, 6)]]
+    optimizer = make(name, params, backend=backend, lr=0.5, weight_decay=0.1)
+    for _ in range(2):
+        grads = [torch.randn_like(p) for p in params]
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g.clone()
+        optimizer.step(loss=torch.ones(()))
+        assert all(torch.equal(p.grad, g) for p, g in zip(params, grads, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
