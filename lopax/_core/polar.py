@@ -164,14 +164,14 @@ def plan(
         if min(short, long) == 1:
             return Plan((), "frobenius", True, 0)
         # The same method for a shard whose Gram matrix is that of the longer side.
-        sides = sorted((short, long))
+        sides = min(short, long), max(short, long)
         costs = {
             name: flops(plan(name, rounds or _enough(name, *sides), *sides), *sides)
             for name in REACH
         }
         name = min(costs, key=lambda n: costs[n])
         best = plan(name, rounds or _enough(name, *sides), short, long)
-        if not half or min(sides) < HALF_SIDE:
+        if not half or sides[0] < HALF_SIDE:
             return best
         ways = [best._replace(gram=g, half=True) for g in (False, True)]
         fast = min(ways, key=lambda p: flops(p, short, long))

@@ -166,7 +166,7 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         return False
 
     def long_step(self, leaf: Leaf) -> bool:
-        """Whether a tensor's step is many operations on each element: see `guarded`."""
+        """Whether a tensor's step is many operations on each element, for `guarded`."""
         del leaf
         return False
 
@@ -181,7 +181,7 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         finite: Flag,
         bound: Any,
     ) -> tuple[Any, TensorState]:
-        """The step, `guarded`.
+        """The step, `lifting.guarded`.
 
         Rules with a fused kernel clip and choose inside it, which saves passes over
         gradient and state.
@@ -190,7 +190,7 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         def step(grad: Any) -> tuple[Any, TensorState]:
             return self.step(theta, context, index, grad, state, param)
 
-        return guarded(step, grad, state, finite, bound, self.long_step(index))
+        return lifting.guarded(step, grad, state, finite, bound, self.long_step(index))
 
     @lifting.own_arithmetic
     def init(self, theta: Theta, params: Params, num_steps: Any = None) -> OptState:
@@ -389,31 +389,6 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
 
 def _is_float(x: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jnp.floating)
-
-
-def guarded(
-    step: Callable[[Any], tuple[Any, TensorState]],
-    grad: Any,
-    state: TensorState,
-    finite: Flag,
-    bound: Any,
-    apart: bool = False,
-) -> tuple[Any, TensorState]:
-    """`step` of the gradient clipped to +- bound if `finite`, else no change.
-
-    `apart`: on a CPU, as a program of its own that may not be run at all, for steps of
-    many operations. XLA would copy those into the loops of all that use the result: 24
-    equal tensors took five times as long to compile, and more to run.
-    """
-
-    def stepped() -> tuple[Any, TensorState]:
-        return step(jnp.clip(jnp.where(finite, grad, 0.0), -bound, bound))
-
-    # A GPU would wait for the flag.
-    if apart and jax.default_backend() == "cpu":
-        return jax.lax.cond(finite, stepped, lambda: (jnp.zeros_like(grad), state))
-    delta, new = stepped()
-    return jnp.where(finite, delta, 0.0), trees.select(finite, new, state)
 
 
 def _only_count(state: OptState, params: Params) -> tuple[OptState, Info]:

@@ -17,7 +17,7 @@ from jax.extend import backend as backends
 from jaxtyping import Array
 
 from lopax._core.errors import ConfigError
-from lopax._core.tensor_rule import guarded
+from lopax._core.lifting import guarded
 from lopax._core.types import Flag
 from lopax.architectures.jax_ops import JaxOps
 from lopax.native import xla
