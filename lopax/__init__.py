@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         HorizonWarning,
         LopaxWarning,
         SkippedWarning,
+        StackWarning,
         StepSizeWarning,
     )
     from lopax.architectures import architecture
@@ -35,6 +36,7 @@ _LAZY = {
     "HorizonWarning": "lopax._core.warned",
     "LopaxWarning": "lopax._core.warned",
     "SkippedWarning": "lopax._core.warned",
+    "StackWarning": "lopax._core.warned",
     "StepSizeWarning": "lopax._core.warned",
     "Route": "lopax._core.routing",
     "architecture": "lopax.architectures",
@@ -78,6 +80,7 @@ __all__ = [
     "LopaxWarning",
     "Route",
     "SkippedWarning",
+    "StackWarning",
     "StepSizeWarning",
     "__version__",
     "analysis",

@@ -215,7 +215,7 @@ def test_factors_around_one_schedules_and_traced_ones_are_not():
 
 
 def test_warnings_are_one_family():
-    kinds = ("GrowthWarning", "HorizonWarning", "SkippedWarning", "StepSizeWarning")
+    kinds = ("Growth", "Horizon", "Skipped", "Stack", "StepSize")
     for kind in kinds:
-        assert issubclass(getattr(lopax, kind), lopax.LopaxWarning)
+        assert issubclass(getattr(lopax, f"{kind}Warning"), lopax.LopaxWarning)
     assert issubclass(lopax.LopaxWarning, UserWarning)

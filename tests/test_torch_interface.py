@@ -397,3 +397,46 @@ def test_trains_a_regression(name):
     optimizer = lt.optimizer(name, model.parameters(), num_steps=300, weights=published)
     losses = train(model, optimizer, range(300))
     assert np.mean(losses[-20:]) < 0.3 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("steps", [0, 2.5, 3e9, True, "7", float("nan"), 7j, {}])
+def test_what_is_no_number_of_steps(steps):
+    param = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(ConfigError, match="num_steps = "):
+        lt.Celo([param], num_steps=steps)
+    optimizer = lt.Celo([param], num_steps=torch.tensor(7.0))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="num_steps = "):
+        optimizer.set_num_steps(steps)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "1", None, 1j])
+@pytest.mark.parametrize("setting", ["lr", "weight_decay"])
+def test_what_is_no_factor(setting, value):
+    param = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(ConfigError, match=f"{setting} = "):
+        lt.Celo([param], num_steps=9, **{setting: value})
+    with pytest.raises(ConfigError, match=f"{setting} = "):
+        lt.Celo([{"params": [param], setting: value}], num_steps=9)
+
+
+def test_a_complex_loss_is_refused():
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    optimizer = lt.Celo([param], num_steps=9)
+    with pytest.raises(ConfigError, match="real number"):
+        optimizer.step(loss=torch.tensor(1.0 + 1.0j))
+
+
+@pytest.mark.parametrize("backend", ["auto", "plain"])
+@pytest.mark.parametrize("name", ["celo", "celo2", "celo_adam", "learned_muon"])
+def test_a_first_step_in_inference_mode(name, backend):
+    """The state can be written, saved and copied outside of it."""
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+    weight.grad = torch.ones(3, 2)
+    optimizer = lt.optimizer(name, [("w", weight)], num_steps=9, backend=backend)
+    with torch.inference_mode():
+        optimizer.step(loss=torch.tensor(1.0))
+    optimizer.step(loss=1.0)
+    optimizer.set_num_steps(20)
+    assert not any(x.is_inference() for x in optimizer.state[weight].values())
+    assert int(optimizer.info().iteration) == 2

@@ -345,3 +345,26 @@ def test_a_compiled_train_step_gives_the_same_and_traces_no_rule(name):
     torch.testing.assert_close(found, run(lambda step: step), rtol=1e-6, atol=1e-7)
     nodes = sum(len(graph.graph.nodes) for graph in graphs)
     assert 0 < nodes < 100
+
+
+NAMED = {
+    "block.self_attn.in_proj_weight": True,
+    "h.0.attn.c_attn.weight": True,
+    "layers.1.q_proj.weight": True,
+    "body.0.weight": False,
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_attention_under_the_bundled_celo_adam(name):
+    def told(rule: str, **settings: object) -> list[str]:
+        weight = torch.nn.Parameter(torch.ones(4, 4))
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            lt.optimizer(rule, [(name, weight)], num_steps=9, **settings)
+        assert all(w.category is lt.StepSizeWarning for w in found)
+        return [str(w.message) for w in found]
+
+    messages = told("celo_adam")
+    assert len(messages) == NAMED[name] and all("lr=0.3" in m for m in messages)
+    assert not told("celo_adam", lr=0.3) and not told("celo") and not told("celo2")

@@ -8,17 +8,14 @@ from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
 from lopax._core import tree as trees
 from lopax._core.errors import ConfigError, StructureMismatch
 from lopax._core.leaves import trained
+from lopax._core.numbers import whole_steps
 from lopax._core.routing import Seen
 from lopax._core.types import Count, Flag, Params, Scalar
-
-MAX_STEPS = 2**31 - 1
-"""What the counters of a state (int32) can hold."""
 
 GROUP_FROM = 3
 """Fewer equal tensors than this are stepped one by one."""
@@ -145,21 +142,11 @@ def horizon(num_steps: Any) -> Count:
     """A number of updates as [] int32, an array of its own.
 
     Accepted: an integer, a float that is whole, an array of one such, traced or not.
-    Raises `ConfigError` for everything else and outside 1 ... `MAX_STEPS`.
+    Raises `ConfigError` as `numbers.whole_steps`.
     """
     if isinstance(num_steps, Tracer):
         return num_steps.astype(jnp.int32).reshape(())
-    number = None
-    if not isinstance(num_steps, (bool, str, bytes)) and np.size(num_steps) == 1:
-        array = np.asarray(num_steps)
-        if array.dtype.kind in "iuf":
-            number = float(array.reshape(()))
-    if number is None or not (number % 1 == 0 and 1 <= number <= MAX_STEPS):
-        raise ConfigError(
-            f"num_steps = {num_steps!r}: must be a whole number of at least 1 and at "
-            f"most {MAX_STEPS:,}, such as num_steps=2_000"
-        )
-    return jnp.array(int(number), jnp.int32)
+    return jnp.array(whole_steps(num_steps), jnp.int32)
 
 
 def scalar_loss(value: Any) -> Any:

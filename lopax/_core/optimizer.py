@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lopax._core import routing
+from lopax._core import lifting, routing
 from lopax._core import tree as trees
 from lopax._core.errors import (
     ConfigError,
@@ -71,6 +71,8 @@ class LearnedOptimizer(abc.ABC):
     needs_loss: ClassVar[bool]
     needs_horizon: ClassVar[bool]
     takes_validation: ClassVar[bool] = False
+    sees_tensors: ClassVar[bool] = True
+    """False: elements are stepped alike, whatever tensor they lie in."""
     reference: ClassVar[str]
 
     @abc.abstractmethod
@@ -125,6 +127,7 @@ class LearnedOptimizer(abc.ABC):
         del loss
         return state
 
+    @lifting.own_arithmetic
     def theta_from_arrays(self, arrays: Mapping[str, Any]) -> Theta:
         """Theta from a flat mapping of path names, ours or the published ones.
 

@@ -22,6 +22,11 @@ LARGEST = 1e18
 what a rule makes of it, stay within float32."""
 
 
+SMALLEST = 1.0 / 64.0
+"""Limits go by no usual size below this: in JAX the fan-in of a table of embeddings is
+its number of entries, and one of standard normal numbers is as usual as any."""
+
+
 class SizeBounds(NamedTuple):
     """In multiples of the usual size."""
 
@@ -47,7 +52,7 @@ def _of(
 ) -> tuple[float, float]:
     floor = bounds.floor if len(shape) > 1 else bounds.vector_floor
     usual = usual_size(shape, matrix)
-    return floor * usual, min(bounds.limit * usual, LARGEST)
+    return floor * usual, min(bounds.limit * max(usual, SMALLEST), LARGEST)
 
 
 def usual_size(shape: tuple[int, ...], matrix: tuple[int, ...] = (-2, -1)) -> float:

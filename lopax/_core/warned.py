@@ -27,6 +27,10 @@ class StepSizeWarning(LopaxWarning):
     """A factor on the rule's steps is far from what the rule was trained for."""
 
 
+class StackWarning(LopaxWarning):
+    """Layers that lie in one array are about to be trained as one tensor."""
+
+
 class GrowthWarning(LopaxWarning):
     """A parameter has become many times as large as such parameters usually are."""
 

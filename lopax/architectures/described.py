@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lopax._core import lifting
 from lopax._core import tree as trees
 from lopax._core.lifting import Leaf
 from lopax._core.optimizer import OptState
@@ -54,6 +55,7 @@ class Described(TensorRule[Shared, Told, Any]):
         cls.name, cls.reference = rule.name, rule.reference
         cls.needs_loss, cls.roles = rule.needs_loss, rule.roles
         cls.takes_validation = rule.takes_validation
+        cls.sees_tensors = rule.sees_tensors
 
     def __init__(self, config: Any = None):
         self.rule = self.rule_class(config)
@@ -97,6 +99,7 @@ class Described(TensorRule[Shared, Told, Any]):
         shape = self._shape(x.shape)
         return x if shape == x.shape else x.reshape(shape)
 
+    @lifting.own_arithmetic
     def init_theta(self, key: Key) -> Theta:
         return self.rule.init_theta(JaxDraw(), key)
 
@@ -263,6 +266,7 @@ class Described(TensorRule[Shared, Told, Any]):
         rule = cast(ElementRule, self.rule)
         return form.complete(rule.finish(self.xp, theta, at, delta, state, param))
 
+    @lifting.own_arithmetic
     def observe_validation(self, state: OptState, loss: Any) -> OptState:
         if not self.takes_validation:
             return state

@@ -127,6 +127,7 @@ class L3RS(TensorRule[LossAverages, Float[Array, "tensors K"], tuple[Any, ...]])
     def _has_embeddings(self) -> bool:
         return self.config.layer_inputs and bool(self._row)
 
+    @lifting.own_arithmetic
     def init_theta(self, key: Key) -> Theta:
         c = self.config
         inputs = NUM_SHARED + NUM_NORMS * c.layer_inputs

@@ -50,13 +50,17 @@ def _bytes(value: float | None) -> str:
 
 
 def _weights(pattern: str) -> Rows:
+    from lopax._core.suspicions import ATTENTION_FACTORS
     from lopax.pretrained import list_weights, read_weights
 
     rows = []
     for name in list_weights(pattern):
         header = read_weights(name).header
-        rows.append([name, header["architecture"], header["checksum"][:12]])
-    return ["name", "architecture", "sha256"], rows
+        factor = ATTENTION_FACTORS.get(name)
+        remark = "" if factor is None else f"transformers: begin with lr {factor}"
+        row = [name, header["architecture"], header["checksum"][:12], remark]
+        rows.append(row)
+    return ["name", "architecture", "sha256", "remark"], rows
 
 
 def _tasks(pattern: str) -> Rows:

@@ -16,6 +16,7 @@ import optax
 
 from lopax._core import leaves, lifting
 from lopax._core.errors import ConfigError, MissingHorizon, MissingParams
+from lopax._core.numbers import check_factor
 from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.routing import Route
 from lopax._core.types import Params, Theta, Updates
@@ -47,11 +48,12 @@ def from_rule(
         rule = rule.routed(routes)
     if num_steps is None and rule.needs_horizon:
         raise MissingHorizon(rule.name)
+    if not callable(lr_multiplier):
+        check_factor("lr_multiplier", lr_multiplier, negative=True)
     watch.rate(rule.name, lr_multiplier, num_steps)
     if num_steps is not None:
         lifting.horizon(num_steps)
-    if isinstance(weight_decay, (int, float)) and weight_decay < 0:
-        raise ConfigError(f"weight_decay = {weight_decay}: must be >= 0")
+    check_factor("weight_decay", weight_decay)
     every = _gradients_per_step(num_steps, accumulate_beyond)
     if every > 1 and num_steps is not None:
         num_steps = num_steps // every

@@ -17,6 +17,7 @@ from lopax.rules import loss_history
 from lopax.rules.loss_history import LossHistory
 
 
+@lifting.own_arithmetic
 def extend(state: Any, num_steps: Any) -> Any:
     """The same optimizer state for a run of `num_steps` updates in all.
 

@@ -7,15 +7,21 @@ A factor on the steps is known when the optimizer is made. The rest is in the st
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from lopax._core.optimizer import OptState
+from lopax._core import lifting, suspicions
+from lopax._core.optimizer import LearnedOptimizer, OptState
+from lopax._core.routing import Route
+from lopax._core.types import Params
 from lopax._core.warned import (
     HorizonWarning,
     SkippedWarning,
+    StackWarning,
     StepSizeWarning,
     far_from_one,
     say,
@@ -53,6 +59,43 @@ def rate(name: str, factor: Any, num_steps: Any) -> None:
             "out, or tune it around 1.",
             StepSizeWarning,
         )
+
+
+def at_the_start(
+    opt: optax.GradientTransformationExtraArgs,
+    rule: LearnedOptimizer,
+    factor: Any,
+    bundled: bool,
+    routes: Sequence[Route],
+) -> optax.GradientTransformationExtraArgs:
+    """`opt`, whose `init` warns of tensors that the rule is about to take for something
+    else: layers in one array without a route, and attention under weights whose steps
+    are too large for it.
+
+    **Arguments:**
+
+    - `factor`: on the steps, as the user has it.
+    - `bundled`: whether theta is the bundled one.
+    """
+    stacks = rule.sees_tensors and not any(r.stack_axes for r in routes)
+    suggested = suspicions.ATTENTION_FACTORS.get(rule.name) if bundled else None
+    if not isinstance(factor, (int, float)) or factor != 1.0:
+        suggested = None
+
+    def init_fn(params: Params) -> Any:
+        state = opt.init(params)
+        if stacks or suggested:
+            shapes = {leaf.name: leaf.shape for leaf in lifting.places(params)}
+            stack = suspicions.stack_in(shapes) if stacks else None
+            if stack is not None and _first(("stack", rule.name, stack)):
+                say(suspicions.of_stack(rule.name, stack), StackWarning)
+            part = suspicions.attention_in(shapes) if suggested else None
+            if part and _first(("attention", rule.name)):
+                text = suspicions.of_attention(rule.name, part, "lr_multiplier")
+                say(text, StepSizeWarning)
+        return state
+
+    return optax.GradientTransformationExtraArgs(init_fn, opt.update)
 
 
 def past_the_end(step: int, num_steps: int) -> None:

@@ -55,6 +55,7 @@ class CeloAdam(form.Rule):
 
     name: ClassVar[str] = "celo_adam"
     reference: ClassVar[str] = "Moudgil et al., 2025, arXiv 2501.12670"
+    sees_tensors: ClassVar[bool] = False
     config_class: ClassVar[type] = CeloAdamConfig
     needs_loss: ClassVar[bool] = True
     needs_horizon = True

@@ -109,6 +109,9 @@ class Rule(abc.ABC):
     elementwise: ClassVar[tuple[str, ...]] = ()
     """Roles whose step is the same for parts of a tensor: a driver may step large ones
     a part at a time, so that what is between stays in the processor's cache."""
+    sees_tensors: ClassVar[bool] = True
+    """Whether the step of an element depends on others of its tensor, so that a stack
+    of tensors is not stepped as they are."""
     takes_validation: ClassVar[bool] = False
     num_summaries: int = 0
     """F, for rules with `summarise`."""

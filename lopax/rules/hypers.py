@@ -77,6 +77,7 @@ class LearnedSGD(form.Rule):
 
     name: ClassVar[str] = "learned_sgd"
     reference: ClassVar[str] = REFERENCE
+    sees_tensors: ClassVar[bool] = False
     config_class: ClassVar[type] = LearnedSGDConfig
     config: LearnedSGDConfig
 
@@ -119,6 +120,7 @@ class _AdamRule(form.Rule):
     """Adam from meta-parameters; the variants say how the rate moves with time."""
 
     reference: ClassVar[str] = REFERENCE
+    sees_tensors: ClassVar[bool] = False
     config: LearnedAdamConfig
 
     def init_theta(self, draw: Draw, key: Any) -> Any:

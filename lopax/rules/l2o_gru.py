@@ -57,6 +57,7 @@ class L2OGRU(form.Rule):
 
     name: ClassVar[str] = "l2o_gru"
     reference: ClassVar[str] = "Maheswaranathan et al., 2020, arXiv 2011.02159"
+    sees_tensors: ClassVar[bool] = False
     config_class: ClassVar[type] = L2OGRUConfig
     config: L2OGRUConfig
 

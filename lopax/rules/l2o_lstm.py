@@ -49,6 +49,7 @@ class L2OLSTM(form.Rule):
 
     name: ClassVar[str] = "l2o_lstm"
     reference: ClassVar[str] = "Andrychowicz et al., 2016, arXiv 1606.04474"
+    sees_tensors: ClassVar[bool] = False
     config_class: ClassVar[type] = L2OLSTMConfig
     config: L2OLSTMConfig
 

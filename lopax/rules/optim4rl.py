@@ -55,6 +55,7 @@ class _ElementGRURule(form.Rule):
     """What the three rules share: settings, and the number reported as step scale."""
 
     reference: ClassVar[str] = REFERENCE
+    sees_tensors: ClassVar[bool] = False
     config_class: ClassVar[type] = ElementGRUConfig
     config: ElementGRUConfig
 

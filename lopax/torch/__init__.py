@@ -60,7 +60,8 @@ class Celo(LearnedOptimizer):
 class CeloAdam(LearnedOptimizer):
     """Celo-Adam; see `LearnedOptimizer` for the arguments and `lopax.rules.celo_adam`
     for the rule. Needs `num_steps`, and the loss at every step. The bundled weights'
-    steps are too large for transformers: begin with lr=0.3 there."""
+    steps are too large for transformers: begin with lr=0.3 there; a warning says so
+    where a name tells of attention."""
 
     rule_class = celo_adam.CeloAdam
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lopax._core.errors import ConfigError
+from lopax._core.numbers import check_factor
 from lopax.torch import sharding
 from lopax.torch.errors import UnsupportedParameter
 from lopax.torch.geometry import LAYOUTS
@@ -42,17 +43,10 @@ def called(name: str | None, group: int, place: int) -> str:
     return f"parameter {name.replace('/', '.')!r}"
 
 
-def checked_steps(num_steps: Any) -> int:
-    if int(num_steps) != num_steps or num_steps < 1:
-        raise ConfigError(f"num_steps = {num_steps!r}: must be an integer >= 1")
-    return int(num_steps)
-
-
 def check_settings(merged: Mapping[str, Any], roles: tuple[str, ...]) -> None:
     """Raises `ConfigError` for what a parameter group may not say."""
     for name in ("lr", "weight_decay"):
-        if not isinstance(merged[name], Tensor) and not merged[name] >= 0.0:
-            raise ConfigError(f"{name} = {merged[name]!r}: must be >= 0")
+        check_factor(name, merged[name])
     if merged["layout"] not in LAYOUTS:
         raise ConfigError(
             f"layout = {merged['layout']!r}: must be one of "

@@ -51,10 +51,10 @@ def as_scalar(loss: Any) -> Any:
         loss = loss.detach()
         if is_dtensor(loss):
             loss = loss.full_tensor()  # type: ignore[attr-defined]
-        if loss.numel() != 1:
+        if loss.numel() != 1 or loss.is_complex():
             raise ConfigError(
-                f"the loss has shape {tuple(loss.shape)}, must be a single number; "
-                "take the mean over the batch"
+                f"the loss has shape {tuple(loss.shape)} and dtype {loss.dtype}, must "
+                "be a single real number; take the mean over the batch"
             )
         return loss.reshape(()).float()
     try:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lopax._core import routing
 from lopax._core.errors import ConfigError
+from lopax._core.numbers import whole_steps
 from lopax._core.routing import Route
 from lopax._core.run import Run
 from lopax.rules import form
@@ -22,7 +23,6 @@ from lopax.torch.errors import HorizonNotGiven, LossNotGiven
 from lopax.torch.groups import (
     check_settings,
     check_supported,
-    checked_steps,
     named,
     with_names,
 )
@@ -114,7 +114,7 @@ class LearnedOptimizer(Operands):
         params, self._kinds = views.of_module(params)
         self._routes = routing.checked(routes)
         routing.check_roles(self, self._routes, None, cls.roles)
-        self._num_steps = 0 if num_steps is None else checked_steps(num_steps)
+        self._num_steps = 0 if num_steps is None else whole_steps(num_steps)
         backends.check(backend)
         if on_resume not in (None, "saved", "new"):
             raise ConfigError(f"on_resume = {on_resume!r}: must be 'saved' or 'new'")
@@ -137,6 +137,8 @@ class LearnedOptimizer(Operands):
         if cls.roles:
             defaults["role"] = None
         super().__init__(params, defaults)
+        if theta is None and weights in (None, cls.name):
+            self._watch.attention(cls.name, self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters, also in the middle of a run: their own state starts at
@@ -206,6 +208,10 @@ class LearnedOptimizer(Operands):
 
     @_outside_graphs
     def _step_outside_graphs(self, closure: Any, loss: Any) -> Any:
+        # Arrays made in inference mode could not be written outside of it.
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return self._step(closure, loss)
         return self._step(closure, loss)
 
     @torch.no_grad()

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from lopax._core.errors import StructureMismatch
+from lopax._core.numbers import whole_steps
 from lopax.torch import sharding
 from lopax.torch import state as states
-from lopax.torch.groups import checked_steps, named
+from lopax.torch.groups import named
 from lopax.torch.memory import describe
 from lopax.torch.rule import Rule
 from lopax.torch.state import SHARED, Plan, State
@@ -203,7 +204,7 @@ class Resumable(torch.optim.Optimizer):
         becomes steps made / `num_steps`, and the averages of the loss get the time
         constants of the new length and keep their values (as `lopax.extend` does).
         """
-        self._num_steps = checked_steps(num_steps)
+        self._num_steps = whole_steps(num_steps)
         if self._shared:
             old = int(self._shared["num_steps"])
             kept = {k: v for k, v in self._shared.items() if k not in states.COUNTERS}

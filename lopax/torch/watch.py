@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lopax._core.sizes import SizeBounds, usual_size
+from lopax._core.sizes import SMALLEST, SizeBounds, usual_size
+from lopax._core.suspicions import ATTENTION_FACTORS, attention_in, of_attention
 from lopax._core.warned import (
     GrowthWarning,
     HorizonWarning,
@@ -39,6 +40,15 @@ class Watch:
     def __init__(self) -> None:
         self._said: set[Any] = set()
         self.restart()
+
+    def attention(self, name: str, groups: Groups) -> None:
+        """Warns of attention under bundled weights whose steps are too large for it."""
+        if name not in ATTENTION_FACTORS:
+            return
+        full = [g for g in groups if float(g["lr"]) == 1.0 and "initial_lr" not in g]
+        part = attention_in([n for g in full for _, n in named(g) if n])
+        if part and self._first("attention"):
+            say(of_attention(name, part, "lr"), StepSizeWarning)
 
     def restart(self) -> None:
         """After a state was loaded: its counters are read anew."""
@@ -138,7 +148,7 @@ class Watch:
         if not whole:
             return
         sizes = [e.param.detach().float().square().mean().sqrt() for e in whole]
-        usual = [usual_size(e.shape, e.matrix) for e in whole]
+        usual = [max(usual_size(e.shape, e.matrix), SMALLEST) for e in whole]
         grown = [s.item() / u for s, u in zip(sizes, usual, strict=True)]
         worst = max(range(len(whole)), key=lambda i: grown[i])
         if not grown[worst] > GROWN:

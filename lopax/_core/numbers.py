@@ -1,0 +1,54 @@
+"""Numbers that a user gives an optimizer: lengths of runs, and factors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from lopax._core.errors import ConfigError
+
+MAX_STEPS = 2**31 - 1
+"""What the counters of a state (int32) can hold."""
+
+
+def whole_steps(num_steps: Any) -> int:
+    """A number of steps: an integer, a float that is whole, an array of one such.
+
+    Raises `ConfigError` for everything else and outside 1 ... `MAX_STEPS`.
+    """
+    number = None
+    if not isinstance(num_steps, (bool, str, bytes)) and _size(num_steps) == 1:
+        array = np.asarray(_on_the_host(num_steps))
+        if array.dtype.kind in "iuf":
+            number = float(array.reshape(()))
+    if number is None or not (number % 1 == 0 and 1 <= number <= MAX_STEPS):
+        raise ConfigError(
+            f"num_steps = {num_steps!r}: must be a whole number of at least 1 and at "
+            f"most {MAX_STEPS:,}, such as num_steps=2_000"
+        )
+    return int(number)
+
+
+def check_factor(name: str, value: Any, *, negative: bool = False) -> None:
+    """Raises `ConfigError` unless `value` is a finite real number, which must be at
+    least 0 without `negative`, or an array in the place of one, which is not looked
+    at: it may be traced, or wait for a device."""
+    if hasattr(value, "dtype") and not isinstance(value, np.generic):
+        return
+    fine = isinstance(value, (int, float, np.integer, np.floating))
+    if fine and math.isfinite(value) and (negative or value >= 0.0):
+        return
+    want = "a finite number" if negative else "a finite number, >= 0"
+    raise ConfigError(f"{name} = {value!r}: must be {want}")
+
+
+def _size(x: Any) -> int:
+    count = getattr(x, "numel", None)
+    return int(count()) if callable(count) else int(np.size(x))
+
+
+def _on_the_host(x: Any) -> Any:
+    item = getattr(x, "item", None)
+    return item() if callable(item) and not isinstance(x, np.generic) else x
