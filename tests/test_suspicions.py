@@ -129,7 +129,7 @@ def test_a_table_of_standard_normal_numbers_is_not_limited():
 
 GOOD = [7, 7.0, np.int64(7), np.float32(7), np.array([7]), jnp.int32(7)]
 BAD: list[Any] = [0, -1, 2.5, 3e9, True, np.bool_(True), "7", b"7", None, 7j]
-BAD += [float("nan"), float("inf"), [7, 8], np.array([True]), {}, object()]
+BAD += [float("nan"), float("inf"), [7, 8], np.array([True]), {}, Ellipsis]
 
 
 @pytest.mark.parametrize("number", GOOD, ids=repr)
