@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from lopax.meta import (
     SearchConfig,
     SearchTrainer,
     build_families,
+    read_config,
     read_log,
     train,
 )
@@ -151,6 +153,19 @@ def test_a_candidate_that_diverges_ranks_last_and_moves_nothing_to_nan(families)
     fitness = np.asarray(trainer._fitness(losses))
     assert np.isfinite(fitness).all() and fitness.argmin() == 0
     assert fitness[1] > 0.3 and fitness[2] > 0.3
+
+
+def test_the_file_of_a_search_of_before_is_read(tmp_path):
+    """Which names settings of a meta-gradient, heeded or not."""
+    run = searching()
+    values = to_dict(run)
+    values["estimator"] |= {"sigma": 0.01, "staggered": False, "particles": 4}
+    values["outer"] |= {"clip_norm": 1.0}
+    values["phases"][0]["outer"] = {"weight_decay": 1e-4}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    found = read_config(tmp_path)
+    assert (found.estimator, found.outer) == (run.estimator, run.outer)
+    assert found.phases == run.phases
 
 
 def test_bad_input(families):

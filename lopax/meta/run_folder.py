@@ -35,7 +35,7 @@ from lopax._core.types import Theta
 from lopax._version import __version__
 from lopax.architectures import architecture
 from lopax.meta import checkpoint, distributed
-from lopax.meta.config import PhaseConfig, RunConfig
+from lopax.meta.config import NOT_SEARCHED, PhaseConfig, RunConfig
 from lopax.meta.estimator_config import EstimatorConfig
 from lopax.meta.idle import without_idle
 from lopax.meta.outer_config import OuterConfig
@@ -121,7 +121,21 @@ def _heeded(values: dict[str, Any]) -> dict[str, Any]:
             if isinstance(own, dict):
                 idle = kind.idle(merge(base, own))
                 phase[table] = {k: v for k, v in own.items() if k not in idle}
+    searching = [phase for phase in phases if phase.get("search") is not None]
+    for phase in searching:
+        _leave_to_gradients(phase)
+    if phases and len(searching) == len(phases):
+        _leave_to_gradients(values)
     return values
+
+
+def _leave_to_gradients(values: dict[str, Any]) -> None:
+    """Takes out what a search does not heed."""
+    values.pop("outer", None)
+    estimator = values.get("estimator", {})
+    if isinstance(estimator, dict):
+        kept = {k: v for k, v in estimator.items() if k not in NOT_SEARCHED}
+        values["estimator"] = kept
 
 
 def open_folder(run: RunConfig, folder: Path, resume: bool) -> Tally:
