@@ -7,7 +7,8 @@ The setting for a CPU of nanoGPT's public training script: Tiny Shakespeare, fou
 of 128 with four heads, 64 characters of context, batches of 12, the embedding tied to
 the output layer, no dropout, gradients clipped to 1; hand-made optimizers with its
 schedule (100 steps of warm-up, cosine to a tenth). `muon@RATE` is `torch.optim.Muon`
-for the blocks' matrices and AdamW for the rest. Prints the loss on held-out text after
+for the blocks' matrices and AdamW for the rest; a learned optimizer takes settings, as
+`learned_muon:orthogonalizer=auto`. Prints the loss on held-out text after
 the last step, and the cost of a whole training step over that of AdamW's: medians,
 measured in turn.
 """
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from harness import Result, finish
+from harness import Result, finish, settings_of
 from torch import nn
 
 import lopax.torch
@@ -77,7 +78,10 @@ def stepper(name: str, model: nn.Module, steps: int) -> Step:
     """What to do with a loss whose gradients are there."""
     kind, _, rate = name.partition("@")
     if kind not in ("adamw", "muon"):
-        learned = lopax.torch.optimizer(kind, model.named_parameters(), num_steps=steps)
+        kind, settings = settings_of(name)
+        learned = lopax.torch.optimizer(
+            kind, model.named_parameters(), num_steps=steps, **settings
+        )
         return lambda loss: learned.step(loss=loss)
     named = list(model.named_parameters())
     inner = [p for n, p in named if p.ndim == 2 and n.startswith("blocks")]
