@@ -36,8 +36,8 @@ def finishes(work: str, folder: Path, seconds: float = 240.0) -> bool:
 
 @pytest.mark.parametrize("work", ["replicas", "shards", "owners"])
 def test_two_processes(work, tmp_path):
-    # These processes have once not come to an end, for a reason that is not known.
-    # A wrong result raises and is not tried again.
+    # What kept these processes from their end is told in `torch_workers.in_a_group`.
+    # A second attempt is for a machine too busy for them; a wrong result raises at once.
     assert any(finishes(work, tmp_path / str(attempt)) for attempt in range(2))
 
 

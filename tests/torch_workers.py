@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import faulthandler
+import functools
+import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +31,31 @@ def start(rank: int, folder: str) -> None:
     )
 
 
+def in_a_group(work: Callable[[int, str], None]) -> Callable[[int, str], None]:
+    """`work` between the beginning and the end of a process group."""
+
+    @functools.wraps(work)
+    def run(rank: int, folder: str) -> None:
+        start(rank, folder)
+        work(rank, folder)
+        # DDP's reducer must not be the last to hold the group: it would free it under
+        # the interpreter's lock, for which gloo's own thread may be waiting.
+        gc.collect()
+        dist.destroy_process_group()
+
+    return run
+
+
 def same_on_all_ranks(x: torch.Tensor) -> bool:
     others = [torch.empty_like(x) for _ in range(2)]
     dist.all_gather(others, x.contiguous())
     return torch.equal(*others)
 
 
+@in_a_group
 def replicas(rank: int, folder: str) -> None:
     """DDP: local losses differ, replicas stay bitwise equal; without the all-reduce
     of the loss they do not."""
-    start(rank, folder)
     for name in NAMES:
         for group, stay in ((None, True), (False, name not in NEEDS_LOSS)):
             model = small_model()
@@ -60,7 +78,6 @@ def replicas(rank: int, folder: str) -> None:
         optimizer.step(loss=loss * (float("nan") if rank else 1.0))
         assert torch.equal(values(model), values(small_model()))
         assert int(optimizer.info().skipped) == 1
-    dist.destroy_process_group()
 
 
 class Shapes(torch.nn.Module):
@@ -99,10 +116,10 @@ def one_step(model, optimizer, step: int) -> None:
     optimizer.step(loss=loss)
 
 
+@in_a_group
 def shards(rank: int, folder: str) -> None:
     """FSDP2 gives the unsharded run; a bad shard skips the step everywhere; the state
     goes through torch.distributed.checkpoint."""
-    start(rank, folder)
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
 
@@ -142,7 +159,6 @@ def shards(rank: int, folder: str) -> None:
 
         checkpoint(name, model, optimizer, Path(folder, name), mesh)
     refusals(mesh)
-    dist.destroy_process_group()
 
 
 def checkpoint(name, model, optimizer, path: Path, mesh) -> None:
@@ -205,10 +221,10 @@ def refusals(mesh) -> None:
     assert not torch.equal(param.full_tensor(), plain)
 
 
+@in_a_group
 def owners(rank: int, folder: str) -> None:
     """ZeroRedundancyOptimizer: a process that owns no tensor takes part in every step;
     a run goes on from a consolidated state."""
-    start(rank, folder)
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     for name in NAMES:
@@ -247,7 +263,6 @@ def owners(rank: int, folder: str) -> None:
         loss.backward()
         optimizer.step(loss=loss * (float("nan") if rank else 1.0))
         assert torch.equal(values(model), values(chain(1))), name
-    dist.destroy_process_group()
 
 
 def chain(layers: int) -> Any:
