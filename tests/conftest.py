@@ -3,8 +3,10 @@ its backend; worker and child processes inherit them."""
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -46,3 +48,19 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector):
     if "torch" in module_path.name and importlib.util.find_spec("torch") is None:
         return WithoutTorch.from_parent(parent, path=module_path)
     return None
+
+
+MEMORY = 3 << 30
+"""Bytes of a worker beyond which its compiled programs are given up."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_enough():
+    """A worker keeps every program it compiled, over all tests more than 10 GB."""
+    yield
+    pages = Path("/proc/self/statm")
+    if "jax" not in sys.modules or not pages.exists():
+        return
+    if int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MEMORY:
+        sys.modules["jax"].clear_caches()
+        gc.collect()

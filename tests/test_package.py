@@ -43,7 +43,8 @@ BELOW = {
         "tasks",
     },
     "reproductions": {
-        "_core", "analysis", "architectures", "evaluate", "meta", "tasks", "theta",
+        "_core", "analysis", "architectures", "estimators", "evaluate", "meta", "tasks",
+        "theta",
     },
 }  # fmt: skip
 

@@ -37,7 +37,7 @@ def finishes(work: str, folder: Path, seconds: float = 240.0) -> bool:
 @pytest.mark.parametrize("work", ["replicas", "shards", "owners"])
 def test_two_processes(work, tmp_path):
     # What kept these processes from their end is told in `torch_workers.in_a_group`.
-    # A second attempt is for a machine too busy for them; a wrong result raises at once.
+    # The second attempt is for a machine too busy; a wrong result raises at once.
     assert any(finishes(work, tmp_path / str(attempt)) for attempt in range(2))
 
 
