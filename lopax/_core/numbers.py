@@ -45,8 +45,8 @@ def check_factor(name: str, value: Any, *, negative: bool = False) -> None:
 
 
 def _size(x: Any) -> int:
-    count = getattr(x, "numel", None)
-    return int(count()) if callable(count) else int(np.size(x))
+    is_tensor = callable(getattr(x, "numel", None))
+    return int(x.numel()) if is_tensor else int(np.size(x))
 
 
 def _on_the_host(x: Any) -> Any:

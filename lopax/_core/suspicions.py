@@ -49,7 +49,7 @@ def stack_in(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         layers, outputs = shape
         for other in beside[module]:
             fits = len(other) > 2 and other[0] == layers
-            if fits and outputs in (other[1], other[-1]):
+            if fits and outputs in other[1:2] + other[-1:]:
                 return module
     return None
 
