@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Integer
 
 from lopax._core.atomic import atomic_write
 from lopax._core.cache import cache_dir
@@ -48,7 +48,7 @@ class TokenBank(Source):
     Inputs [batch_size, length] int32 are all but the last, targets all but the first.
     """
 
-    splits: dict[str, Int[Array, "n length+1"]]
+    splits: dict[str, Integer[Array, "n length+1"]]
 
     def draw(
         self, key: Key, split: str, batch_size: int, dataset: Any = 0
