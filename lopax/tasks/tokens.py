@@ -48,7 +48,7 @@ class TokenBank(Source):
     Inputs [batch_size, length] int32 are all but the last, targets all but the first.
     """
 
-    splits: dict[str, Integer[Array, "n length+1"]]
+    splits: dict[str, Integer[Array, "n tokens"]]  # length + 1 of them
 
     def draw(
         self, key: Key, split: str, batch_size: int, dataset: Any = 0
