@@ -29,6 +29,7 @@ from lopax.meta import (
     read_log,
     train,
 )
+from lopax.meta.estimator_config import NOT_SEARCHED
 from lopax.meta.search_config import ALGORITHMS
 from lopax.meta.trainer import build_unroller
 
@@ -153,6 +154,15 @@ def test_a_candidate_that_diverges_ranks_last_and_moves_nothing_to_nan(families)
     fitness = np.asarray(trainer._fitness(losses))
     assert np.isfinite(fitness).all() and fitness.argmin() == 0
     assert fitness[1] > 0.3 and fitness[2] > 0.3
+
+
+def test_of_every_setting_it_is_known_whether_a_search_heeds_it():
+    heeded = {
+        *("name", "objective", "objective_split", "recompute", "validation_every"),
+        *("horizon_low", "horizon_high", "horizon_averaged", "emphasis"),
+    }
+    every = {f.name for f in dataclasses.fields(EstimatorConfig)}
+    assert every == heeded | set(NOT_SEARCHED) and not heeded & set(NOT_SEARCHED)
 
 
 def test_the_file_of_a_search_of_before_is_read(tmp_path):

@@ -51,8 +51,8 @@ def _of(
     bounds: SizeBounds, shape: tuple[int, ...], matrix: tuple[int, ...]
 ) -> tuple[float, float]:
     floor = bounds.floor if len(shape) > 1 else bounds.vector_floor
-    usual = usual_size(shape, matrix)
-    return floor * usual, min(bounds.limit * max(usual, SMALLEST), LARGEST)
+    most = bounds.limit * limited_size(shape, matrix)
+    return floor * usual_size(shape, matrix), min(most, LARGEST)
 
 
 def usual_size(shape: tuple[int, ...], matrix: tuple[int, ...] = (-2, -1)) -> float:
@@ -70,3 +70,8 @@ def usual_size(shape: tuple[int, ...], matrix: tuple[int, ...] = (-2, -1)) -> fl
     if len(shape) > 3:
         fan_in = math.prod(shape) / max(shape[matrix[1]], 1)
     return 1.0 / math.sqrt(max(fan_in, 1))
+
+
+def limited_size(shape: tuple[int, ...], matrix: tuple[int, ...] = (-2, -1)) -> float:
+    """The usual size that limits go by; arguments as `usual_size`."""
+    return max(usual_size(shape, matrix), SMALLEST)

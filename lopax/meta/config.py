@@ -8,27 +8,12 @@ from typing import Any
 from lopax._core.config import check_name, check_range, from_dict, merge, to_dict
 from lopax._core.errors import ConfigError
 from lopax.meta import learned_outer
-from lopax.meta.estimator_config import EstimatorConfig
+from lopax.meta.estimator_config import NOT_SEARCHED, EstimatorConfig
 from lopax.meta.idle import overridden
 from lopax.meta.outer_config import OuterConfig
 from lopax.meta.population_config import PopulationConfig
 from lopax.meta.search_config import SearchConfig
 from lopax.meta.task_config import GroupConfig, TasksConfig
-
-NOT_SEARCHED = (
-    "particles",
-    "truncation",
-    "sigma",
-    "sign",
-    "staggered",
-    "chunk",
-    "first_order",
-    "flatness",
-    "flatness_weight",
-    "flatness_iterations",
-)
-"""Settings of an estimator that a search, which runs whole problems and follows no
-meta-gradient, has no use for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

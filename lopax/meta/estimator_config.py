@@ -17,6 +17,18 @@ OWN: Mapping[str, Any] = {"truncation": 50, "sigma": 0.01, "sign": None}
 _PENALTY = ("weight", "iterations", "start")
 """Settings of a penalty: `flatness_weight` and so on."""
 
+NOT_SEARCHED = (
+    "particles",
+    *OWN,
+    "staggered",
+    "chunk",
+    "first_order",
+    "flatness",
+    *(f"flatness_{name}" for name in _PENALTY),
+)
+"""Settings that a search (`lopax.meta.search`), which runs whole problems and follows
+no meta-gradient, has no use for."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EstimatorConfig:

@@ -35,8 +35,8 @@ from lopax._core.types import Theta
 from lopax._version import __version__
 from lopax.architectures import architecture
 from lopax.meta import checkpoint, distributed
-from lopax.meta.config import NOT_SEARCHED, PhaseConfig, RunConfig
-from lopax.meta.estimator_config import EstimatorConfig
+from lopax.meta.config import PhaseConfig, RunConfig
+from lopax.meta.estimator_config import NOT_SEARCHED, EstimatorConfig
 from lopax.meta.idle import without_idle
 from lopax.meta.outer_config import OuterConfig
 from lopax.pretrained.files import WeightsFile, read_arrays

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from lopax import meta
 from lopax.reproductions import few_digits
 from lopax.reproductions.cases import Case, CaseResults, CaseStudy, Measured
-from lopax.reproductions.outcome import Check, Panel, Table
+from lopax.reproductions.outcome import Check, Panel, Table, standard_error
 
 ARCHITECTURE = "l2o_lstm"
 SETTINGS: Mapping[str, Any] = {
@@ -175,8 +174,7 @@ def paired(results: CaseResults, variant: str, measure: str) -> tuple[float, flo
     """Mean difference to the variant's twin over meta-seeds, and its standard error."""
     mine, twin = (results.values(v, measure) for v in (variant, TWINS[variant]))
     gains = np.asarray(mine) - np.asarray(twin)
-    error = np.std(gains, ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else np.nan
-    return float(gains.mean()), float(error)
+    return float(gains.mean()), standard_error(gains)
 
 
 def judge_at_size(results: CaseResults) -> Sequence[Check]:

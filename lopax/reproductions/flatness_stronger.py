@@ -7,7 +7,6 @@ meta-seeds. A choice made by results is no verdict on those: here are five other
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from lopax.reproductions.flatness import (
     meta_train,
     panels,
 )
-from lopax.reproductions.outcome import Check
+from lopax.reproductions.outcome import Check, standard_error
 
 SETTINGS: Mapping[str, Any] = {**AT_SIZE, "first_meta_seed": 5}
 TRAINED = 0.5
@@ -50,7 +49,7 @@ def judge(results: CaseResults) -> Sequence[Check]:
             gains = sign * (values(STRONGER, name) - values(NONE, name))[both]
             count = len(gains)
             mean = float(gains.mean()) if count else np.nan
-            error = gains.std(ddof=1) / math.sqrt(count) if count > 1 else np.inf
+            error = standard_error(gains)
             better = int((gains > 0.0).sum())
             wins = mean > 2.0 * error if sign > 0.0 else better == count > 0
             how = "by more than two standard errors" if sign > 0.0 else "in every pair"

@@ -23,7 +23,7 @@ from lopax._core.config import config_hash, from_dict
 from lopax._core.types import Params
 from lopax.architectures import l3rs
 from lopax.reproductions.cases import Case, CaseResults, CaseStudy, Measured
-from lopax.reproductions.outcome import Check, Panel
+from lopax.reproductions.outcome import Check, Panel, standard_error
 from lopax.tasks import FineTuning, SampledTask, fine_tuning
 from lopax.tasks.finetuning import FineTuningSettings
 from lopax.tasks.pretraining import PretrainingSettings
@@ -216,7 +216,7 @@ def judge(results: CaseResults) -> Sequence[Check]:
         """Whether L3RS's loss is lower by more than two standard errors, paired."""
         mine, theirs = per_task("l3rs"), per_task(other)
         gain = theirs - mine
-        error = np.std(gain, ddof=1) / math.sqrt(len(gain))
+        error = standard_error(gain)
         text = (
             f"{mine.mean():.4f} against {theirs.mean():.4f} ({other}), lower by "
             f"{gain.mean():.4f} with a standard error of {error:.4f}"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from lopax._core.config import check_choice
 from lopax._core.errors import ConfigError
@@ -101,3 +104,10 @@ def check_share(share: float) -> None:
     """Raises `ConfigError` unless 0 < share <= 1."""
     if not 0.0 < share <= 1.0:
         raise ConfigError(f"share = {share!r}: must be a number > 0 and <= 1")
+
+
+def standard_error(gains: np.ndarray) -> float:
+    """Of the mean of paired differences [N]; NaN for fewer than two."""
+    if len(gains) < 2:
+        return math.nan
+    return float(np.std(gains, ddof=1)) / math.sqrt(len(gains))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lopax._core.sizes import SMALLEST, SizeBounds, usual_size
+from lopax._core.sizes import SizeBounds, limited_size
 from lopax._core.suspicions import ATTENTION_FACTORS, attention_in, of_attention
 from lopax._core.warned import (
     GrowthWarning,
@@ -148,7 +148,7 @@ class Watch:
         if not whole:
             return
         sizes = [e.param.detach().float().square().mean().sqrt() for e in whole]
-        usual = [max(usual_size(e.shape, e.matrix), SMALLEST) for e in whole]
+        usual = [limited_size(e.shape, e.matrix) for e in whole]
         grown = [s.item() / u for s, u in zip(sizes, usual, strict=True)]
         worst = max(range(len(whole)), key=lambda i: grown[i])
         if not grown[worst] > GROWN:
