@@ -59,14 +59,18 @@ def plot(points: list[tuple[str, str, float, Any]], path: Path) -> None:
             [p[3].high - p[3].value for p in own],
         ]
         axis.errorbar(x, y, spread, fmt="o-", color=f"C{i}", label=rule, capsize=3)
-        for p in own:
+        for k, p in enumerate(own):
+            above = k % 2 == 0
             axis.annotate(
                 p[0],
                 (p[2], p[3].value),
                 fontsize=7,
-                xytext=(4, 4),
+                xytext=(0, 12 if above else -12),
                 textcoords="offset points",
+                ha="center",
+                va="bottom" if above else "top",
             )
+    axis.margins(x=0.12, y=0.12)
     axis.axhline(1.0, color="#777", lw=0.8)
     axis.set_xscale("log")
     axis.set_xlabel("inner steps of meta-training")

@@ -82,7 +82,7 @@ TABLE = {
     "linear_optim": Row(275, 275, {"units": 4}),
     "l2lgd2": Row(281, 281, {"units": 4}),
     "l3rs": Row(451, 451, {"tensors": TENSORS, "hidden": 8}, swapped_embeddings),
-    "learned_muon": Row(195, 195, {}),
+    "learned_muon": Row(197, 197, {}),
     "learned_sgd": Row(2, 2, {}),
     "learned_adam": Row(4, 4, {}),
     "scheduled_adam": Row(12, 12, {"knots": 3}),

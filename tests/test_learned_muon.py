@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ import lopax
 from lopax._core.errors import ConfigError, MissingHorizon
 from lopax.architectures import architecture
 from lopax.architectures.described import XP
+from lopax.pretrained import read_weights
 from lopax.rules import form, unit_ratios
 from lopax.rules.form import Place
 
@@ -223,27 +226,72 @@ def test_bad_settings_and_a_missing_horizon() -> None:
         rule.init(rule.init_theta(jax.random.key(0)), tree(0))
 
 
-def test_without_its_network_it_is_that_of_a_network_that_says_nothing():
-    """The numbers act the same; only what costs and changes nothing is left out."""
-    whole, plain = (
-        architecture("learned_muon"),
-        architecture("learned_muon", network=False),
-    )
-    theta = whole.init_theta(jax.random.key(1))
-    numbers = {k: v for k, v in theta.items() if k != "network"}
-    assert jax.tree.structure(
-        plain.init_theta(jax.random.key(1))
-    ) == jax.tree.structure(numbers)
+@pytest.mark.parametrize("part", ["network", "signal", "blend"])
+def test_a_part_that_is_left_out_is_one_that_says_nothing(part: str) -> None:
+    """The rest acts the same; only what costs and changes nothing is left out."""
+    whole = architecture("learned_muon")
+    plain = architecture("learned_muon", **{part: False})
+    theta = plain.init_theta(jax.random.key(1))
+    assert part not in theta
     rng = np.random.default_rng(0)
-    numbers = jax.tree.map(
+    rest = jax.tree.map(
         lambda x: x + 0.2 * jnp.asarray(rng.standard_normal(jnp.shape(x)), jnp.float32),
-        numbers,
+        theta,
     )
+    silent = {part: whole.init_theta(jax.random.key(1))[part]}
+    if part == "blend" and "network" in rest:
+        head = rest["network"]["head"]
+        grown = {k: jnp.concatenate([v, 0.0 * v[..., :1]], -1) for k, v in head.items()}
+        silent["network"] = {**rest["network"], "head": grown}
     params, grads = tree(0), gradients(1)
-    expected = updates_of(whole, {**theta, **numbers}, params, grads)
-    found = updates_of(plain, numbers, params, grads)
+    expected = updates_of(whole, {**rest, **silent}, params, grads)
+    found = updates_of(plain, rest, params, grads)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
         found,
         expected,
     )
+
+
+def test_the_signal_tells_progress_from_noise_from_overshooting() -> None:
+    rule = architecture("learned_muon", network=False, blend=False)
+    theta = rule.init_theta(jax.random.key(0))
+    params, steps = tree(0), 120
+    rng = np.random.default_rng(0)
+
+    def share(grads: list[Any]) -> float:
+        """What the momenta's confirmed share is on average at the end."""
+        state = rule.init(theta, params, steps)
+        step = jax.jit(lambda g, s: rule.update(theta, g, s, params)[1])
+        for grad in grads:
+            state = step(grad, state)
+        total, weight, _ = np.asarray(state.shared.common.signal)
+        return float(total / weight)
+
+    def noise() -> Any:
+        return jax.tree.map(
+            lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), params
+        )
+
+    one = tree(7)
+    np.testing.assert_allclose(share([one] * steps), 1.0, atol=1e-3)
+    turning = [jax.tree.map(lambda x, s=(-1.0) ** i: s * x, one) for i in range(steps)]
+    np.testing.assert_allclose(share(turning), -1.0, atol=1e-3)
+    assert abs(share([noise() for _ in range(steps)])) < 0.25
+    # Whatever the gradients' scale; nothing is said of gradients that are zero.
+    tiny = [jax.tree.map(lambda x: 1e-10 * x, g) for g in turning]
+    np.testing.assert_allclose(share(tiny), -1.0, atol=1e-3)
+    zeros = jax.tree.map(jnp.zeros_like, one)
+    state = rule.init(theta, params, steps)
+    _, state, _ = rule.update(theta, zeros, state, params)
+    np.testing.assert_array_equal(np.asarray(state.shared.common.signal), 0.0)
+
+
+def test_the_bundled_weights_are_what_their_tool_makes() -> None:
+    path = Path(__file__).parents[1] / "tools" / "learned_muon_weights.py"
+    tool = runpy.run_path(str(path))
+    made, bundled = tool["made"](), read_weights("learned_muon")
+    assert made.header["config"] == bundled.header["config"]
+    assert made.arrays.keys() == bundled.arrays.keys()
+    for name, values in made.arrays.items():
+        np.testing.assert_array_equal(values, bundled.arrays[name], err_msg=name)

@@ -115,7 +115,7 @@ class Rule(abc.ABC):
     takes_validation: ClassVar[bool] = False
     num_summaries: int = 0
     """F, for rules with `summarise`."""
-    summaries_need_gradients: ClassVar[bool] = True
+    summaries_need_gradients: bool = True
     """Whether `summarise` looks at them."""
     flattens: bool = False
     """Whether tensors of four or more axes (convolutions) are one matrix to it: all

@@ -12,6 +12,8 @@ start, acts alone, and can be left out of training by its name:
 - `schedule`: log multipliers of the schedule at equally spaced knots of the run;
 - `momenta`: weights of the gradient and of each momentum, and how they change over the
   run (two time scales whose mixture changes, as the record runs of a 124M GPT found);
+- `signal`: larger steps where the next gradient goes against the momentum, and where
+  it goes with it: in between there is noise (`momentum_features.confirmed`);
 - `blend`: how much of the direction that is not orthogonalised is mixed in;
 - `network`: a small network per tensor, from features any tensor has (agreement of
   gradient and momenta, signal to noise, step against weight, shape, role, time) to a
@@ -65,7 +67,6 @@ KINDS = {
 }
 KNOTS = 9
 TYPICAL_STEPS = momentum_features.TYPICAL_STEPS
-NUM_OUTPUTS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,12 @@ class LearnedMuonConfig:
     network: bool = True
     """Have the network. False: theta has its 24 global numbers only, and no features
     are computed."""
+    signal: bool = True
+    """Measure what of the momentum the next gradient confirms. False: theta has no
+    `signal`, and nothing is summed for it."""
+    blend: bool = True
+    """Mix in the direction that is not orthogonalised. False: theta has no `blend`, the
+    network no such output, and steps of matrices are a little cheaper."""
     weight_decay: float = 0.0
     """Decoupled; each step removes this times the schedule's step size."""
     routes: tuple[Route, ...] = (
@@ -129,6 +136,7 @@ class Adaptive(NamedTuple):
 class Shared(NamedTuple):
     usual: Any  # [] log ratio of the network's size to the usual, see `unit_ratios`
     alone: Any  # [] 1 if the network has no matrix, else 0
+    signal: Any  # [3] what is kept of how gradients agree with momenta
 
 
 class Carried(NamedTuple):
@@ -159,6 +167,18 @@ class LearnedMuon(form.Rule):
     def has_network(self) -> bool:
         return self.config.learned and self.config.network
 
+    @property
+    def has_signal(self) -> bool:
+        return self.config.learned and self.config.signal
+
+    @property
+    def has_blend(self) -> bool:
+        return self.config.learned and self.config.blend
+
+    @property
+    def summaries_need_gradients(self) -> bool:  # type: ignore[override]
+        return self.has_signal or self.has_network
+
     def init_theta(self, draw: Draw, key: Any) -> Any:
         c, weights = self.config, 1 + len(self.config.decays)
         numbers = {
@@ -167,16 +187,16 @@ class LearnedMuon(form.Rule):
             "shape": draw.full((2,)),
             "schedule": draw.full((KNOTS,)),
             "momenta": {"start": draw.full((weights,)), "slope": draw.full((weights,))},
-            "blend": draw.full(()),
         }
+        if c.signal:
+            numbers["signal"] = draw.full((2,))
+        if c.blend:
+            numbers["blend"] = draw.full(())
         if not c.network:
             return numbers
-        hidden = layers.linear(draw, key, momentum_features.NUM_INPUTS, c.hidden)
-        head = {
-            "w": draw.full((c.hidden, NUM_OUTPUTS)),
-            "b": draw.full((NUM_OUTPUTS,)),
-        }
-        return {**numbers, "network": {"hidden": hidden, "head": head}}
+        outputs = 3 if c.blend else 2
+        network = momentum_features.init_network(draw, key, c.hidden, outputs)
+        return {**numbers, "network": network}
 
     def keeps(self, role: str) -> Adaptive:
         second = None if role == "matrix" else EACH
@@ -189,7 +209,8 @@ class LearnedMuon(form.Rule):
     def init_shared(
         self, xp: Ops, theta: Any, num_steps: Array, starts: Array
     ) -> Shared:
-        return Shared(unit_ratios.usual(xp, starts), unit_ratios.alone(xp, starts))
+        usual, alone = unit_ratios.usual(xp, starts), unit_ratios.alone(xp, starts)
+        return Shared(usual, alone, xp.zeros((3 if self.has_signal else 0,)))
 
     def init_rows(self, xp: Ops, theta: Any, shared: Shared, starts: Array) -> Carried:
         unit = unit_ratios.ratios(xp, starts, shared.usual)
@@ -199,8 +220,10 @@ class LearnedMuon(form.Rule):
             own * xp.exp(theta["size"][0] - theta["size"][1]) / self.config.vector_mult
         )
         lonely = vectors & (shared.alone > 0.5)
+        count = starts.shape[0]
         return Carried(
-            xp.where(lonely, own, unit), xp.zeros((starts.shape[0], NUM_TRACES))
+            xp.where(lonely, own, unit),
+            xp.zeros((count, NUM_TRACES if self.has_network else 0)),
         )
 
     def summarise(
@@ -214,15 +237,17 @@ class LearnedMuon(form.Rule):
     ) -> Steps:
         """The tensor's features of this step, before the common ones."""
         static, lead = momentum_features.of_shape(place), place.lead(param)
-        if not self.has_network:
-            row = xp.constant((0.0,) * (NUM_TRACES + 1) + static)
-            yield from form.no_sums()
-            return xp.broadcast_to(row, (*lead, self.num_summaries))
-        row = yield from momentum_features.of_tensor(
-            xp, place, grad, state.momenta, len(self.decays), param
-        )
-        static_row = xp.broadcast_to(xp.constant(static), (*lead, len(static)))
-        return xp.concat([row, static_row], axis=-1)
+        signal, features = xp.zeros((*lead, 2)), xp.zeros((*lead, NUM_TRACES + 1))
+        if self.has_signal:
+            momentum = place.layer(state.momenta, 0)
+            signal = yield from momentum_features.confirmed(xp, place, grad, momentum)
+        if self.has_network:
+            features = yield from momentum_features.of_tensor(
+                xp, place, grad, state.momenta, len(self.decays), param
+            )
+        yield from form.no_sums()
+        static = xp.broadcast_to(xp.constant(static), (*lead, len(static)))
+        return xp.concat([signal, features, static], axis=-1)
 
     def advance(
         self, xp: Ops, theta: Any, shared: Shared, run: Run, rows: Rows
@@ -239,33 +264,31 @@ class LearnedMuon(form.Rule):
         if not c.learned:
             weights = xp.broadcast_to(xp.constant(start), (rows.count, len(start)))
             return Advance(shared, scale, told={"sizes": sizes, "weights": weights})
+        carried = rows.carried
         log_sizes = self._log_sizes(xp, theta, summaries, roles, done, horizon)
         learned = theta["momenta"]
         weights = learned["start"] + learned["slope"] * done + xp.constant(start)
         weights = xp.broadcast_to(weights, (rows.count, len(start)))
-        if not self.has_network:
-            blends = xp.broadcast_to(theta["blend"], (rows.count,))
-            sizes = sizes * xp.exp(log_sizes)
-            told = {"sizes": sizes, "weights": weights, "blends": blends}
-            return Advance(shared, scale, told=told)
-        traces, seen = momentum_features.traced(
-            xp, rows.carried.traces, summaries, run.updates
-        )
-        inputs = momentum_features.inputs(
-            xp, seen, summaries, xp.log(sizes + 1e-30), done, horizon
-        )
-        net = theta["network"]
-        hidden = xp.tanh(layers.affine(xp, net["hidden"], inputs))
-        out = 3.0 * xp.tanh(layers.affine(xp, net["head"], hidden) / 3.0)
-        if len(start) > 2:  # from the fast momenta to the slowest
-            moved = xp.constant((0.0, -0.3, *(0.0 for _ in start[3:]), 0.3))
-            weights = weights + out[:, 1:2] * moved
-        told = {
-            "sizes": sizes * xp.exp(log_sizes + out[:, 0]),
-            "weights": weights,
-            "blends": theta["blend"] + 0.3 * out[:, 2],
-        }
-        carried = rows.carried._replace(traces=traces)
+        blends = theta["blend"] if self.has_blend else 0.0
+        if self.has_signal:
+            signal, seen = momentum_features.signal(
+                xp, shared.signal, summaries, self.decays[0], run, horizon
+            )
+            log_sizes = log_sizes + xp.sum(theta["signal"] * seen)
+            shared = shared._replace(signal=signal)
+        if self.has_network:
+            traces, out = momentum_features.network(
+                xp, theta["network"], carried.traces, summaries, sizes, run, horizon
+            )
+            carried = carried._replace(traces=traces)
+            log_sizes = log_sizes + out[:, 0]
+            if len(start) > 2:  # from the fast momenta to the slowest
+                moved = xp.constant((0.0, -0.3, *(0.0 for _ in start[3:]), 0.3))
+                weights = weights + out[:, 1:2] * moved
+            blends = blends + 0.3 * out[:, 2] if self.has_blend else blends
+        told = {"sizes": sizes * xp.exp(log_sizes), "weights": weights}
+        if self.has_blend:
+            told["blends"] = xp.broadcast_to(blends, (rows.count,))
         return Advance(shared, scale, carried=carried, told=told)
 
     def _log_sizes(
@@ -281,7 +304,7 @@ class LearnedMuon(form.Rule):
         length = xp.log(horizon / TYPICAL_STEPS)
         per_role = theta["size"] + theta["horizon"] * length
         log_sizes = xp.sum(roles * per_role, axis=-1)
-        shapes = 2.0 * summaries[:, NUM_TRACES + 1 : NUM_TRACES + 3]
+        shapes = 2.0 * summaries[:, momentum_features.SHAPE]
         shaped = xp.sum(shapes * theta["shape"], axis=-1)
         schedule = time_features.at_knots(xp, theta["schedule"], done)
         return log_sizes + roles[:, 0] * shaped + schedule
@@ -333,7 +356,7 @@ class LearnedMuon(form.Rule):
             moved.reshape(direction.shape),
             sizes * math.sqrt(max(1.0, out / fan_in)),
         )
-        if not self.config.learned:
+        if not self.has_blend:
             return place.column(sizes) * moved
         plain, unit = yield from _unit(xp, place, direction)
         blends = told["blends"]

@@ -111,7 +111,7 @@ class VeLO(ElementRule):
     config_class: ClassVar[type] = VeLOConfig
     needs_loss: ClassVar[bool] = True
     needs_horizon = True
-    summaries_need_gradients: ClassVar[bool] = False
+    summaries_need_gradients: bool = False
     config: VeLOConfig
 
     @property

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lopax._core import native_build
 from lopax._core.errors import ConfigError
+from lopax.torch import finite
 from lopax.torch.batch import Common
 from lopax.torch.errors import BackendUnavailable
 from lopax.torch.plain import Entry, PlainBackend
@@ -31,8 +32,9 @@ class Backend(Protocol):
         """Its name, and what it does not do and why, for `info()`."""
         ...
 
-    def begin(self, rule: Rule, entries: Sequence[Entry]) -> Tensor:
-        """[] bool: some gradient is not finite. Changes nothing."""
+    def begin(self, rule: Rule, entries: Sequence[Entry]) -> finite.Look:
+        """Whether some gradient is not finite, and whether all are surely within the
+        rule's bound. Changes nothing."""
         ...
 
     def finish(

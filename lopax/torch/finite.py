@@ -6,13 +6,21 @@ own tests of every element, and its maximum norm, are ten times slower there tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 _foreach_norm: Any = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+
+
+class Look(NamedTuple):
+    """What was seen of some tensors."""
+
+    bad: Tensor  # [] bool: some value is infinite or NaN
+    within: bool = False  # surely no value is larger than the bound
 
 
 def can_ask(x: Tensor) -> bool:
@@ -23,12 +31,21 @@ def can_ask(x: Tensor) -> bool:
 def some_not_finite(tensors: Sequence[Tensor]) -> Tensor:
     """[] bool: some value is infinite or NaN. There is at least one tensor, on one
     device, and none is empty."""
+    return look(tensors, 0.0).bad
+
+
+def look(tensors: Sequence[Tensor], bound: float) -> Look:
+    """Whether values are finite and, where that costs nothing, within a bound; of
+    tensors likewise."""
     if can_ask(tensors[0]):
         # Large values may leave float's range in a norm, so that is not the last word.
         norms = torch.stack([n.float() for n in _foreach_norm([*tensors], 2)])
-        if norms.sum().isfinite():
-            return torch.zeros((), dtype=torch.bool, device=norms.device)
+        total = float(norms.sum())
+        if math.isfinite(total):
+            none = torch.zeros((), dtype=torch.bool, device=norms.device)
+            # No element is larger than the norm of all.
+            return Look(none, total <= bound or float(norms.max()) <= bound)
         extremes = [torch.stack(torch.aminmax(x)).float() for x in tensors]
-        return ~torch.stack(extremes).isfinite().all()
+        return Look(~torch.stack(extremes).isfinite().all())
     norms = _foreach_norm([*tensors], float("inf"))
-    return ~torch.stack([n.float() for n in norms]).isfinite().all()
+    return Look(~torch.stack([n.float() for n in norms]).isfinite().all())

@@ -21,7 +21,7 @@ from lopax.native import library, tables
 from lopax.native.blocks import Blocks
 from lopax.native.coverage import not_covered, tensor_not_covered
 from lopax.rules.element_net import ARRAYS, ElementNet, Numbers
-from lopax.torch import plain
+from lopax.torch import finite, plain
 from lopax.torch.batch import Common, complete
 from lopax.torch.errors import BackendUnavailable
 from lopax.torch.memory import share_memory
@@ -95,7 +95,7 @@ class FusedCPU:
         self._operands: list[Operand] = []
 
     @outside_graphs
-    def begin(self, rule: Rule, entries: Sequence[Entry]) -> Tensor:
+    def begin(self, rule: Rule, entries: Sequence[Entry]) -> finite.Look:
         self._sort(rule, entries)
         key = tuple((e.shape, e.axes, e.matrix, e.role) for e in self._mine)
         if key != self._key:
@@ -105,7 +105,9 @@ class FusedCPU:
             return self._plain.begin(rule, entries)
         bad = self._core.elements_begin(*self._tensors(), None, _threads())
         found = torch.tensor(bool(bad), dtype=torch.bool, device="cpu")
-        return found | self._plain.begin(rule, self._rest) if self._rest else found
+        if self._rest:
+            found = found | self._plain.begin(rule, self._rest).bad
+        return finite.Look(found)
 
     @outside_graphs
     def finish(

@@ -15,6 +15,7 @@ from lopax.rules.celo import Celo
 from lopax.rules.celo_adam import CeloAdam
 from lopax.rules.channels import ELEMENT, GROUPS, places
 from lopax.rules.element_net import ARRAYS, ElementNet
+from lopax.torch import finite
 from lopax.torch.batch import NOTHING, Common
 from lopax.torch.cuda_tables import CHUNK, ITEM, OUT, Tables
 from lopax.torch.errors import BackendUnavailable
@@ -98,7 +99,7 @@ class FusedCUDA:
         return "fused"
 
     @outside_graphs
-    def begin(self, rule: Rule, entries: Sequence[Entry]) -> Tensor:
+    def begin(self, rule: Rule, entries: Sequence[Entry]) -> finite.Look:
         with self._on_device():
             self._point(entries)
             if self._shared:  # programs would write to one place
@@ -106,7 +107,7 @@ class FusedCUDA:
             flaw = torch.zeros((), dtype=torch.int32, device=self._device)
             for tables, _, _ in self._step:
                 self._examine(tables, flaw)
-            return flaw > 0
+            return finite.Look(flaw > 0)
 
     def _point(self, entries: Sequence[Entry]) -> None:
         """Tables that are up to date for this step."""

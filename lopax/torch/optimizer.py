@@ -295,9 +295,13 @@ class LearnedOptimizer(Operands):
             by_device.setdefault(key, []).append(e)
         jobs = [(*self._on(d, alone), p) for (d, alone), p in by_device.items()]
 
-        flags = [backend.begin(rule, part).to(home) for rule, backend, part in jobs]
+        looks = [backend.begin(rule, part) for rule, backend, part in jobs]
+        jobs = [
+            (rule, backend, [e._replace(within=look.within) for e in part])
+            for (rule, backend, part), look in zip(jobs, looks, strict=True)
+        ]
         none = torch.zeros((), dtype=torch.bool, device=home)
-        bad = torch.stack(flags or [none]).any()
+        bad = torch.stack([none, *(look.bad.to(home) for look in looks)]).any()
         loss = torch.as_tensor(value, dtype=torch.float32, device=home)
         loss, bad = agree(loss, bad, self._process_group)
         if self._process_group is not None:  # which need not hold all shards

@@ -45,6 +45,7 @@ class Entry(NamedTuple):
     told: Mapping[str, Tensor] = NOTHING  # what the rule's `advance` told this tensor
     place: int = 0  # in a list of entries
     addressable: bool = True  # a kernel may be given the addresses of all its arrays
+    within: bool = False  # surely no element of the gradient is beyond the rule's bound
 
 
 class PlainBackend:
@@ -58,13 +59,14 @@ class PlainBackend:
     def describe(self) -> str:
         return f"plain: {self._why}" if self._why else "plain"
 
-    def begin(self, rule: Rule, entries: Sequence[Entry]) -> Tensor:
-        """[] bool: some gradient is not finite. Nothing is changed."""
-        del rule
+    def begin(self, rule: Rule, entries: Sequence[Entry]) -> finite.Look:
+        """Whether some gradient is not finite, and whether all are within the rule's
+        bound. Nothing is changed."""
         grads = [e.grad for e in entries if e.grad.numel()]
-        if not grads:
-            return torch.zeros((), dtype=torch.bool, device=entries[0].param.device)
-        return finite.some_not_finite(grads)
+        if grads:
+            return finite.look(grads, rule.grad_clip)
+        device = entries[0].param.device
+        return finite.Look(torch.zeros((), dtype=torch.bool, device=device), True)
 
     def finish(
         self, rule: Rule, entries: Sequence[Entry], common: Common, alive: Tensor
@@ -196,8 +198,7 @@ def _gradients(rule: Rule, members: Sequence[Entry]) -> Tensor:
     clip, stacked = rule.grad_clip, _stack([e.grad for e in members]).float()
     if finite.can_ask(stacked):  # and a step with others is not done
         written = rule.element_net(members[0].role) is not None
-        # No element is larger than the norm of all.
-        if not written and float(torch.linalg.vector_norm(stacked)) <= clip:
+        if not written and members[0].within:
             return stacked
         return stacked.clamp(-clip, clip)
     grads = torch.nan_to_num(stacked, nan=0.0, posinf=clip, neginf=-clip)
