@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from lopax._core import cache, native_build
+from lopax._core.errors import ConfigError
 from lopax._core.native_build import NativeUnavailable, Source
 
 COMPILER = "cc"
@@ -304,8 +305,12 @@ def test_the_compiler_may_be_a_command_line(place, monkeypatch):
         monkeypatch.setenv("CC", bad)
         with pytest.raises(NativeUnavailable, match=told):
             native_build.compiler("CC", (COMPILER,))
-    monkeypatch.setenv("LOPAX_KERNELS", "off")
-    with pytest.raises(NativeUnavailable, match="LOPAX_KERNELS"):
+    for off in ("off", " OFF", "0", "false", "no"):
+        monkeypatch.setenv("LOPAX_KERNELS", off)
+        with pytest.raises(NativeUnavailable, match="LOPAX_KERNELS"):
+            native_build.compiler("CC", (COMPILER,))
+    monkeypatch.setenv("LOPAX_KERNELS", "of")
+    with pytest.raises(ConfigError, match="LOPAX_KERNELS = 'of'"):
         native_build.compiler("CC", (COMPILER,))
 
 

@@ -153,12 +153,24 @@ def scalar_loss(value: Any) -> Any:
     """A loss of one element as [] float32; None stays None. Raises `ConfigError`."""
     if value is None:
         return None
+    if not _is_numeric(value):
+        raise ConfigError(
+            f"value = {value!r}: the loss must be one real number, or an array of one"
+        )
     if jnp.size(value) != 1 or jnp.iscomplexobj(value):
         raise ConfigError(
             f"value of shape {jnp.shape(value)} and dtype {jnp.result_type(value)}: "
             "the loss must be one real number; take the mean over the batch"
         )
     return jnp.asarray(value, jnp.float32).reshape(())
+
+
+def _is_numeric(x: Any) -> bool:
+    """Whether this is a number or an array of numbers."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is None:
+        return isinstance(x, (bool, int, float, complex)) or hasattr(x, "__jax_array__")
+    return jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
 
 
 def shrunk(x: Any) -> tuple[Any, Any]:

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 from lopax._core.atomic import atomic_write
 from lopax._core.cache import cache_dir
-from lopax._core.errors import LopaxError
+from lopax._core.errors import ConfigError, LopaxError
 
 TIMEOUT = 300.0
 """Seconds a compiler may take."""
@@ -78,8 +78,17 @@ class Source(NamedTuple):
 
 
 def switched_off() -> bool:
-    """Whether the user wants no kernels: `LOPAX_KERNELS=off`."""
-    return os.environ.get("LOPAX_KERNELS", "").strip().lower() in ("off", "0")
+    """Whether the user wants no kernels: `LOPAX_KERNELS=off` (or 0, false, no).
+
+    Raises `ConfigError` for what is neither that nor its opposite.
+    """
+    value = os.environ.get("LOPAX_KERNELS", "")
+    wanted = value.strip().lower()
+    if wanted in ("off", "0", "false", "no"):
+        return True
+    if wanted in ("", "on", "1", "true", "yes", "auto"):
+        return False
+    raise ConfigError(f"LOPAX_KERNELS = {value!r}: must be 'off' or 'on'")
 
 
 def compiler(variable: str, names: Sequence[str]) -> list[str]:

@@ -33,9 +33,13 @@ def whole_steps(num_steps: Any) -> int:
 
 def check_factor(name: str, value: Any, *, negative: bool = False) -> None:
     """Raises `ConfigError` unless `value` is a finite real number, which must be at
-    least 0 without `negative`, or an array in the place of one, which is not looked
-    at: it may be traced, or wait for a device."""
+    least 0 without `negative`, or an array of one element in the place of one, whose
+    value is not looked at: it may be traced, or wait for a device."""
     if hasattr(value, "dtype") and not isinstance(value, np.generic):
+        if _size(value) != 1:
+            raise ConfigError(
+                f"{name} of shape {tuple(value.shape)}: must be one number"
+            )
         return
     fine = isinstance(value, (int, float, np.integer, np.floating))
     if fine and math.isfinite(value) and (negative or value >= 0.0):

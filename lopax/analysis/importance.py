@@ -68,7 +68,7 @@ def feature_importance(
         def compare(flat: Array) -> tuple[Array, Array]:
             size = jnp.sqrt(jnp.sum(jnp.square(intact)))
             gap = jnp.sqrt(jnp.sum(jnp.square(flat - intact)))
-            return 1.0 - running.cosine(flat, intact), gap / jnp.maximum(size, 1e-38)
+            return 1.0 - running.cosine(flat, intact), gap / jnp.maximum(size, 2e-38)
 
         others = jax.vmap(changed_update)(thetas)
         flat = [u.reshape(u.shape[0], -1) for u in jax.tree.leaves(others)]

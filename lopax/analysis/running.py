@@ -174,4 +174,4 @@ def as_tensors(tree: Any) -> list[Array]:
 def cosine(a: Array, b: Array) -> Array:
     """[] cosine of the angle between two tensors; 0 if one of them is zero."""
     size = jnp.sqrt(jnp.sum(jnp.square(a)) * jnp.sum(jnp.square(b)))
-    return jnp.where(size > 0, jnp.sum(a * b) / jnp.maximum(size, 1e-38), 0.0)
+    return jnp.where(size > 0, jnp.sum(a * b) / jnp.maximum(size, 2e-38), 0.0)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from lopax._core import leaves
+from lopax._core.errors import StructureMismatch
 from lopax._core.lifting import all_finite, own_arithmetic, scalar_loss
 from lopax._core.tree import select
 from lopax._core.types import Params, Updates
@@ -53,6 +54,12 @@ def accumulate(
         value: Any = None,
         **extra: Any,
     ) -> tuple[Updates, AccumulationState]:
+        if not isinstance(state, AccumulationState):
+            raise StructureMismatch(
+                "the optimizer's state is not one of an optimizer that accumulates "
+                f"gradients (accumulate_beyond) but a {type(state).__name__}: it must "
+                "be what opt.init(params) returned"
+            )
         like = updates if params is None else params
         value = scalar_loss(value)
         new, mean = (leaves.gradients(like, x) for x in (updates, state.grads))

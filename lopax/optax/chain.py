@@ -11,11 +11,19 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from lopax._core import leaves, lifting
-from lopax._core.errors import ConfigError, MissingHorizon, MissingParams
+from lopax._core import tree as trees
+from lopax._core.errors import (
+    ConfigError,
+    LopaxError,
+    MissingHorizon,
+    MissingParams,
+    StructureMismatch,
+)
 from lopax._core.numbers import check_factor
 from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.routing import Route
@@ -24,7 +32,7 @@ from lopax.blocks import narrow_momenta
 from lopax.optax import report as reports
 from lopax.optax import watch
 from lopax.optax.accumulation import accumulate
-from lopax.optax.links import Decay, Link, Made, Multiply
+from lopax.optax.links import Decay, Made, Multiply, is_number
 from lopax.optax.states import OptimizerState, Report
 from lopax.optax.storage import Storage, by_name, in_place, is_placeholder
 
@@ -67,7 +75,7 @@ def _chained(
     theta: Theta,
     num_steps: Any,
     momentum_dtype: str,
-    links: Sequence[Link],
+    links: Sequence[Decay | Multiply],
     report: bool,
     warn: bool,
 ) -> optax.GradientTransformationExtraArgs:
@@ -99,14 +107,29 @@ def _chained(
     ) -> tuple[Updates, OptimizerState]:
         if params is None:
             raise MissingParams(rule.name)
+        if not isinstance(state, OptimizerState):
+            raise StructureMismatch(_FOREIGN.format(rule.name, type(state).__name__))
+        try:
+            return step(updates, state, params, **extra)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            if not isinstance(error, LopaxError):
+                _compare(rule.name, jax.eval_shape(init_fn, params), state, error)
+            raise
+
+    def step(
+        updates: Updates, state: OptimizerState, params: Params, **extra: Any
+    ) -> tuple[Updates, OptimizerState]:
         named = by_name(params, leaves.trained(params))
         grads = by_name(params, leaves.gradients(params, updates))
         kept = narrow.unpack(storage.unpack(state.rule, params))
+        factors = [link.factor_at(state.count) for link in links]
+        if extra.get("value") is not None or not rule.needs_loss:
+            extra["value"] = _unless_finite(extra.get("value"), factors)
         moves, rule_state, found = rule.update(theta, grads, kept, named, **extra)
         scale = jnp.asarray(found.step_scale, jnp.float32)
         made = Made.of(moves, params, named, state.count, scale, found.skipped)
-        for link in links:
-            made = link(made)
+        for link, factor in zip(links, factors, strict=True):
+            made = link(made, factor)
         moves = made.as_given(moves)
         after = OptimizerState(
             rule=storage.pack(narrow.pack(rule_state), params, state.rule),
@@ -121,6 +144,34 @@ def _chained(
         return in_place(params, moves), after
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
+
+
+def _unless_finite(value: Any, factors: Sequence[Any]) -> Any:
+    """The loss, not finite if a factor of this step is not, so that it is skipped."""
+    value = lifting.scalar_loss(value)
+    for factor in factors:
+        if not is_number(factor):
+            known = jnp.zeros((), jnp.float32) if value is None else value
+            value = known + 0.0 * jnp.reshape(factor, ()).astype(jnp.float32)
+    return value
+
+
+_FOREIGN = (
+    "the optimizer's state is not one of {!r} but a {}: it must be what "
+    "opt.init(params) or opt.update(...) returned. A file is read into such a state if "
+    "the reader is given opt.init(params) as its target."
+)
+
+
+def _compare(name: str, expected: Any, state: Any, error: Exception) -> None:
+    """Raises `StructureMismatch` if a step failed for being from a foreign state."""
+    what = f"the optimizer's state, of a rule that is to be {name!r},"
+    fix = "Was it saved by another rule, or with other settings?"
+    want, have = trees.describe(expected), trees.describe(state)
+    if want != have:
+        raise StructureMismatch.between(what, want, have, fix) from error
+    if jax.tree.structure(expected) != jax.tree.structure(state):
+        raise StructureMismatch(f"{what} has other nodes: {error}\n{fix}") from error
 
 
 def _gradients_per_step(num_steps: Any, limit: int | None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,9 @@ class Made(NamedTuple):
         return {k: x.astype(moves[k].dtype) for k, x in self.moves.items()}
 
 
-Link: TypeAlias = Callable[[Made], Made]
+def is_number(x: Any) -> bool:
+    """Whether this is known and finite already: the optimizer was made with it."""
+    return isinstance(x, (int, float, np.integer, np.floating))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +55,17 @@ class Decay:
     weight_decay: Any
     mask: Any | Callable[[Params], Any] | None = None
 
-    def __call__(self, made: Made) -> Made:
+    def factor_at(self, steps: Count) -> Any:
+        """What a step after so many is multiplied with: [], or a number."""
+        del steps
+        return self.weight_decay
+
+    def __call__(self, made: Made, factor: Any = None) -> Made:
         decays = _decaying(self.weight_decay, self.mask, made.params)
         if not any(flag is not False for flag in decays.values()):
             return made
-        rate = jnp.where(made.skipped, 0.0, self.weight_decay * made.step_scale)
+        decay = jnp.reshape(self.weight_decay if factor is None else factor, ())
+        rate = jnp.where(made.skipped, 0.0, decay * made.step_scale)
         return made._replace(
             moves={
                 name: move - rate * made.named[name].astype(jnp.float32)
@@ -81,10 +89,16 @@ class Multiply:
     factor: Any | optax.Schedule
     every: int = 1
 
-    def __call__(self, made: Made) -> Made:
-        factor = self.factor
-        if callable(factor):
-            factor = factor(made.steps * self.every)
+    def factor_at(self, steps: Count) -> Any:
+        """What a step after so many is multiplied with: [], or a number."""
+        if callable(self.factor):
+            return self.factor(steps * self.every)
+        return self.factor
+
+    def __call__(self, made: Made, factor: Any = None) -> Made:
+        factor = self.factor_at(made.steps) if factor is None else factor
+        if not is_number(factor):  # which need not be finite in such a step
+            factor = jnp.where(made.skipped, 0.0, jnp.reshape(factor, ()))
         return made._replace(moves={k: factor * x for k, x in made.moves.items()})
 
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from lopax._core import leaves, lifting, placing
+from lopax._core import tree as trees
 from lopax._core.errors import ConfigError, StructureMismatch
 from lopax._core.lifting import Leaf
 from lopax._core.optimizer import LearnedOptimizer, OptState
@@ -87,6 +88,14 @@ class Storage:
         if not self._applies(state):
             return state
         kept: Kept = state.tensors
+        want, have = trees.describe(self._shared()), trees.describe(state.shared)
+        if want.keys() != have.keys():
+            raise StructureMismatch.between(
+                f"what tensors share in the state of {self._rule.name!r}",
+                dict.fromkeys(want, "an array"),
+                dict.fromkeys(have, "an array"),
+                "Was it saved by another rule, or with other settings?",
+            )
         places = self._places(params)
         if kept.rest.keys() != places.keys():
             raise StructureMismatch.between(
@@ -128,9 +137,7 @@ class Storage:
         rule = self._rule
         if not isinstance(rule, TensorRule):
             return 0
-        shared = jax.eval_shape(
-            lambda: rule.init_shared(self._theta, jnp.ones((), jnp.int32), 1)
-        )
+        shared = self._shared()
         like = dict.fromkeys(rule.param_like, params)
         return OptState(0, 0, 0, jax.tree.map(lambda _: 0, shared), Kept(like, 0))  # type: ignore[arg-type]
 
@@ -140,6 +147,11 @@ class Storage:
     def _places(self, params: Params) -> dict[str, Leaf]:
         named = by_name(params, leaves.trained(params))
         return {leaf.name: leaf for leaf in lifting.places(named)}
+
+    def _shared(self) -> Any:
+        """The shapes of what tensors share, of a single one."""
+        init: Any = self._rule.init_shared  # type: ignore[attr-defined]
+        return jax.eval_shape(lambda: init(self._theta, jnp.ones((), jnp.int32), 1))
 
     def _starter(self, leaf: Leaf) -> Any:
         return self._rule.starter(self._theta, leaf)  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from lopax._core import lifting, suspicions
+from lopax._core.errors import ConfigError
 from lopax._core.optimizer import LearnedOptimizer, OptState
 from lopax._core.routing import Route
 from lopax._core.types import Params
@@ -51,6 +52,11 @@ def rate(name: str, factor: Any, num_steps: Any) -> None:
         with jax.ensure_compile_time_eval():
             counts = (0, num_steps // 4, num_steps // 2)
             values = [jnp.asarray(factor(jnp.asarray(n))) for n in counts]
+        if any(x.size != 1 for x in values):
+            raise ConfigError(
+                f"lr_multiplier: the schedule gives an array of shape {values[0].shape}"
+                ": must be one number"
+            )
         factor = max(abs(float(x)) for x in values)
     if isinstance(factor, (int, float)) and far_from_one(factor):
         say(
@@ -129,7 +135,7 @@ def what(state: Any, flaw: int) -> str:
         return "what the rule makes of loss and gradients"
     if names and flaw < len(names[0]):
         return f"the gradient of {names[0][flaw]!r}"
-    return "the loss"
+    return "a factor on the step, or the loss"
 
 
 def _names(state: OptState) -> list[str]:

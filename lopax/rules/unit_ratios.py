@@ -22,6 +22,8 @@ BAND = 5.0
 OWN_BAND = 20.0
 """A matrix further than this from the rest of its network counts by itself."""
 _ZERO, _HUGE = -80.0, 1e17
+_TINY = 2e-38
+"""Not below the smallest number that a program may not take for zero (1.2e-38)."""
 
 
 MATRIX, VECTOR, OTHER = 1.0, 0.0, -1.0
@@ -36,9 +38,11 @@ def measure(xp: Ops, place: Place, param: Array, kind: float) -> Steps:
     mean = size / place.size
     unit = param / place.column(xp.where(mean > 0.0, mean, 1.0))
     (square,) = yield [place.total_square(xp, unit)]
-    log = xp.log(mean * xp.sqrt(square / place.size) + 1e-38)
+    # The slope of the root at zero is infinite.
+    square = xp.where(mean > 0.0, square / place.size, 1.0)
+    log = xp.log(mean * xp.sqrt(square) + _TINY)
     log = log + 0.5 * math.log(max(place.sides[0], 1))
-    return xp.stack([log, 0.0 * log + kind], axis=-1)
+    return xp.stack([log, 0.0 * mean + kind], axis=-1)
 
 
 def usual(xp: Ops, starts: Array) -> Array:

@@ -86,7 +86,7 @@ class FusedCPU:
         self._key: Any = None
         self._table = np.zeros(0, tables.TENSOR)
         self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")
-        self._addresses = self._sizes = np.zeros((6, 0), np.int64)
+        self._addresses = self._sizes = np.zeros((6, 0), np.int64)  # of the operands
         self._others: Any = ()
         self._shared = False  # some tensors lie in the same memory
         self._groups: list[list[Entry]] = []
@@ -193,6 +193,7 @@ class FusedCPU:
             row["vector"] = axes is None
         self._table, self._key = table, tuple(key)
         self._rules, self._factors = np.zeros(0, tables.RULE), np.ones(())
+        self._addresses = self._sizes = np.zeros((6, 0), np.int64)
 
     def _set_bands(self) -> None:
         """How tensors are cut, and their scratch memory; depends on the rule's flags

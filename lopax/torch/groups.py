@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lopax._core.errors import ConfigError
+from lopax._core.errors import ConfigError, StructureMismatch
 from lopax._core.numbers import check_factor
 from lopax.torch import sharding
 from lopax.torch.errors import UnsupportedParameter
 from lopax.torch.geometry import LAYOUTS
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Of parameters that can be stepped."""
+_ROUNDING = 1e-6
 
 
 def with_names(group: dict[str, Any]) -> dict[str, Any]:
@@ -22,7 +26,7 @@ def with_names(group: dict[str, Any]) -> dict[str, Any]:
     if params is None or isinstance(params, (Tensor, set)):
         return group
     params = list(params)
-    pairs = [p for p in params if isinstance(p, tuple)]
+    pairs = [p for p in params if isinstance(p, tuple) and len(p) == 2]
     if len(pairs) != len(params) or not pairs:
         return {**group, "params": params}
     names, tensors = zip(*pairs, strict=True)
@@ -30,9 +34,19 @@ def with_names(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def named(group: dict[str, Any]) -> Iterator[tuple[Tensor, str | None]]:
-    """A group's parameters with their names as paths, `block/0/weight`, if known."""
-    names = group.get("param_names") or [None] * len(group["params"])
-    for param, name in zip(group["params"], names, strict=True):
+    """A group's parameters with their names as paths, `block/0/weight`, if known.
+
+    Raises `StructureMismatch` if a program has changed the one list and not the other.
+    """
+    params = group["params"]
+    names = group.get("param_names") or [None] * len(params)
+    if len(names) != len(params):
+        raise StructureMismatch(
+            f"a parameter group has {len(params)} parameters and {len(names)} names: "
+            "where group['params'] is changed, change group['param_names'] with it, or "
+            "use add_param_group, or make a new optimizer"
+        )
+    for param, name in zip(params, names, strict=True):
         yield param, None if name is None else name.replace(".", "/")
 
 
@@ -43,10 +57,19 @@ def called(name: str | None, group: int, place: int) -> str:
     return f"parameter {name.replace('/', '.')!r}"
 
 
-def check_settings(merged: Mapping[str, Any], roles: tuple[str, ...]) -> None:
-    """Raises `ConfigError` for what a parameter group may not say."""
+def check_settings(
+    merged: Mapping[str, Any], roles: tuple[str, ...], *, running: bool = False
+) -> None:
+    """Raises `ConfigError` for what a parameter group may not say.
+
+    `running`: a program may have written it since, and a schedule that ends at zero
+    may end a rounding error below.
+    """
     for name in ("lr", "weight_decay"):
-        check_factor(name, merged[name])
+        value = merged[name]
+        if running and isinstance(value, float) and -_ROUNDING < value < 0.0:
+            continue
+        check_factor(name, value)
     if merged["layout"] not in LAYOUTS:
         raise ConfigError(
             f"layout = {merged['layout']!r}: must be one of "
@@ -64,6 +87,11 @@ def check_supported(param: Tensor, grad: Tensor) -> None:
     if grad.layout != torch.strided:
         raise UnsupportedParameter(
             f"{what} has a sparse gradient: build the layer with sparse=False"
+        )
+    if param.is_floating_point() and param.dtype not in DTYPES:
+        raise UnsupportedParameter(
+            f"{what} has dtype {param.dtype}, in which torch cannot add an update: "
+            "train it in bfloat16 or float32, and convert it afterwards"
         )
     if not param.is_floating_point():
         raise UnsupportedParameter(

@@ -58,7 +58,11 @@ def as_scalar(loss: Any) -> Any:
             )
         return loss.reshape(()).float()
     try:
-        return float(loss)
+        item = getattr(loss, "item", None)  # of arrays of one element, of any shape
+        value = item() if callable(item) else loss
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise ConfigError(
             f"the loss is {loss!r}: must be a scalar tensor or a number"

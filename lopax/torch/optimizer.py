@@ -151,9 +151,11 @@ class LearnedOptimizer(Operands):
             if not torch.nn.parameter.is_lazy(param):  # else when it has a shape
                 self._role(param, name, added)  # raises if it cannot be told
 
-    def _check_settings(self, merged: Mapping[str, Any]) -> None:
+    def _check_settings(
+        self, merged: Mapping[str, Any], *, running: bool = False
+    ) -> None:
         """Raises `ConfigError` for what a parameter group may not say."""
-        check_settings(merged, self._rule.roles)
+        check_settings(merged, self._rule.roles, running=running)
 
     def observe(self, loss: Any, *, reduce: str = "mean") -> None:
         """Records the loss the next `step()` will use, for loops that call it bare.
@@ -235,6 +237,8 @@ class LearnedOptimizer(Operands):
                 self._without_loss()
             else:
                 self._update(entries, 0.0 if given is None else as_scalar(given))
+        else:
+            self._watch.without_gradients(self.param_groups)
         return loss
 
     def info(self) -> Info:
@@ -262,6 +266,7 @@ class LearnedOptimizer(Operands):
         """The parameters with a gradient, and their states (made if missing)."""
         entries = []
         for index, group in enumerate(self.param_groups):
+            self._check_settings(group, running=True)
             for place, (param, name) in enumerate(named(group)):
                 grad = param.grad
                 if grad is None:

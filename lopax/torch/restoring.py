@@ -38,12 +38,25 @@ _HINT = (
 
 def check_kind(given: Mapping[str, Any]) -> None:
     """Raises `StructureMismatch` for what is no state dict of a lopax optimizer."""
+    if not isinstance(given, Mapping):
+        raise StructureMismatch(
+            f"a state dict of an optimizer is a dict, not a {type(given).__name__}"
+        )
     if not {"state", "param_groups"} <= set(given):
         raise StructureMismatch(
             "a state dict of an optimizer has the entries 'state' and 'param_groups'; "
             f"this one has {', '.join(map(repr, [*given][:5])) or 'none'}"
         )
-    for group in given["param_groups"]:
+    state, groups = given["state"], given["param_groups"]
+    fits = isinstance(state, Mapping) and isinstance(groups, (list, tuple))
+    if not fits or not all(isinstance(g, Mapping) and "params" in g for g in groups):
+        raise StructureMismatch(
+            "the entries of a state dict are a dict 'state' of the parameters' numbers "
+            "and a list 'param_groups' of dicts with their 'params'; this one has "
+            f"'state' of type {type(state).__name__} and 'param_groups' of type "
+            f"{type(groups).__name__}"
+        )
+    for group in groups:
         if "layout" not in group:
             settings = sorted(set(group) - {"params", "param_names"})
             owner = next((v for k, v in _OWNERS.items() if k in group), None)
@@ -194,7 +207,9 @@ class Resumable(torch.optim.Optimizer):
     def _plan(self, param: Tensor, name: str | None, group: Group, *place: int) -> Plan:
         raise NotImplementedError
 
-    def _check_settings(self, merged: Mapping[str, Any]) -> None:
+    def _check_settings(
+        self, merged: Mapping[str, Any], *, running: bool = False
+    ) -> None:
         raise NotImplementedError
 
     def set_num_steps(self, num_steps: int) -> None:
@@ -225,6 +240,7 @@ class Resumable(torch.optim.Optimizer):
         Raises `StructureMismatch` if it does not fit, and what
         `torch.optim.Optimizer.load_state_dict` raises.
         """
+        check_kind(state_dict)
         loaded: list[tuple[dict[Tensor, State], State]] = []
 
         def check(_: Any, given: dict[str, Any]) -> dict[str, Any] | None:
@@ -266,7 +282,7 @@ class Resumable(torch.optim.Optimizer):
         for index, (group, new) in enumerate(
             zip(self.param_groups, groups, strict=True)
         ):
-            self._check_settings(new)
+            self._check_settings(new, running=True)
             ids = enumerate(zip(new["params"], named(group), strict=True))
             for place, (i, (param, name)) in ids:
                 state = saved.get(i)

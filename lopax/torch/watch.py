@@ -23,6 +23,7 @@ from lopax._core.warned import (
     far_from_one,
     say,
 )
+from lopax.torch import finite
 from lopax.torch.groups import called, named
 from lopax.torch.plain import Entry
 from lopax.torch.rule import Rule
@@ -39,6 +40,8 @@ class Watch:
 
     def __init__(self) -> None:
         self._said: set[Any] = set()
+        self._idle = 0  # steps in a row in which no parameter had a gradient
+        self._unmoved = 0  # steps so far, as long as all gradients were zero
         self.restart()
 
     def attention(self, name: str, groups: Groups) -> None:
@@ -72,6 +75,9 @@ class Watch:
         `held`: [] bool, its loss and gradients were finite and its result was not.
         """
         self._held = held
+        self._idle = 0
+        if 0 <= self._unmoved < WINDOW and finite.can_ask(held):
+            self._zero(entries)
         if self._made < 0:
             self._made = int(shared["iteration"]) - 1
             self._end = int(shared["num_steps"]) if rule.needs_horizon else 0
@@ -92,6 +98,37 @@ class Watch:
             self._look(shared["skipped"], groups)
         if self._made >= 64 and not self._made & (self._made - 1):
             self._growth(rule, entries, groups)
+
+    def without_gradients(self, groups: Groups) -> None:
+        """To be called instead where no parameter has a gradient."""
+        self._idle += 1
+        if self._idle == WINDOW and any(g["params"] for g in groups):
+            say(
+                f"{WINDOW} steps in a row found no gradient at any parameter of this "
+                "optimizer, and changed nothing. Were the model's parameters replaced "
+                "after it was made (load_state_dict(assign=True), a copy, a wrapper), "
+                "or zero_grad() called between backward() and step()?",
+                SkippedWarning,
+            )
+
+    def _zero(self, entries: Sequence[Entry]) -> None:
+        """Warns if no matrix (or if there is none, nothing) ever had a gradient other
+        than zero."""
+        whole = [e for e in entries if e.sharding is None and e.grad.numel()]
+        seen = [e for e in whole if e.param.ndim > 1] or whole
+        if not seen or any(bool(e.grad.any()) for e in seen):
+            self._unmoved = -1
+            return
+        self._unmoved += 1
+        if self._unmoved == WINDOW:
+            what = "weight matrix" if seen[0].param.ndim > 1 else "parameter"
+            say(
+                f"the gradient of every {what} was exactly zero in the first {WINDOW} "
+                "steps, so that none is trained. Is the loss cut off from them "
+                "(detach), do several layers in a row start at zero, or did gradients "
+                "underflow in half precision (GradScaler)?",
+                SkippedWarning,
+            )
 
     def _first(self, key: Any) -> bool:
         new = key not in self._said
