@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_celo
+from rule_table import jax_backends
 from shared_files import golden, part, shared
 
 from lopax._core.errors import ConfigError, StructureMismatch, UnknownName
@@ -25,22 +26,13 @@ CASES = {
     "celo_adam": ("celo_adam", {}),
     "celo_adam_random": ("celo_adam", {}),
 }
-BACKENDS = ("plain", "fused")
-
-
-def backends(name: str) -> tuple[dict, ...]:
-    if name != "celo":
-        return ({},)
-    return tuple(
-        {"backend": b} for b in BACKENDS if b == "plain" or xla.why_not(4) is None
-    )
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_golden_files(case: str):
     file = golden(case)
     name, config = CASES[case]
-    for backend in backends(name):
+    for backend in jax_backends(name):
         rule = architecture(name, **config, **backend)
         theta = rule.theta_from_arrays(part(file, "theta"))
         params = {k: jnp.asarray(v) for k, v in part(file, "params").items()}
@@ -110,7 +102,7 @@ SHAPES = [(), (1,), (9,), (6, 5), (5, 6), (8, 8), (3, 3, 4, 8), (8, 4, 3, 3), (2
 SHAPES += [(6, 6, 3, 3), (2, 3, 5, 4, 3), (1, 7), (7, 1)]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["plain", "fused"])
 def test_agrees_with_the_slow_reference(backend: str):
     if backend == "fused" and xla.why_not(4):
         pytest.skip("no fused kernel here (no C++ compiler)")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rule_table
 
 from lopax._core import sizes
 from lopax.architectures import ARCHITECTURES, architecture
@@ -53,6 +54,11 @@ RULES = {
     "mulo": {"base_width": 3.0},
 }
 """Name, with a remark behind the last underscore if need be -> settings."""
+
+
+def test_every_rule_with_a_kernel_is_here():
+    names = {n if n in ARCHITECTURES else n.rpartition("_")[0] for n in RULES}
+    assert names == set(rule_table.names("jax", "fused"))
 
 
 @needs_kernel

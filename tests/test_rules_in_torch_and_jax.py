@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 from pathlib import Path
 
+import pytest
+import rule_table
+import torch
+
 import lopax.rules
 import lopax.torch as lt
-from lopax.architectures import ARCHITECTURES
-from lopax.architectures.described import Described
+from lopax.architectures import ARCHITECTURES, architecture
 from lopax.rules.ops import Ops
 
 FOLDER = Path(lopax.rules.__file__).parent
@@ -31,13 +35,33 @@ def test_no_rule_imports_a_framework_or_is_long() -> None:
 
 def test_a_rule_is_the_same_in_both_frameworks() -> None:
     """One class of rule, so one configuration and one set of names."""
-    for name, entry in ARCHITECTURES._entries.items():
-        if not issubclass(entry.make, Described):
+    in_torch = rule_table.rules("torch")
+    for name, rule in rule_table.rules("jax").items():
+        if rule is None:
+            assert rule_table.why_not("torch", name, "plain")
             continue
-        rule = entry.make.rule_class
-        assert entry.config is rule.config_class
+        assert ARCHITECTURES[name].config is rule.config_class
         assert rule.name == name
-        assert lt.RULES[name].rule_class is rule
+        assert in_torch[name] is rule
+
+
+@pytest.mark.parametrize("name", rule_table.names("torch"))
+def test_the_table_of_backends_is_what_the_drivers_say(name: str) -> None:
+    from torch_common import SETTINGS, make, needs_compiler
+
+    needs_compiler()
+    settings = SETTINGS.get(name, {})
+    for backend in ("plain", "fused"):
+        param = torch.nn.Parameter(torch.ones(3, 2))
+        param.grad = torch.ones(3, 2)
+        why = rule_table.why_not("torch", name, backend, **settings)
+        told = contextlib.nullcontext()
+        if why:
+            told = pytest.raises(lt.BackendUnavailable, match=name)
+        with told:
+            make(name, [param], backend=backend).step(loss=1.0)
+        if why is None and backend == "fused":
+            architecture(name, backend=backend)
 
 
 def test_both_frameworks_have_all_the_arithmetic() -> None:

@@ -20,7 +20,7 @@ from torch_common import (
 import lopax.torch as lt
 from lopax._core.errors import ConfigError
 from lopax.pretrained import list_weights
-from lopax.torch import elements
+from lopax.torch import pieces
 from lopax.torch.rule import Rule
 
 
@@ -259,8 +259,8 @@ def test_working_in_pieces_changes_nothing(name, layout, monkeypatch) -> None:
     start = [torch.randn(s, generator=generator) for s in shapes]
     grads = [[torch.randn(s, generator=generator) for s in shapes] for _ in range(3)]
     ends = []
-    for chunk in (1 << 15, 50):
-        monkeypatch.setattr(elements, "CPU_CHUNK", chunk)
+    for part in (1 << 15, 50):
+        monkeypatch.setattr(pieces, "CPU_PART", part)
         params = [torch.nn.Parameter(x.clone()) for x in start]
         optimizer = make(name, params, layout=layout, backend="plain")
         for step in range(3):

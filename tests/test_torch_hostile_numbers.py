@@ -10,9 +10,10 @@ from typing import Any
 
 import hypothesis
 import pytest
+import rule_table
 import torch
 from hypothesis import strategies as st
-from torch_common import FUSED_CPU, NAMES, make, needs_compiler, random_theta
+from torch_common import NAMES, make, needs_compiler, random_theta
 
 from lopax.torch.batch import Advance
 from lopax.torch.rule import Rule
@@ -23,10 +24,9 @@ SCALES = st.integers(-30, 30)
 HORIZONS = (1, 10, 10**6, 3 * 10**7, 5 * 10**7, 10**9)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST = float(torch.finfo(torch.float32).max)
-BACKENDS = [(n, "plain") for n in NAMES] + [(n, "fused") for n in FUSED_CPU]
 
 
-@pytest.fixture(params=BACKENDS, ids="-".join)
+@pytest.fixture(params=rule_table.rows("torch", "plain", "fused"), ids="-".join)
 def kind(request):
     if request.param[1] == "fused":
         needs_compiler()

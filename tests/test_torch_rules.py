@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rule_table
 import torch
 from shared_files import golden
 from torch_common import (
@@ -58,8 +59,8 @@ def test_golden_files(file, layout, backend, tmp_path):
     """The published implementations' numbers; settings come from a weights file."""
     data = golden(file)
     name, config = GOLDEN[file]
-    if backend == "fused" and name not in FUSED_CPU:
-        pytest.skip("there is no fused CPU kernel for this rule")
+    if why := rule_table.why_not("torch", name, backend):
+        pytest.skip(why)
     store = to_torch_layout if layout == "out_in" else np.asarray
     tensors = [k.removeprefix("params/") for k in data if k.startswith("params/")]
     params = {
@@ -218,8 +219,8 @@ TREE = [(), (1,), (9,), (7, 1), (6, 6), (5, 12), (3, 300), (2, 3, 4), (3, 3, 8, 
 @pytest.mark.parametrize("name", NAMES)
 def test_jax_and_torch_agree_on_random_trees(name, backend):
     """All ranks, stored in JAX's layout there and in torch's here; one bad step."""
-    if backend == "fused" and name not in FUSED_CPU:
-        pytest.skip("there is no fused CPU kernel for this rule")
+    if why := rule_table.why_not("torch", name, backend):
+        pytest.skip(why)
     generator = np.random.default_rng(1)
     start = [np.asarray(generator.standard_normal(s), np.float32) for s in TREE]
     theta = random_theta(name, seed=3)

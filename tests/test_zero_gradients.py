@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 from quick_compile import quick_jit
+from rule_table import jax_backends
 
 import lopax
 from lopax.architectures import ARCHITECTURES, architecture
-from lopax.native import xla
 from lopax.optax.chain import from_rule
 
 STEPS = 20
@@ -70,18 +70,10 @@ def moved(opt: Any, steps: int = STEPS) -> tuple[dict[str, Any], Any]:
     return {n: np.asarray(now[n] - start[n]) for n in start}, state
 
 
-def backends(name: str) -> list[dict[str, Any]]:
-    fields = getattr(architecture(name).config, "__dataclass_fields__", {})  # type: ignore[attr-defined]
-    if "backend" not in fields:
-        return [{}]
-    found = [{"backend": "plain"}]
-    return [*found, {"backend": "fused"}] if xla.why_not(4) is None else found
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES.names("*"))
 def test_what_never_saw_a_gradient_stays(name: str) -> None:
     by_backend = []
-    for settings in backends(name):
+    for settings in jax_backends(name):
         rule = architecture(name, **settings)
         found, _ = moved(from_rule(rule, shaken_theta(rule), num_steps=STEPS))
         by_backend.append(found)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rule_table
 import torch
 
 import lopax.torch as lt
@@ -14,9 +15,9 @@ from lopax.torch import fused_cpu
 from lopax.torch.errors import BackendUnavailable
 from lopax.torch.rule import theta_shapes
 
-NAMES = tuple(lt.RULES)
-FUSED_CPU = ("celo", "velo", "adafac_mlp", "mulo", "celo2", "celo2_base")
-FUSED_CUDA = ("celo", "celo_adam")
+NAMES = rule_table.names("torch")
+FUSED_CPU = rule_table.names("torch", "fused")
+FUSED_CUDA = rule_table.names("torch", "triton")
 NEEDS_LOSS = tuple(n for n in NAMES if lt.RULES[n].rule_class.needs_loss)
 
 SETTINGS: dict[str, dict[str, Any]] = {

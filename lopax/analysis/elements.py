@@ -97,11 +97,11 @@ class NamedInputs(NamedTuple):
         """Of one tensor."""
         net, place = self.net, Place(grad.shape, reading=tuple(range(grad.ndim)))
         lines = form.complete(plain.lines(XP, place, state))
-        view = plain.View(XP, place, net.epsilons, grad, param, state, lines)
-        groups = view.groups(net.channels)
-        scales = form.complete(plain.normalisers(XP, place, net, net.channels, groups))
-        seen = view.channels(net.channels, groups)
-        return jnp.stack([jnp.mean(x * s) for x, s in zip(seen, scales, strict=True)])
+        view = plain.view_of(XP, place, net, grad, param, state, lines)
+        scales, _ = form.complete(plain.normalisers(XP, place, net, view))
+        factors = (x for name in net.channels for x in scales[name])
+        seen = zip(view.channels(net.channels), factors, strict=True)
+        return jnp.stack([jnp.mean(x * s) for x, s in seen])
 
     def without(
         self, theta: Theta, group: InputGroup, means: Float[Array, "inputs"]

@@ -1,4 +1,4 @@
-"""The learned optimizers, one file each, and the registry of their names."""
+"""The learned optimizers and the registry of their names."""
 
 from __future__ import annotations
 
@@ -31,21 +31,6 @@ from lopax.architectures.classes import (
     VeLO,
 )
 from lopax.architectures.l3rs import L3RS, L3RSConfig
-from lopax.rules.adafac_mlp import AdafacMLPConfig
-from lopax.rules.celo import CeloConfig
-from lopax.rules.celo2 import Celo2BaseConfig, Celo2Config
-from lopax.rules.celo_adam import CeloAdamConfig
-from lopax.rules.hypers import LearnedAdamConfig, LearnedSGDConfig, ScheduledAdamConfig
-from lopax.rules.l2o_gru import L2OGRUConfig
-from lopax.rules.l2o_lstm import L2OLSTMConfig
-from lopax.rules.learned_muon import LearnedMuonConfig
-from lopax.rules.mulo import MuLOConfig
-from lopax.rules.nn_adam import NNAdamConfig
-from lopax.rules.optim4rl import ElementGRUConfig
-from lopax.rules.plain_mlp import PlainMLPConfig
-from lopax.rules.rnn_mlp import RNNMLPConfig
-from lopax.rules.star import STARConfig
-from lopax.rules.velo import VeLOConfig
 
 
 class Entry(NamedTuple):
@@ -58,27 +43,30 @@ class Entry(NamedTuple):
 ARCHITECTURES: Registry[Entry] = Registry("architecture")
 """Every rule by name, with the class of its settings."""
 
-ARCHITECTURES.add("celo", Entry(Celo, CeloConfig))
-ARCHITECTURES.add("celo_adam", Entry(CeloAdam, CeloAdamConfig))
-ARCHITECTURES.add("celo2", Entry(Celo2, Celo2Config))
-ARCHITECTURES.add("celo2_base", Entry(Celo2Base, Celo2BaseConfig))
-ARCHITECTURES.add("velo", Entry(VeLO, VeLOConfig))
-ARCHITECTURES.add("adafac_mlp", Entry(AdafacMLP, AdafacMLPConfig))
-ARCHITECTURES.add("plain_mlp", Entry(PlainMLP, PlainMLPConfig))
-ARCHITECTURES.add("mulo", Entry(MuLO, MuLOConfig))
-ARCHITECTURES.add("learned_muon", Entry(LearnedMuon, LearnedMuonConfig))
-ARCHITECTURES.add("star", Entry(STAR, STARConfig))
-ARCHITECTURES.add("rnn_mlp", Entry(RNNMLP, RNNMLPConfig))
-ARCHITECTURES.add("nn_adam", Entry(NNAdam, NNAdamConfig))
-ARCHITECTURES.add("l2o_lstm", Entry(L2OLSTM, L2OLSTMConfig))
-ARCHITECTURES.add("l2o_gru", Entry(L2OGRU, L2OGRUConfig))
-ARCHITECTURES.add("l3rs", Entry(L3RS, L3RSConfig))
-ARCHITECTURES.add("learned_sgd", Entry(LearnedSGD, LearnedSGDConfig))
-ARCHITECTURES.add("learned_adam", Entry(LearnedAdam, LearnedAdamConfig))
-ARCHITECTURES.add("scheduled_adam", Entry(ScheduledAdam, ScheduledAdamConfig))
-ARCHITECTURES.add("optim4rl", Entry(Optim4RL, ElementGRUConfig))
-ARCHITECTURES.add("linear_optim", Entry(LinearOptim, ElementGRUConfig))
-ARCHITECTURES.add("l2lgd2", Entry(L2LGD2, ElementGRUConfig))
+for _made in (
+    Celo,
+    CeloAdam,
+    Celo2,
+    Celo2Base,
+    VeLO,
+    AdafacMLP,
+    PlainMLP,
+    MuLO,
+    LearnedMuon,
+    STAR,
+    RNNMLP,
+    NNAdam,
+    L2OLSTM,
+    L2OGRU,
+    LearnedSGD,
+    LearnedAdam,
+    ScheduledAdam,
+    Optim4RL,
+    LinearOptim,
+    L2LGD2,
+):
+    ARCHITECTURES.add(_made.name, Entry(_made, _made.rule_class.config_class))
+ARCHITECTURES.add(L3RS.name, Entry(L3RS, L3RSConfig))
 
 
 def architecture(name: str, /, **config: Any) -> LearnedOptimizer:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,35 @@ from lopax._core.types import Key, Theta
 from lopax.blocks.orthogonalize import orthogonalize
 from lopax.nets import dense_mlp, initializers
 from lopax.rules.form import Place, Steps
+
+
+class ElementMLP:
+    """See `lopax.rules.ops.ElementMLP`; all of it is done when it is called."""
+
+    def __init__(
+        self,
+        network: Theta,
+        scales: Sequence[Array] | None,
+        told: Sequence[Array],
+        lines: Mapping[int, Array],
+        unrolled: bool | None,
+    ):
+        self._network, self._scales, self._told = network, scales, told
+        self._lines, self._unrolled = tuple(lines), unrolled
+        self.begun = tuple(lines.values())
+
+    def __call__(
+        self, channels: Iterable[Array], begun: Sequence[Array] = ()
+    ) -> list[Array]:
+        found = dict(zip(self._lines, begun, strict=True))
+        others = (c for c in itertools.count() if c not in found)
+        found |= dict(zip(others, channels, strict=False))
+        ordered = [found[c] for c in range(len(found))]
+        scales = [jnp.ones((), jnp.float32)] * (len(found) + len(self._told))
+        if self._scales is not None:
+            scales[: len(found)] = self._scales
+        inputs = [*ordered, *self._told]
+        return dense_mlp.apply(self._network, inputs, scales, self._unrolled)
 
 
 class JaxOps:
@@ -99,18 +129,32 @@ class JaxOps:
     def ema(self, old: Array, new: Array, decay: Any) -> Array:
         return decay * old + (1.0 - decay) * new
 
+    def unstack(self, x: Array, axis: int) -> list[Array]:
+        behind = (slice(None),) * (-1 - axis)
+        return [x[(..., k, *behind)] for k in range(x.shape[axis])]
+
     def element_mlp(
         self,
         place: Place,
         network: Theta,
-        channels: Sequence[Array],
-        scales: Sequence[Array],
-        constants: Array,
-    ) -> list[Array]:
+        scales: Sequence[Array] | None,
+        constants: Array | None = None,
+        lines: Mapping[int, Array] = {},
+    ) -> ElementMLP:
         del place
-        ones = [jnp.ones((), jnp.float32)] * constants.shape[-1]
-        inputs = [*channels, *constants]
-        return dense_mlp.apply(network, inputs, [*scales, *ones], self.unrolled)
+        told = () if constants is None else tuple(constants)
+        return ElementMLP(network, scales, told, lines, self.unrolled)
+
+    def parts(self, place: Place, arrays: Sequence[Array]) -> list[Sequence[Array]]:
+        del place
+        return [arrays]
+
+    def joined(
+        self, place: Place, parts: Iterable[Array], like: Array, spare: bool
+    ) -> Array:
+        del place, spare
+        (found,) = parts
+        return jnp.broadcast_to(found, like.shape)
 
     def orthogonalize(self, x: Array, place: Place, method: str) -> Steps:
         del place

@@ -1,86 +1,28 @@
 """The plain form of an element network: what `element_net` describes, in arithmetic.
 
-The rule as its publication has it, and the reference kernels are held to. Every channel
-is an array that broadcasts to the tensor's shape; row and column statistics keep size-1
-axes, so that they cost their own size and not the tensor's.
+The rule as its publication has it, in both frameworks, and the reference kernels are
+held to. Every channel is an array that broadcasts to the tensor's shape; row and column
+statistics keep size-1 axes, so that they cost their own size and not the tensor's. What
+goes on between a tensor's accumulators and its step is done in parts of it, where a
+framework wants that (`Ops.parts`): nothing of the size of all channels is ever built.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+import operator
+from collections.abc import Callable, Iterator, Sequence
 
-from lopax.rules import layers, moments
-from lopax.rules.channels import CLIP, COL, GROUPS, LINE_EPS, ROW
-from lopax.rules.element_net import SIZE_EPS, Decays, ElementNet, Epsilons, Numbers
+from lopax.rules import channels, layers
+from lopax.rules.channels import COL, ELEMENT, GROUPS, ROW
+from lopax.rules.element_net import SIZE_EPS, Decays, ElementNet, Numbers
+from lopax.rules.element_view import Lines, Seen, View
 from lopax.rules.form import Place, Steps, Sum
 from lopax.rules.moments import Factored, Moments
 from lopax.rules.ops import Array, Ops
 
 _TINY = 1e-9
-
-
-class Lines(NamedTuple):
-    """Row and column statistics, each to go with layers [*lead, 3, *s]."""
-
-    row: Array  # second moment by row
-    col: Array  # second moment by column (equal to `row` for vectors)
-    factor: Array  # 1 / root of the factored second moment
-
-
-class View:
-    """One tensor after its accumulators were updated: the terms of its channels, as
-    `channels.TERMS` names them, each [*lead, 1 or 3, *s] and computed if it is asked
-    for."""
-
-    def __init__(
-        self,
-        xp: Ops,
-        place: Place,
-        epsilons: Epsilons,
-        grad: Array,
-        param: Array,
-        state: Moments,
-        lines: Lines,
-    ):
-        self._xp, self._place, self._epsilons = xp, place, epsilons
-        self.grad, self.param = place.layered(grad), place.layered(param)
-        self.momenta, self.second = state.momenta, place.layered(state.second)
-        self.row, self.col, self.factor = lines
-
-    @functools.cached_property
-    def clipped_grad(self) -> Array:
-        return self._xp.clip(self.grad, -CLIP, CLIP)
-
-    @functools.cached_property
-    def rsqrt(self) -> Array:
-        return self._xp.rsqrt(self.second + self._epsilons.second)
-
-    @property
-    def row_rsqrt(self) -> Array:
-        return self._xp.rsqrt(self.row + LINE_EPS)
-
-    @property
-    def col_rsqrt(self) -> Array:
-        return self._xp.rsqrt(self.col + LINE_EPS)
-
-    @functools.cached_property
-    def momenta_factor(self) -> Array:
-        # A vector has no factors. The accumulators' own 1e-30 keeps it finite.
-        if self._place.factored is None:
-            return self._xp.rsqrt(self.row + self._epsilons.vector)
-        return self.factor
-
-    def groups(self, names: Sequence[str]) -> list[Array]:
-        """The groups' channels, [*lead, 1 or 3, *s] each."""
-        return [GROUPS[name].of(self) for name in names]
-
-    def channels(self, names: Sequence[str], groups: Sequence[Array]) -> list[Array]:
-        """All of them apart, in order."""
-        widths = zip(groups, (GROUPS[name].width for name in names), strict=True)
-        return [self._place.layer(values, k) for values, n in widths for k in range(n)]
 
 
 def update(xp: Ops, place: Place, state: Moments, grad: Array, decays: Decays) -> Steps:
@@ -98,6 +40,7 @@ def update(xp: Ops, place: Place, state: Moments, grad: Array, decays: Decays) -
         over_row, over_col = yield [_along(xp, place, square, a) for a in (d0, d1)]
         row = _moved(xp, place, row, over_row, d0, rates)
         col = _moved(xp, place, col, over_col, d1, rates)
+    del square
     state = Moments(momenta, second, Factored(row, col, full))
     return state, (yield from lines(xp, place, state))
 
@@ -106,73 +49,87 @@ def lines(xp: Ops, place: Place, state: Moments) -> Steps:
     """What the factored moments say of rows and columns: `Lines`."""
     if place.factored is None:
         full = state.factored.full
-        return Lines(full, full, _safe_rsqrt(xp, full + _TINY))
+        factor = _safe_rsqrt(xp, full + _TINY)
+        return Lines(full, full, factor, factor)
     d1, d0 = place.factored
     row = _expanded(place, state.factored.row, d0)
     col = _expanded(place, state.factored.col, d1)
     (total,) = yield [_along(xp, place, row, d1)]
     mean = total / max(place.shape[d1], 1)
-    row_scale = _safe_rsqrt(xp, row / (mean + _TINY))
-    return Lines(row, col, row_scale * _safe_rsqrt(xp, col))
+    row_factor = _safe_rsqrt(xp, row / (mean + _TINY))
+    return Lines(row, col, row_factor, _safe_rsqrt(xp, col))
 
 
-def outputs(
+def view_of(
     xp: Ops,
     place: Place,
     net: ElementNet,
-    numbers: Numbers,
     grad: Array,
-    state: Moments,
     param: Array,
-) -> Steps:
-    """The network's outputs for every element, what it saw (`View`), and the next
-    state. `grad`, `param`: [*lead, *s]."""
-    state, read = yield from update(xp, place, state, grad, numbers.decays)
-    view = View(xp, place, net.epsilons, grad, param, state, read)
-    names, rows = net.seen(place.rank), net.rows(place.rank)
-    groups = view.groups(names)
-    scales = yield from normalisers(xp, place, net, names, groups)
-    seen = view.channels(names, groups)
-    network = dict(numbers.network)
-    if len(rows) < net.num_channels:
-        network["w0"] = xp.concat([network["w0"][a:b] for a, b in _runs(rows)])
-    found = xp.element_mlp(place, network, seen, scales, xp.zeros((0,)))
-    return found, view, state
+    state: Moments,
+    lines: Lines,
+) -> View:
+    """A tensor [*lead, *s] as its network sees it. `state`: after `grad`."""
+    grad, param, second = (place.layered(x) for x in (grad, param, state.second))
+    seen = Seen(grad, param, state.momenta, second, lines)
+    return View(xp, place, net.epsilons, seen)
 
 
 def normalisers(
-    xp: Ops, place: Place, net: ElementNet, names: Sequence[str], seen: Sequence[Array]
+    xp: Ops, place: Place, net: ElementNet, view: View, more: Sequence[Sum] = ()
 ) -> Steps:
-    """The factors that bring channels to unit root mean square, [*lead] each, or
-    with the tensor's axes behind if there is one per matrix. `seen`: what
-    `View.groups` says of the names; channels of a group are summed together, which is
-    one loop to compile instead of three.
+    """The factors that bring channels to unit root mean square, by the names of the
+    groups that the tensor has, and the sums `more`, complete. Factors are [*lead] each,
+    or with the tensor's axes behind if there is one per matrix.
 
     A channel with size-1 axes has the same mean as the full one, because broadcasting
     repeats every entry equally often.
     """
+    names = net.seen(place.rank)
     over = place.matrix if net.per_matrix else place.all_axes
-    per_part = len(over) < place.rank
-    asked, counts = [], []
-    for name, values in zip(names, seen, strict=True):
-        d1, d0 = place.factored or (None, None)
-        gone = {ROW: d0, COL: d1}.get(GROUPS[name].over)
+    each = len(over) < place.rank  # a factor per matrix
+    behind = tuple(a - place.rank for a in over)
+    d1, d0 = place.factored or (None, None)
+
+    def squares(view: View, members: Sequence[str]) -> Array:
+        """[*lead, channels] sums of squares, each with the tensor's axes behind."""
+        found = [
+            xp.sum_squares(GROUPS[name].of(view), behind, keepdims=each)
+            for name in members
+        ]
+        return xp.concat(found, axis=-1 - place.rank * each)
+
+    asked, counts, first = list(more), [], {}
+    for kind, gone in ((ELEMENT, None), (ROW, d0), (COL, d1)):
+        members = [n for n in names if GROUPS[n].over == kind]
+        if not members:
+            continue
+        if kind == ELEMENT:
+            parts = [squares(part, members) for part, _ in view.parts()]
+            total = parts[0] if len(parts) == 1 else _together(xp, place, parts, over)
+        else:
+            total = squares(view, members)
         axes = tuple(a for a in over if a != gone)
-        behind = tuple(a - place.rank for a in over)
-        squares = xp.sum(xp.square(values), axis=behind, keepdims=per_part)
-        asked.append(Sum(squares, axes))
+        at = 0
+        for name in members:
+            first[name], at = (len(counts), at), at + GROUPS[name].width
         counts.append(max(math.prod(place.shape[a] for a in axes), 1))
+        asked.append(Sum(total, axes))
     sums = yield asked
-    scales, eps = [], net.epsilons.channel
-    for name, total, count in zip(names, sums, counts, strict=True):
-        scale = layers.unit_scale(xp, total / count, eps)
-        of_layer = place.layer if per_part else _number
-        scales += [of_layer(scale, k) for k in range(GROUPS[name].width)]
-    return scales
+    means = [total / n for total, n in zip(sums[len(more) :], counts, strict=True)]
+    scales = [layers.unit_scale(xp, mean, net.epsilons.channel) for mean in means]
+    apart = [xp.unstack(x, axis=-1 - place.rank * each) for x in scales]
+    found = {n: apart[i][at : at + GROUPS[n].width] for n, (i, at) in first.items()}
+    return found, sums[: len(more)]
 
 
-def _number(x: Array, k: int) -> Array:
-    return x[..., k]
+def _together(
+    xp: Ops, place: Place, parts: Sequence[Array], over: Sequence[int]
+) -> Array:
+    """Sums over parts of a tensor as those over all of it."""
+    if 0 in over:
+        return functools.reduce(operator.add, parts)
+    return xp.concat(parts, axis=-place.rank)
 
 
 def step(
@@ -183,21 +140,61 @@ def step(
     grad: Array,
     state: Moments,
     param: Array,
+    combine: Callable[[Sequence[Array], View], Array] | None = None,
+    spare: bool = False,
 ) -> Steps:
-    """What to add to the tensor [*lead, *s], and its next state."""
-    found, _, state = yield from outputs(xp, place, net, numbers, grad, state, param)
+    """What to add to the tensor [*lead, *s], and its next state.
+
+    **Arguments:**
+
+    - `combine`: makes the step of the network's outputs [*lead, *s] each and what it
+        saw, of a part of the tensor; None: as `ElementNet` says.
+    - `spare`: whether nobody needs `grad` afterwards, so that torch may write to it.
+    """
+    state, read = yield from update(xp, place, state, grad, numbers.decays)
+    view = view_of(xp, place, net, grad, param, state, read)
+    more = [] if net.bounds is None else [place.total_square(xp, param)]
+    scales, sums = yield from normalisers(xp, place, net, view, more)
     size = numbers.scale
     if net.bounds is not None:
-        (square,) = yield [place.total_square(xp, param)]
-        rms = xp.sqrt(xp.minimum(square / place.size, 3e38) + SIZE_EPS)
+        rms = xp.sqrt(xp.minimum(sums[0] / place.size, 3e38) + SIZE_EPS)
         size = size * xp.clip(rms, *net.bounds.of(place.shape, place.matrix))
-    delta = -xp.broadcast_to(found[0], grad.shape)
-    if net.exp_mult:
-        delta = delta * xp.exp(net.exp_mult * found[1])
-    delta = delta * place.column(size)
-    if net.hold_unreached:
-        delta = moments.hold_unreached(xp, place, delta, state)
-    return delta, state
+
+    def stepped(outputs: Sequence[Array], part: View) -> Array:
+        delta = outputs[0]
+        if net.exp_mult:
+            delta = delta * xp.exp(net.exp_mult * outputs[1])
+        delta = delta * place.column(-size)
+        if net.hold_unreached:
+            delta = part.hold_unreached(delta)
+        return delta
+
+    combine = combine or stepped
+    names, network = net.seen(place.rank), dict(numbers.network)
+    runs = _runs(net.rows(place.rank))
+    if runs != [(0, net.num_channels)]:
+        rows = [network["w0"][..., a:b, :] for a, b in runs]
+        network["w0"] = xp.concat(rows, axis=-2)
+    # What rows and columns say enters the first layer once, not with every part.
+    of_elements = [n for n in names if GROUPS[n].over == ELEMENT]
+    of_lines = [n for n in names if n not in of_elements]
+    whole = list(view.channels(of_lines))
+    factors, given = [], [x for n in names for x in scales[n]]
+    if net.per_matrix and place.rank > len(place.matrix):
+        given, factors = None, [x for n in of_elements for x in scales[n]]
+        of_whole = (x for n in of_lines for x in scales[n])
+        whole = list(map(operator.mul, whole, of_whole))
+    numbered = dict(zip(channels.places(of_lines, names), whole, strict=True))
+    mlp = xp.element_mlp(place, network, given, lines=numbered)
+
+    def parts() -> Iterator[Array]:
+        for part, more in view.parts((*mlp.begun, *factors)):
+            begun, own = more[: len(mlp.begun)], more[len(mlp.begun) :]
+            found = part.channels(of_elements)
+            found = map(operator.mul, found, own) if factors else found
+            yield combine(mlp(found, begun), part)
+
+    return xp.joined(place, parts(), grad, spare), state
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -10,13 +10,34 @@ orthogonal matrices. There is one `Ops` per framework (`lopax.architectures.jax_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 Array: TypeAlias = Any
 """A float32 array of either framework, or a boolean one where that is said."""
 Shape: TypeAlias = tuple[int, ...]
 Axes: TypeAlias = "int | tuple[int, ...]"
+
+
+class ElementMLP(Protocol):
+    """A small network applied to every element."""
+
+    @property
+    def begun(self) -> Sequence[Array]:
+        """What has come of the `lines`, [*lead, ..., *s] with some axes of size one."""
+        ...
+
+    def __call__(
+        self, channels: Iterable[Array], begun: Sequence[Array] = ()
+    ) -> list[Array]:
+        """The outputs [*lead, *s] each.
+
+        **Arguments:**
+
+        - `channels`: [*lead, *s], or with axes of size one, without `lines`.
+        - `begun`: of the same part of the tensor.
+        """
+        ...
 
 
 class Ops(Protocol):
@@ -34,6 +55,10 @@ class Ops(Protocol):
     def eye(self, size: int) -> Array: ...
     def stack(self, arrays: Sequence[Array], axis: int = 0) -> Array: ...
     def concat(self, arrays: Sequence[Array], axis: int = 0) -> Array: ...
+    def unstack(self, x: Array, axis: int) -> Sequence[Array]:
+        """The arrays along an axis, apart."""
+        ...
+
     def broadcast_to(self, x: Array, shape: Shape) -> Array: ...
     def sort(self, x: Array) -> Array:
         """In rising order along the last axis."""
@@ -115,19 +140,35 @@ class Ops(Protocol):
         self,
         place: Any,
         network: Any,
-        channels: Sequence[Array],
-        scales: Sequence[Array],
-        constants: Array,
-    ) -> list[Array]:
-        """The outputs [*lead, *s] each of a small network applied to every element.
+        scales: Sequence[Array] | None,
+        constants: Array | None = None,
+        lines: Mapping[int, Array] = {},
+    ) -> ElementMLP:
+        """A small network to be applied to every element.
 
         **Arguments:**
 
-        - `network`: "w0" [channels + constants, h], "b0", "w1", ...
-        - `channels`, `scales`: inputs [*lead, *s], or with axes of size one instead,
-            and for each a factor [*lead], or one that goes with the input.
+        - `network`: "w0" [channels + constants, h], "b0", "w1", ...; or with the axes
+            `lead` in front, of which each may be one.
+        - `scales`: for each channel a factor [*lead]; None: there are none.
         - `constants`: [*lead, C] or [C] inputs that are the same for all elements.
+        - `lines`: by their number, channels whose axes of size one are to be made use
+            of.
         """
+        ...
+
+    def parts(self, place: Any, arrays: Sequence[Array]) -> Iterable[Sequence[Array]]:
+        """A tensor's arrays [*lead, ..., *s] in ranges of its first axis, in order, so
+        small that what is made of them stays in a cache; or as they are. Arrays whose
+        first axis has size one are in every range. The first array has all axes.
+        """
+        ...
+
+    def joined(
+        self, place: Any, parts: Iterable[Array], like: Array, spare: bool
+    ) -> Array:
+        """What was made of the `parts` of arrays, [*lead, *s], as one array of the
+        shape of `like`; with `spare` torch may put it in its place."""
         ...
 
     def orthogonalize(self, x: Array, place: Any, method: str) -> Any:

@@ -86,9 +86,8 @@ class PlainMLP(form.Rule):
         squares = yield [place.total_square(xp, x) for x in channels]
         scales = [layers.unit_scale(xp, s / place.size) for s in squares]
         times = time_features.tanh_of_step(xp, at.updates)
-        direction, magnitude = xp.element_mlp(
-            place, theta["net"], channels, scales, times
-        )
+        mlp = xp.element_mlp(place, theta["net"], scales, times)
+        direction, magnitude = mlp(channels)
         delta = -direction * xp.exp(c.exp_mult * magnitude) * c.step_mult
         delta = layers.hold_unreached(xp, place, delta, momenta)
         return delta, PlainMLPState(momenta)

@@ -247,10 +247,9 @@ class RNNMLP(form.Rule):
             xp.stack(own, axis=-1),
             told,
         ]
-        outputs = xp.element_mlp(
-            place, theta["net"], channels, scales, xp.concat(constants, axis=-1)
-        )
-        direction, magnitude, *said = outputs
+        told = xp.concat(constants, axis=-1)
+        mlp = xp.element_mlp(place, theta["net"], scales, told)
+        direction, magnitude, *said = mlp(channels)
         said = yield [place.total(xp, x) for x in said]
         message = xp.stack(said, axis=-1) / place.size
         if not math.prod(place.shape):

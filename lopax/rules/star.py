@@ -22,13 +22,14 @@ mean gradient (whose sign it flips) does not exist.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lopax._core.config import check_choice, check_range
 from lopax._core.run import Run
 from lopax.rules import adafac_net, element_plain, form, moments
 from lopax.rules.element_net import ElementNet
-from lopax.rules.element_plain import View
+from lopax.rules.element_view import View
 from lopax.rules.form import Advance, Place, Rows, StepContext, Steps
 from lopax.rules.moments import Moments
 from lopax.rules.ops import Array, Draw, Ops
@@ -114,22 +115,27 @@ class STAR(form.Rule):
     ) -> Steps:
         c, place = self.config, at.place
         numbers = adafac_net.numbers(xp, theta, at.scale, at.common)
-        outputs, view, state = yield from element_plain.outputs(
-            xp, place, c.element_net, numbers, grad, state, param
+
+        def combine(outputs: Sequence[Array], view: View) -> Array:
+            by_unit = dict(zip(c.published_outputs, outputs, strict=True))
+            delta = by_unit[0] * xp.exp(c.exp_mult * by_unit[1]) * c.step_mult
+            if c.precondition:
+                delta = delta * place.layer(view.rsqrt, 0)
+            if c.nominal:
+                # Without a controller the published code multiplies by exp(exp_mult).
+                gain = xp.exp(c.exp_mult * by_unit.get(2, xp.constant(1.0)))
+                delta = delta + c.nominal * gain * self._direction(xp, place, view)
+            delta = view.hold_unreached(-delta)
+            if c.weight_decay:
+                share = xp.exp(c.exp_mult * by_unit.get(3, xp.constant(0.0)))
+                delta = delta - c.weight_decay * share * place.layer(view.param, 0)
+            return delta
+
+        return (
+            yield from element_plain.step(
+                xp, place, c.element_net, numbers, grad, state, param, combine
+            )
         )
-        by_unit = dict(zip(c.published_outputs, outputs, strict=True))
-        delta = by_unit[0] * xp.exp(c.exp_mult * by_unit[1]) * c.step_mult
-        if c.precondition:
-            delta = delta * place.layer(view.rsqrt, 0)
-        if c.nominal:
-            # Without a controller the published code still multiplies by exp(exp_mult).
-            gain = xp.exp(c.exp_mult * by_unit.get(2, xp.constant(1.0)))
-            delta = delta + c.nominal * gain * self._direction(xp, place, view)
-        delta = moments.hold_unreached(xp, place, -delta, state)
-        if c.weight_decay:
-            share = xp.exp(c.exp_mult * by_unit.get(3, xp.constant(0.0)))
-            delta = delta - c.weight_decay * share * param
-        return delta, state
 
     def _direction(self, xp: Ops, place: Place, view: View) -> Array:
         """The hand-made direction of the nominal part, [*lead, *s]."""

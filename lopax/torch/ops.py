@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lopax.rules.form import Place, Steps, Sum
-from lopax.torch import finite
+from lopax.torch import finite, pieces
+from lopax.torch.element_mlp import ElementMLP
 from lopax.torch.orthogonalize import steps as orthogonal_steps
 from lopax.torch.product import product
-
-CHUNK = 1 << 22
-"""Numbers in the first layer's inputs that are made at a time."""
 
 
 class TorchOps:
@@ -98,15 +96,15 @@ class TorchOps:
         return torch.sum(x) if axis is None else torch.sum(x, axis, keepdim=keepdims)
 
     def sum_squares(self, x: Tensor, axis: Any, keepdims: bool = False) -> Tensor:
-        axes = sorted(
-            a % x.ndim for a in (axis if isinstance(axis, tuple) else (axis,))
-        )
-        if axes != list(range(x.ndim - len(axes), x.ndim)):
-            return x.square().sum(axis, keepdim=keepdims)
+        axes = axis if isinstance(axis, tuple) else (axis,)
+        if axes != tuple(range(-len(axes), 0)):
+            total = x.square()
+            for a in sorted(a % x.ndim for a in axes):  # the first leaves long runs
+                total = total.sum(a, keepdim=True)
+            return total if keepdims else total.squeeze(axes)
         # Makes no array of squares.
         total = torch.linalg.vector_norm(x.flatten(axes[0]), dim=-1).square()
-        ones = (1,) * len(axes) if keepdims else ()
-        return total.reshape(*total.shape, *ones)
+        return total.reshape(*total.shape, *(1,) * len(axes)) if keepdims else total
 
     def dot(self, x: Tensor, y: Tensor, axis: Any) -> Tensor:
         count = len(axis) if isinstance(axis, tuple) else 1
@@ -172,33 +170,27 @@ class TorchOps:
             decay = self.constant(float(decay))
         return (1.0 - decay) * alive
 
+    def unstack(self, x: Tensor, axis: int) -> Sequence[Tensor]:
+        return x.unbind(axis)
+
     def element_mlp(
         self,
         place: Place,
         network: Any,
-        channels: Sequence[Tensor],
-        scales: Sequence[Tensor],
-        constants: Tensor,
-    ) -> list[Tensor]:
-        count, first = len(channels), network["w0"]
-        shape = torch.broadcast_shapes(*(x.shape for x in channels))
-        # [B, n] each
-        rows = [x.expand(shape).flatten(len(shape) - place.rank) for x in channels]
-        bias = network["b0"] + self.matmul(constants, first[count:])
-        bias = bias.reshape(-1, 1, bias.shape[-1])
-        weights = torch.stack(list(scales), -1).unsqueeze(-1) * first[:count]
-        size = max(1, CHUNK // count)
-        parts = []
-        for at in range(0, max(rows[0].shape[1], 1), size):
-            stacked = torch.stack([x[:, at : at + size] for x in rows], -1)
-            hidden, layer = product(stacked, weights).add_(bias), 1
-            while f"w{layer}" in network:
-                hidden = product(hidden.relu_(), network[f"w{layer}"])
-                hidden += network[f"b{layer}"]
-                layer += 1
-            parts.append(hidden)
-        found = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        return [x.reshape(shape) for x in found.unbind(-1)]
+        scales: Sequence[Tensor] | None,
+        constants: Tensor | None = None,
+        lines: Mapping[int, Tensor] = {},
+    ) -> ElementMLP:
+        if constants is not None:  # a bias to all elements
+            count, network = len(network["w0"]) - constants.shape[-1], dict(network)
+            network["b0"] = network["b0"] + self.matmul(
+                constants, network["w0"][count:]
+            )
+            network["w0"] = network["w0"][:count]
+        return ElementMLP(place.rank, network, scales, lines)
+
+    parts = staticmethod(pieces.cut)
+    joined = staticmethod(pieces.joined)
 
     def orthogonalize(self, x: Tensor, place: Place, method: str) -> Steps:
         steps = orthogonal_steps(

@@ -22,12 +22,12 @@ from lopax._core.errors import ConfigError
 from lopax._core.published import translate
 from lopax._core.routing import Route, role_of
 from lopax._core.run import Run
-from lopax.rules import form, loss_history
+from lopax.rules import element_plain, form, loss_history
 from lopax.rules.element_net import ElementNet, Numbers
 from lopax.rules.element_rule import ElementRule
 from lopax.rules.form import Place, StepContext, Steps
 from lopax.rules.ops import Ops, Shapes
-from lopax.torch import elements, finite, structure
+from lopax.torch import finite, structure
 from lopax.torch import theta as thetas
 from lopax.torch.batch import Advance, Common, Rows, TensorBatch
 from lopax.torch.geometry import Accumulator, reading_order
@@ -117,7 +117,7 @@ class Rule:
 
     def element_net(self, role: str) -> ElementNet | None:
         """The network of which the step of tensors with this role is made, for rules
-        that have one; kernels may compute it. See `elements.step`."""
+        that have one; kernels may compute it."""
         rule = self.rule
         return rule.element_net(role) if isinstance(rule, ElementRule) else None
 
@@ -269,19 +269,23 @@ class Rule:
         net = self.element_net(batch.role)
         if net is None:
             return (yield from self._own_step(batch, common, alive))
-        step = batch.elements
+        xp, state, step = self._ops(alive), self._state(batch), batch.elements
         if step is None:
-            numbers = self.numbers(batch.told, common)
-            scale = numbers.scale * alive
-            factor = self.factor(place_of(batch, batch.cut))
+            place, numbers = (
+                place_of(batch, batch.cut),
+                self.numbers(batch.told, common),
+            )
+            scale, factor = numbers.scale * alive, self.factor(place)
             scale = scale if factor == 1.0 else scale * factor
             numbers = numbers._replace(scale=scale)
-            step = yield from elements.step(batch, net, numbers, alive)
+            tensor = batch.grads, state, batch.params
+            step, _ = yield from element_plain.step(
+                xp, place, net, numbers, *tensor, spare=True
+            )
         if self.only_elements:
             return step
-        xp, rule = self._ops(alive), cast(ElementRule, self.rule)
+        rule = cast(ElementRule, self.rule)
         at = _context(batch, common._replace(scale=common.scale * alive))
-        state = self._state(batch)
         return (yield from rule.finish(xp, self.tree, at, step, state, batch.params))
 
     def _own_step(self, batch: TensorBatch, common: Common, alive: Tensor) -> Steps:
