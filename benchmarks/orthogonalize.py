@@ -132,7 +132,7 @@ def measure(
     label, found = "{}x{}".format(*shape), []
     kinds, (short, long) = matrices(shape), sorted(shape)
     reference = prepare(None, kinds["normal"][0])
-    usual = polar.flops(polar.plan("quintic", None, short, long), short, long)
+    usual = polar.flops(polar.plan("quintic", None, short, long), short, long, True)
     for method in methods:
         run = prepare(method, kinds["normal"][0])
         _, once, _ = paired(run, reference, 1, clock)

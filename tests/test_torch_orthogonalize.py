@@ -14,7 +14,10 @@ from lopax._core import polar
 from lopax._core.errors import ConfigError
 from lopax.blocks import orthogonalize as ours
 from lopax.torch import orthogonalize as theirs
+from lopax.torch import product
+from lopax.torch.batch import complete
 from lopax.torch.errors import UnsupportedParameter
+from lopax.torch.ops import TorchOps
 
 SHAPES = [(5, 8), (24, 24), (60, 12), (12, 60), (1, 30), (30, 1), (3, 12, 7)]
 
@@ -131,6 +134,53 @@ def test_in_bfloat16_no_singular_value_turns_or_grows(
     if kind in ("normal", "harmonic"):
         np.testing.assert_allclose(pair, got.expand(2, *got.shape), atol=0.03)
     assert not theirs.orthogonalize(0.0 * x, "auto", half=True).any()
+
+
+@pytest.mark.parametrize("shape", [(515, 700), (1027, 1030), (2, 530, 1100)])
+def test_symmetric_products_in_blocks(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the plain products, for sides that blocks do not divide, in both dtypes."""
+    assert polar.blocks(shape[-2], shape[-1], half=len(shape) == 3) > 1
+    x = torch.tensor(matrix(shape))
+    whole = len(shape) == 2
+    methods = ("quintic", "gram") if whole else ("turbo", "mud", "auto")
+    got = {m: theirs.orthogonalize(x, m, half=m == "auto") for m in methods}
+    square = x[..., : shape[-2]]
+    square = square @ square.mT / shape[-2]
+    onto = product.Onto(square, 0.5, -2.0)
+    sums = [product.gram(x), product.commuting(square, square, onto)]
+    assert all(torch.equal(s, s.mT) for s in sums)
+    monkeypatch.setattr(polar, "blocks", lambda *_: 1)
+    plain = [x @ x.mT, 0.5 * square - 2.0 * square @ square]
+    for got_sum, want in zip(sums, plain, strict=True):
+        np.testing.assert_allclose(got_sum, want, atol=2e-3)
+    for method, y in got.items():
+        want = theirs.orthogonalize(x, method, half=method == "auto")
+        np.testing.assert_allclose(y, want, atol=0.03 if method == "auto" else 1e-4)
+
+
+def test_in_bfloat16_results_are_stored_as_the_matrices() -> None:
+    """In whatever order their sides are given; then they are added without a copy."""
+    x = torch.tensor(matrix((3, 140, 150))).movedim(0, -1)  # [r, c, 3]
+    want = torch.stack([theirs.orthogonalize(x[..., i], half=True) for i in range(3)])
+    for sides in ((0, 1), (1, 0)):
+        walk = theirs.steps(x.unsqueeze(0), sides, x.shape, None, "auto", None, True)
+        got = complete(walk)[0]
+        assert got.movedim(-1, 0).is_contiguous()
+        np.testing.assert_allclose(got.movedim(-1, 0), want, atol=0.03)
+
+
+def test_sums_of_squares_in_any_layout() -> None:
+    ops = TorchOps(torch.device("cpu"), {})
+    x = torch.tensor(matrix((2, 3, 4, 5)))
+    for y in (x, x.movedim((2, 3), (1, 2)), x.movedim((3, 2), (1, 2)), x[:, ::2]):
+        for axis in ((1, 2), (2, 1), (-2, -1), (0, 3), 1, (0, 1, 2, 3)):
+            for keepdims in (False, True):
+                want = y.square().sum(axis, keepdim=keepdims)
+                got = ops.sum_squares(y, axis, keepdims)
+                assert got.shape == want.shape
+                np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_bfloat16_is_for_auto_and_large_matrices() -> None:

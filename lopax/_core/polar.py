@@ -118,12 +118,12 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     }
 )
 CHOICES = (*METHODS, "auto")
-REACH = {"express": ((512, 4), (None, 5)), "cubic": ((384, 6), (None, 7))}
-"""(shorter side up to which, rounds): with these the methods are within 0.26 of the
-polar factor (relative distance) for normally distributed elements and for singular
-values 1, 1/2, 1/3, ... from 16 up to 1024; "quintic" within 0.39. Values below the
-floor grow 250-fold or more (485-fold in "quintic"). That matters as much: momenta of
-images have many such, and with the 76-fold of three rounds of "express" made for a
+FAR = 512
+"""The shorter side up to which "express" takes four rounds, and five beyond. So it is
+within 0.26 of the polar factor (relative distance) for normally distributed elements
+and for singular values 1, 1/2, 1/3, ... from 16 up to 1024; "quintic" within 0.39.
+Values below the floor grow 250-fold or more (485-fold in "quintic"). That matters as
+much: momenta of images have many such, and with the 76-fold of three rounds made for a
 floor of 0.01 Learned Muon's final losses were 1.15 to 2 times as large."""
 
 HALF_START, HALF_SIDE, HALF_SPEED = 0.99, 128, 3.5
@@ -139,8 +139,8 @@ def plan(
 ) -> Plan:
     """How to orthogonalise matrices of `short` by `long`.
 
-    "auto" multiplies least, "express" or "cubic" with rounds by `REACH`; of a single
-    row or column it is the exact answer.
+    "auto" is "express", in bfloat16 where that pays; of a single row or column it is
+    the exact answer.
 
     **Arguments:**
 
@@ -163,15 +163,8 @@ def plan(
     if method == "auto":
         if min(short, long) == 1:
             return Plan((), "frobenius", True, 0)
-        # The same method for a shard whose Gram matrix is that of the longer side.
-        sides = min(short, long), max(short, long)
-        costs = {
-            name: flops(plan(name, rounds or _enough(name, *sides), *sides), *sides)
-            for name in REACH
-        }
-        name = min(costs, key=lambda n: costs[n])
-        best = plan(name, rounds or _enough(name, *sides), short, long)
-        if not half or sides[0] < HALF_SIDE:
+        best = plan("express", rounds, short, long)
+        if not half or min(short, long) < HALF_SIDE:
             return best
         ways = [best._replace(gram=g, half=True) for g in (False, True)]
         fast = min(ways, key=lambda p: flops(p, short, long))
@@ -181,7 +174,8 @@ def plan(
     if found.solves:
         return Plan((), found.start, False, rounds or found.solves)
     if method == "express":
-        rounds = rounds or _enough(method, short, long)
+        # The same numbers for a shard whose Gram matrix is that of the longer side.
+        rounds = rounds or (4 if min(short, long) <= FAR else 5)
         found = EXPRESS[min(max(rounds, min(EXPRESS)), max(EXPRESS))]
     steps = found.rounds
     if rounds is not None:
@@ -189,30 +183,39 @@ def plan(
         steps = (*steps, *steps[-1:] * more)[-rounds:]
     gram = found.form == "gram"
     if found.form == "cheaper":
-        gram = _flops(steps, True, short, long) < _flops(steps, False, short, long)
+        ways = [Plan(steps, found.start, g, 0) for g in (False, True)]
+        gram = min(ways, key=lambda p: flops(p, short, long)).gram
     return Plan(steps, found.start, gram, 0)
 
 
-def _enough(method: str, short: int, long: int) -> int:
-    side = min(short, long)
-    return next(n for most, n in REACH[method] if most is None or side <= most)
+def blocks(side: int, inner: int, half: bool = False) -> int:
+    """Into how many rows and columns of blocks a symmetric product [side, inner] x
+    [inner, side] is cut on a CPU; the upper ones are copies of the lower ones.
+
+    Four by four take 0.7 to 0.8 of the time in XLA and torch, two by two 0.8 to 0.85.
+    In bfloat16 (`half`), where copies cost more beside the product, it must be larger.
+    """
+    if side < 512 or (half and side * side * inner < 2**28):
+        return 1
+    return 4 if side >= 1024 else 2
 
 
-def flops(plan: Plan, short: int, long: int) -> float:
-    """Multiplications and additions of the matrix products."""
+def flops(plan: Plan, short: int, long: int, whole: bool = False) -> float:
+    """Multiplications and additions of the matrix products on a CPU; `whole`: if none
+    was cut into blocks."""
     if plan.solves:
         return 3.0 * plan.solves * short * short * long
-    if plan.half and plan.gram:
-        pairs = [plan.rounds[i : i + 2] for i in range(0, len(plan.rounds), 2)]
-        return sum(_flops(pair, len(pair) > 1, short, long) for pair in pairs)
-    return _flops(plan.rounds, plan.gram, short, long)
-
-
-def _flops(rounds: tuple[Round, ...], gram: bool, short: int, long: int) -> float:
-    thin, small = 2.0 * short * short * long, 2.0 * short**3
-    squares = small * sum(c != 0.0 for _, _, c in rounds)
-    if not rounds:
+    if not plan.rounds:
         return 2.0 * short * long
-    if not gram:
-        return 2.0 * thin * len(rounds) + squares
-    return 2.0 * thin + squares + small * 3 * (len(rounds) - 1)
+
+    def symmetric(inner: int) -> float:
+        cut = 1 if whole else blocks(short, inner, plan.half)
+        return (1.0 + 1.0 / cut) * short * short * inner
+
+    # Rounds on one Gram matrix, made of the matrix before and multiplied with it after.
+    together = (2 if plan.half else len(plan.rounds)) if plan.gram else 1
+    times = -(-len(plan.rounds) // together)
+    squares = sum(c != 0.0 for _, _, c in plan.rounds)
+    small = squares + 3 * (len(plan.rounds) - times)
+    thin = symmetric(long) + 2.0 * short * short * long
+    return thin * times + symmetric(short) * small

@@ -8,7 +8,8 @@ twin is `lopax.torch.orthogonalize`.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import functools
+from collections.abc import Callable, Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -113,9 +114,9 @@ def _iterate(y: Array, plan: polar.Plan) -> Array:
     for i, coefficients in enumerate(plan.rounds):
         factor = _polynomial(gram, coefficients)
         if plan.gram:
-            total = factor if total is None else _product(total, factor)
+            total = factor if total is None else _commuting(total, factor)
             if i < last:
-                gram = _product(_product(gram, factor), factor)
+                gram = _commuting(_commuting(gram, factor), factor)
             continue
         y = _product(factor * jnp.swapaxes(scale, -2, -1) if i == 0 else factor, y)
         if i < last:
@@ -127,7 +128,7 @@ def _polynomial(gram: Array, coefficients: polar.Round) -> Array:
     """a + b G + c G^2 [*n, k, k]."""
     a, b, c = coefficients
     factor = a * jnp.eye(gram.shape[-1], dtype=gram.dtype) + b * gram
-    return factor + c * _product(gram, gram) if c else factor
+    return factor + c * _commuting(gram, gram) if c else factor
 
 
 def _start(gram: Array, start: str) -> Array:
@@ -162,7 +163,38 @@ def _unit_rows(y: Array, least: float) -> Array:
 
 
 def _gram(y: Array) -> Array:
-    return _product(y, jnp.swapaxes(y, -2, -1))
+    return _symmetric(y, y, _outer)
+
+
+def _commuting(a: Array, b: Array) -> Array:
+    """a b of two polynomials in one symmetric matrix [*n, k, k]."""
+    return _symmetric(a, b, _product)
+
+
+def _symmetric(a: Array, b: Array, whole: Callable[[Array, Array], Array]) -> Array:
+    """a b^T [*n, k, k], known to be symmetric: on a CPU, of a large one only the lower
+    triangle of blocks is multiplied. Else `whole`: where b is symmetric but for
+    rounding, a b and not a b^T, through which rounding errors would grow."""
+    blocks = polar.blocks(a.shape[-2], a.shape[-1])
+    if blocks == 1:
+        return whole(a, b)
+    triangle = functools.partial(_triangle, blocks=blocks)
+    return jax.lax.platform_dependent(a, b, cpu=triangle, default=whole)
+
+
+def _triangle(a: Array, b: Array, blocks: int) -> Array:
+    if blocks == 1:
+        return _outer(a, b)
+    half = -(-a.shape[-2] // (2 * GRAIN)) * GRAIN
+    (a0, a1), (b0, b1) = (jnp.split(x, [half], -2) for x in (a, b))
+    first, last = _triangle(a0, b0, blocks // 2), _triangle(a1, b1, blocks // 2)
+    low = _outer(a1, b0)
+    return jnp.block([[first, jnp.swapaxes(low, -2, -1)], [low, last]])
+
+
+def _outer(a: Array, b: Array) -> Array:
+    """a b^T. On a CPU, columns of a copy would be slower."""
+    return _product(a, jnp.swapaxes(b, -2, -1))
 
 
 def _product(a: Array, b: Array) -> Array:

@@ -96,15 +96,20 @@ class TorchOps:
         return torch.sum(x) if axis is None else torch.sum(x, axis, keepdim=keepdims)
 
     def sum_squares(self, x: Tensor, axis: Any, keepdims: bool = False) -> Tensor:
-        axes = axis if isinstance(axis, tuple) else (axis,)
-        if axes != tuple(range(-len(axes), 0)):
+        axes = [a % x.ndim for a in (axis if isinstance(axis, tuple) else (axis,))]
+        axes.sort(key=x.stride, reverse=True)
+        last = list(range(x.ndim - len(axes), x.ndim))
+        y = x.movedim(axes, last)
+        if axes != last and not y.is_contiguous():
             total = x.square()
-            for a in sorted(a % x.ndim for a in axes):  # the first leaves long runs
+            for a in sorted(axes):  # the first leaves long runs
                 total = total.sum(a, keepdim=True)
-            return total if keepdims else total.squeeze(axes)
+            return total if keepdims else total.squeeze(tuple(axes))
         # Makes no array of squares.
-        total = torch.linalg.vector_norm(x.flatten(axes[0]), dim=-1).square()
-        return total.reshape(*total.shape, *(1,) * len(axes)) if keepdims else total
+        total = torch.linalg.vector_norm(y.flatten(last[0]), dim=-1).square()
+        if not keepdims:
+            return total
+        return total.reshape(*total.shape, *(1 for _ in axes)).movedim(last, axes)
 
     def dot(self, x: Tensor, y: Tensor, axis: Any) -> Tensor:
         count = len(axis) if isinstance(axis, tuple) else 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from lopax._core import polar
 from lopax.torch import finite
 from lopax.torch.batch import Sum, complete
 from lopax.torch.errors import UnsupportedParameter
-from lopax.torch.product import product
+from lopax.torch.product import Onto, commuting, gram, product
 
 SMALL_ROW = 1e-5
 """For "mud": rows below this after the solve depend on earlier ones, and stay small."""
@@ -119,20 +119,20 @@ def _ordinary(y: Tensor) -> bool:
 
 
 def _iterate(y: Tensor, cols: int, plan: polar.Plan) -> Sums:
-    (gram,) = yield [Sum(product(y, y.mT), (cols,))]
-    scale = _start(gram, plan.start)
-    gram = scale * gram * scale.mT
+    (square,) = yield [Sum(gram(y), (cols,))]
+    scale = _start(square, plan.start)
+    square = scale * square * scale.mT
     total, last = None, len(plan.rounds) - 1
     for i, coefficients in enumerate(plan.rounds):
-        factor = _polynomial(gram, coefficients)
+        factor = _polynomial(square, coefficients)
         if plan.gram:
-            total = factor if total is None else product(total, factor)
+            total = factor if total is None else commuting(total, factor)
             if i < last:
-                gram = product(product(gram, factor), factor)
+                square = commuting(commuting(square, factor), factor)
             continue
         y = product(factor * scale.mT if i == 0 else factor, y)
         if i < last:
-            (gram,) = yield [Sum(product(y, y.mT), (cols,))]
+            (square,) = yield [Sum(gram(y), (cols,))]
     return y if total is None else product(total * scale.mT, y)
 
 
@@ -141,21 +141,21 @@ def _iterate_half(y: Tensor, cols: int, plan: polar.Plan, whole: bool) -> Sums:
 
     `whole`: nothing is to be added to sums.
     """
-    # What is stored on its side is multiplied from the right: copies cost more.
-    turned = y.mT.is_contiguous()
+    # What is stored on its side is multiplied from the right, and comes back as it was
+    # stored: copies cost more.
+    turned = y.stride(-2) < y.stride(-1)
     z = y.mT if turned else y
     shape, several = z.shape, math.prod(z.shape[:-2]) != 1
-    add_product = torch.baddbmm if several else torch.addmm
     x = z.bfloat16().contiguous()
     x = x.flatten(0, -3) if several else x.reshape(x.shape[-2:])
 
-    def gram(z: Tensor) -> Sums:
-        found = product(z.mT, z) if turned else product(z, z.mT)
+    def summed(z: Tensor) -> Sums:
+        found = gram(z.mT if turned else z)
         if not whole:
             (found,) = yield [Sum(found.float(), (cols,))]
         return found.bfloat16()
 
-    square = yield from gram(x)
+    square = yield from summed(x)
     start: Any = polar.HALF_START * _start(square.float(), plan.start)
     if several or not finite.can_ask(x):
         x, square, start = x * start.bfloat16(), square * start.square(), 1.0
@@ -165,19 +165,18 @@ def _iterate_half(y: Tensor, cols: int, plan: polar.Plan, whole: bool) -> Sums:
     square, together = square.bfloat16(), 2 if plan.gram else 1
     for i in range(0, len(plan.rounds), together):
         if i:
-            square = yield from gram(x)
+            square = yield from summed(x)
         pair = plan.rounds[i : i + together]
-        with torch.autocast(y.device.type, enabled=False):
-            a, factor, b = _factor(square, pair, add_product)
-            operands = (x, factor) if turned else (factor, x)
-            x = add_product(x, *operands, beta=a * start, alpha=b * start)
+        a, factor, b = _factor(square, pair)
+        operands = (x, factor) if turned else (factor, x)
+        x = product(*operands, Onto(x, a * start, b * start))
         start = 1.0
     x = x.float().reshape(shape)
     return x.mT if turned else x
 
 
 def _factor(
-    gram: Tensor, rounds: tuple[polar.Round, ...], add_product: Callable[..., Tensor]
+    square: Tensor, rounds: tuple[polar.Round, ...]
 ) -> tuple[float, Tensor, float]:
     """(a, F, b): one or two rounds multiply a matrix with this Gram matrix by a + b F.
 
@@ -186,35 +185,36 @@ def _factor(
     (a, b, c), *more = rounds
     if not more:
         if not c:
-            return a, gram, b
-        return a, add_product(gram, gram, gram, beta=b, alpha=c), 1.0
-    first = add_product(gram, gram, gram, beta=b, alpha=c) if c else b * gram
-    half = add_product(gram, first, gram, beta=a)  # of the second round's Gram matrix
-    then = add_product(half, half, first, beta=a)
-    d, second, scale = _factor(then, (*more,), add_product)
+            return a, square, b
+        return a, commuting(square, square, Onto(square, b, c)), 1.0
+    first = commuting(square, square, Onto(square, b, c)) if c else b * square
+    half = commuting(first, square, Onto(square, a))  # of the second Gram matrix
+    then = commuting(half, first, Onto(half, a))
+    d, second, scale = _factor(then, (*more,))
     both = first.mul(d).add_(second, alpha=a * scale)
-    return a * d, add_product(both, second, first, alpha=scale), 1.0
+    return a * d, commuting(second, first, Onto(both, 1.0, scale)), 1.0
 
 
-def _polynomial(gram: Tensor, coefficients: polar.Round) -> Tensor:
+def _polynomial(square: Tensor, coefficients: polar.Round) -> Tensor:
     """a + b G + c G^2 [*n, k, k]."""
     a, b, c = coefficients
-    factor = b * gram
+    factor = b * square
     if c:
-        factor.add_(product(gram, gram), alpha=c)
+        factor.add_(commuting(square, square), alpha=c)
     factor.diagonal(dim1=-2, dim2=-1).add_(a)
     return factor
 
 
-def _start(gram: Tensor, start: str) -> Tensor:
+def _start(square: Tensor, start: str) -> Tensor:
     """What the rows of the matrix are multiplied by, [*n, 1, 1] or [*n, k, 1], so that
     no singular value is above one."""
     if start == "rows":
-        bound = gram.abs().sum(-1, keepdim=True)
+        bound = square.abs().sum(-1, keepdim=True)
     elif start == "schatten":
-        bound = gram.square().sum((-2, -1), keepdim=True).sqrt()
+        rows = torch.linalg.vector_norm(square, dim=-1, keepdim=True)
+        bound = torch.linalg.vector_norm(rows, dim=-2, keepdim=True)
     else:
-        bound = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        bound = square.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     return torch.rsqrt(torch.where(bound > 0.0, bound, 1.0))
 
 
@@ -223,8 +223,8 @@ def _decorrelate(y: Tensor, cols: int, passes: int) -> Sums:
     one, the lower triangle of their Gram matrix solved away, rows of length one."""
     for _ in range(passes):
         y = yield from _unit_rows(y, cols, 0.0)
-        (gram,) = yield [Sum(product(y, y.mT), (cols,))]
-        y = torch.linalg.solve_triangular(gram, y, upper=False, unitriangular=True)
+        (square,) = yield [Sum(gram(y), (cols,))]
+        y = torch.linalg.solve_triangular(square, y, upper=False, unitriangular=True)
         y = yield from _unit_rows(y, cols, SMALL_ROW)
     return y
 
