@@ -94,7 +94,7 @@ class LearnedMuonConfig:
     learned: bool = True
     """Use theta. False: the hand-made optimizer; a tensor then keeps one momentum."""
     network: bool = True
-    """Have the network. False: theta has its 24 global numbers only, and no features
+    """Have the network. False: theta has its 26 global numbers only, and no features
     are computed."""
     signal: bool = True
     """Measure what of the momentum the next gradient confirms. False: theta has no
