@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from interrupted import interrupt
 from shared_files import shared
 
 from lopax.cli.main import COMMANDS, main
+from lopax.cli.train import stop_on_signal
 
 CELO = (
     RECIPE.replace(
@@ -105,6 +109,21 @@ def test_ctrl_c_saves_and_exits_with_130(tmp_path):
     assert code == 130, rest
     assert f"lopax train --resume {out}" in rest
     assert (out / "checkpoint.safetensors").exists()
+
+
+def test_a_signal_inside_a_print_asks_for_a_stop(monkeypatch, capfd):
+    """A buffered stream lets nobody in while it writes: not even a signal's handler."""
+
+    class Busy(io.StringIO):
+        def write(self, text):
+            raise RuntimeError("reentrant call")
+
+    monkeypatch.setattr("sys.stderr", Busy())
+    with stop_on_signal() as asked:
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked()
+    assert "stopping after this step" in capfd.readouterr().err
 
 
 def test_lists(capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -214,4 +215,6 @@ class stop_on_signal:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        print("\nstopping after this step (again to stop at once)", file=sys.stderr)
+        # Not by `print`: the signal may have come inside one, which lets no other in.
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping after this step (again to stop at once)\n")
