@@ -24,6 +24,7 @@ from lopax.pretrained import read_arrays, read_weights
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = ("celo", "celo2", "learned_muon")
+LABEL_HEIGHT = 0.03
 PUBLISHED_STEPS = 6.4e8
 """Of the published Celo: two phases of 100,000 outer steps, 64 runs, windows of 50."""
 
@@ -46,7 +47,7 @@ def inner_steps(name: str) -> float:
 
 
 def plot(points: list[tuple[str, str, float, Any]], path: Path) -> None:
-    """A point per weights with its interval, a line per architecture."""
+    """A point per weights with its interval, a colour per architecture."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")
@@ -58,19 +59,15 @@ def plot(points: list[tuple[str, str, float, Any]], path: Path) -> None:
             [p[3].value - p[3].low for p in own],
             [p[3].high - p[3].value for p in own],
         ]
-        axis.errorbar(x, y, spread, fmt="o-", color=f"C{i}", label=rule, capsize=3)
-        for k, p in enumerate(own):
-            above = k % 2 == 0
-            axis.annotate(
-                p[0],
-                (p[2], p[3].value),
-                fontsize=7,
-                xytext=(0, 12 if above else -12),
-                textcoords="offset points",
-                ha="center",
-                va="bottom" if above else "top",
-            )
-    axis.margins(x=0.12, y=0.12)
+        axis.errorbar(x, y, spread, fmt="o", color=f"C{i}", label=rule, capsize=3)
+    heights: dict[str, float] = {}
+    for name, _, steps, score in sorted(points, key=lambda p: p[3].value):
+        # Above the labels of points that are as far to the right.
+        near = [heights[n] for n, _, s, _ in points if n in heights and s < 4 * steps]
+        near = [h for h in near if abs(h - score.value) < LABEL_HEIGHT]
+        heights[name] = max([score.value, *(h + LABEL_HEIGHT for h in near)])
+        axis.annotate(name, (1.12 * steps, heights[name]), fontsize=7, va="center")
+    axis.margins(x=0.2, y=0.08)
     axis.axhline(1.0, color="#777", lw=0.8)
     axis.set_xscale("log")
     axis.set_xlabel("inner steps of meta-training")
