@@ -67,7 +67,7 @@ def parts(what: str, params: Params, tree: Any, fix: str = "") -> Any:
         found = _content(found)
         if _kind(param) == "other":
             return ()
-        shape = getattr(found, "shape", () if _is_number(found) else None)
+        shape = getattr(found, "shape", () if is_plain_number(found) else None)
         split = _kind(param) == "complex"
         if shape != jnp.shape(param) or (_kind(found) == "complex" and not split):
             wrong[name] = (trees.describe_leaf(param), trees.describe_leaf(found))
@@ -147,13 +147,14 @@ def _content(x: Any) -> Any:
     return jax.tree.leaves(x)[0] if is_box(x) else x
 
 
-def _is_number(x: Any) -> bool:
+def is_plain_number(x: Any) -> bool:
+    """Whether this is a number of Python's own."""
     return isinstance(x, (bool, int, float, complex))
 
 
 def _kind(x: Any) -> str:
     """ "real", "complex" or "other"."""
-    dtype = np.dtype(type(x)) if _is_number(x) else getattr(x, "dtype", None)
+    dtype = np.dtype(type(x)) if is_plain_number(x) else getattr(x, "dtype", None)
     if dtype is None:
         return "other"
     if jnp.issubdtype(dtype, jnp.floating):
@@ -172,7 +173,7 @@ def _real(name: str, param: Any) -> Any:
         return ComplexParts(param.real, param.imag)
     dtype = getattr(param, "dtype", None)
     key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.extended)
-    if key or (dtype is None and not _is_number(param)):
+    if key or (dtype is None and not is_plain_number(param)):
         raise ConfigError(
             f"the parameter {name!r} is a {type(param).__name__}"
             f"{f' of dtype {dtype}' if key else ''}, not an array of numbers: leave it "

@@ -12,7 +12,7 @@ from jax.core import Tracer
 
 from lopax._core import tree as trees
 from lopax._core.errors import ConfigError, StructureMismatch
-from lopax._core.leaves import trained
+from lopax._core.leaves import is_plain_number, trained
 from lopax._core.numbers import whole_steps
 from lopax._core.routing import Seen
 from lopax._core.types import Count, Flag, Params, Scalar
@@ -169,7 +169,7 @@ def _is_numeric(x: Any) -> bool:
     """Whether this is a number or an array of numbers."""
     dtype = getattr(x, "dtype", None)
     if dtype is None:
-        return isinstance(x, (bool, int, float, complex)) or hasattr(x, "__jax_array__")
+        return is_plain_number(x) or hasattr(x, "__jax_array__")
     return jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
 
 

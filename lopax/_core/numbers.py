@@ -31,6 +31,11 @@ def whole_steps(num_steps: Any) -> int:
     return int(number)
 
 
+def is_real(x: Any) -> bool:
+    """Whether this is a real number on the host."""
+    return isinstance(x, (int, float, np.integer, np.floating))
+
+
 def check_factor(name: str, value: Any, *, negative: bool = False) -> None:
     """Raises `ConfigError` unless `value` is a finite real number, which must be at
     least 0 without `negative`, or an array of one element in the place of one, whose
@@ -41,8 +46,7 @@ def check_factor(name: str, value: Any, *, negative: bool = False) -> None:
                 f"{name} of shape {tuple(value.shape)}: must be one number"
             )
         return
-    fine = isinstance(value, (int, float, np.integer, np.floating))
-    if fine and math.isfinite(value) and (negative or value >= 0.0):
+    if is_real(value) and math.isfinite(value) and (negative or float(value) >= 0.0):
         return
     want = "a finite number" if negative else "a finite number, >= 0"
     raise ConfigError(f"{name} = {value!r}: must be {want}")

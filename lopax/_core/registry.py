@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 from lopax._core.errors import ConfigError, UnknownName
 
@@ -53,3 +53,15 @@ class Registry(Generic[T]):
     def names(self, pattern: str = "*") -> list[str]:
         """Names that match a shell pattern, in order of registration."""
         return [n for n in self._entries if fnmatch.fnmatchcase(n, pattern)]
+
+
+def by_rule(base: type[T], namespace: Mapping[str, Any]) -> dict[str, type[T]]:
+    """The subclasses of `base` in a module that have a rule of their own (their
+    `rule_class`), by its name, in the order they stand there."""
+    found: dict[str, type[T]] = {}
+    for made in namespace.values():
+        if isinstance(made, type) and issubclass(made, base):
+            rule = vars(made).get("rule_class")
+            if rule is not None:
+                found[rule.name] = made
+    return found

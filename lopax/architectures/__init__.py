@@ -7,29 +7,9 @@ from typing import Any, NamedTuple
 
 from lopax._core.config import from_dict
 from lopax._core.optimizer import LearnedOptimizer
-from lopax._core.registry import Registry
-from lopax.architectures.classes import (
-    L2LGD2,
-    L2OGRU,
-    L2OLSTM,
-    RNNMLP,
-    STAR,
-    AdafacMLP,
-    Celo,
-    Celo2,
-    Celo2Base,
-    CeloAdam,
-    LearnedAdam,
-    LearnedMuon,
-    LearnedSGD,
-    LinearOptim,
-    MuLO,
-    NNAdam,
-    Optim4RL,
-    PlainMLP,
-    ScheduledAdam,
-    VeLO,
-)
+from lopax._core.registry import Registry, by_rule
+from lopax.architectures import classes
+from lopax.architectures.described import Described
 from lopax.architectures.l3rs import L3RS, L3RSConfig
 
 
@@ -43,29 +23,8 @@ class Entry(NamedTuple):
 ARCHITECTURES: Registry[Entry] = Registry("architecture")
 """Every rule by name, with the class of its settings."""
 
-for _made in (
-    Celo,
-    CeloAdam,
-    Celo2,
-    Celo2Base,
-    VeLO,
-    AdafacMLP,
-    PlainMLP,
-    MuLO,
-    LearnedMuon,
-    STAR,
-    RNNMLP,
-    NNAdam,
-    L2OLSTM,
-    L2OGRU,
-    LearnedSGD,
-    LearnedAdam,
-    ScheduledAdam,
-    Optim4RL,
-    LinearOptim,
-    L2LGD2,
-):
-    ARCHITECTURES.add(_made.name, Entry(_made, _made.rule_class.config_class))
+for _name, _made in by_rule(Described, vars(classes)).items():
+    ARCHITECTURES.add(_name, Entry(_made, _made.rule_class.config_class))
 ARCHITECTURES.add(L3RS.name, Entry(L3RS, L3RSConfig))
 
 

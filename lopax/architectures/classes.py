@@ -58,16 +58,16 @@ class AdafacMLP(Described):
     rule_class = adafac_mlp.AdafacMLP
 
 
+class PlainMLP(Described):
+    """See `lopax.rules.plain_mlp`."""
+
+    rule_class = plain_mlp.PlainMLP
+
+
 class MuLO(Described):
     """See `lopax.rules.mulo`."""
 
     rule_class = mulo.MuLO
-
-
-class STAR(Described):
-    """See `lopax.rules.star`."""
-
-    rule_class = star.STAR
 
 
 class LearnedMuon(Described):
@@ -76,10 +76,10 @@ class LearnedMuon(Described):
     rule_class = learned_muon.LearnedMuon
 
 
-class PlainMLP(Described):
-    """See `lopax.rules.plain_mlp`."""
+class STAR(Described):
+    """See `lopax.rules.star`."""
 
-    rule_class = plain_mlp.PlainMLP
+    rule_class = star.STAR
 
 
 class RNNMLP(Described):
@@ -92,6 +92,18 @@ class NNAdam(Described):
     """See `lopax.rules.nn_adam`."""
 
     rule_class = nn_adam.NNAdam
+
+
+class L2OLSTM(Described):
+    """See `lopax.rules.l2o_lstm`."""
+
+    rule_class = l2o_lstm.L2OLSTM
+
+
+class L2OGRU(Described):
+    """See `lopax.rules.l2o_gru`."""
+
+    rule_class = l2o_gru.L2OGRU
 
 
 class LearnedSGD(Described):
@@ -128,15 +140,3 @@ class L2LGD2(Described):
     """See `lopax.rules.optim4rl`."""
 
     rule_class = optim4rl.L2LGD2
-
-
-class L2OLSTM(Described):
-    """See `lopax.rules.l2o_lstm`."""
-
-    rule_class = l2o_lstm.L2OLSTM
-
-
-class L2OGRU(Described):
-    """See `lopax.rules.l2o_gru`."""
-
-    rule_class = l2o_gru.L2OGRU

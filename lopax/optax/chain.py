@@ -24,7 +24,7 @@ from lopax._core.errors import (
     MissingParams,
     StructureMismatch,
 )
-from lopax._core.numbers import check_factor
+from lopax._core.numbers import check_factor, is_real
 from lopax._core.optimizer import LearnedOptimizer
 from lopax._core.routing import Route
 from lopax._core.types import Params, Theta, Updates
@@ -32,7 +32,7 @@ from lopax.blocks import narrow_momenta
 from lopax.optax import report as reports
 from lopax.optax import watch
 from lopax.optax.accumulation import accumulate
-from lopax.optax.links import Decay, Made, Multiply, is_number
+from lopax.optax.links import Decay, Made, Multiply
 from lopax.optax.states import OptimizerState, Report
 from lopax.optax.storage import Storage, by_name, in_place, is_placeholder
 
@@ -150,7 +150,7 @@ def _unless_finite(value: Any, factors: Sequence[Any]) -> Any:
     """The loss, not finite if a factor of this step is not, so that it is skipped."""
     value = lifting.scalar_loss(value)
     for factor in factors:
-        if not is_number(factor):
+        if not is_real(factor):  # one that is was checked when the optimizer was made
             known = jnp.zeros((), jnp.float32) if value is None else value
             value = known + 0.0 * jnp.reshape(factor, ()).astype(jnp.float32)
     return value

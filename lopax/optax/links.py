@@ -14,6 +14,7 @@ import optax
 from lopax._core import leaves
 from lopax._core import tree as trees
 from lopax._core.errors import StructureMismatch
+from lopax._core.numbers import is_real
 from lopax._core.types import Count, Flag, Params, Scalar
 from lopax.optax.storage import by_name
 
@@ -36,11 +37,6 @@ class Made(NamedTuple):
     def as_given(self, moves: dict[str, Any]) -> dict[str, Any]:
         """The moves in the dtypes of the rule's own."""
         return {k: x.astype(moves[k].dtype) for k, x in self.moves.items()}
-
-
-def is_number(x: Any) -> bool:
-    """Whether this is known and finite already: the optimizer was made with it."""
-    return isinstance(x, (int, float, np.integer, np.floating))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +93,7 @@ class Multiply:
 
     def __call__(self, made: Made, factor: Any = None) -> Made:
         factor = self.factor_at(made.steps) if factor is None else factor
-        if not is_number(factor):  # which need not be finite in such a step
+        if not is_real(factor):  # which need not be finite in such a step
             factor = jnp.where(made.skipped, 0.0, jnp.reshape(factor, ()))
         return made._replace(moves={k: factor * x for k, x in made.moves.items()})
 

@@ -12,6 +12,7 @@ parameters (Flax's sharding metadata) are put around the arrays of the state, to
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from typing import Any, NamedTuple
@@ -88,7 +89,7 @@ class Storage:
         if not self._applies(state):
             return state
         kept: Kept = state.tensors
-        want, have = trees.describe(self._shared()), trees.describe(state.shared)
+        want, have = trees.describe(self._shared), trees.describe(state.shared)
         if want.keys() != have.keys():
             raise StructureMismatch.between(
                 f"what tensors share in the state of {self._rule.name!r}",
@@ -137,7 +138,7 @@ class Storage:
         rule = self._rule
         if not isinstance(rule, TensorRule):
             return 0
-        shared = self._shared()
+        shared = self._shared
         like = dict.fromkeys(rule.param_like, params)
         return OptState(0, 0, 0, jax.tree.map(lambda _: 0, shared), Kept(like, 0))  # type: ignore[arg-type]
 
@@ -148,6 +149,7 @@ class Storage:
         named = by_name(params, leaves.trained(params))
         return {leaf.name: leaf for leaf in lifting.places(named)}
 
+    @functools.cached_property
     def _shared(self) -> Any:
         """The shapes of what tensors share, of a single one."""
         init: Any = self._rule.init_shared  # type: ignore[attr-defined]

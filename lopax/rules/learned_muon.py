@@ -245,7 +245,6 @@ class LearnedMuon(form.Rule):
             features = yield from momentum_features.of_tensor(
                 xp, place, grad, state.momenta, len(self.decays), param
             )
-        yield from form.no_sums()
         static = xp.broadcast_to(xp.constant(static), (*lead, len(static)))
         return xp.concat([signal, features, static], axis=-1)
 

@@ -24,7 +24,7 @@ SHAPE = slice(WEIGHT + 1, WEIGHT + 3)
 NUM_SUMMARIES = SHAPE.stop + 1 + len(ROLES)
 """Two of its signal, the traced features, the size of the parameter, three of the
 shape, the role."""
-NUM_INPUTS = NUM_SUMMARIES - 2 + 4
+NUM_INPUTS = NUM_SUMMARIES - SIGNAL.stop + 4
 TRACE = 0.95
 """Decay of the running averages of a tensor's features."""
 TYPICAL_SIDE = 128.0

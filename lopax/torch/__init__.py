@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lopax._core.registry import Registry
+from lopax._core.registry import Registry, by_rule
 from lopax._core.routing import Route
 from lopax._core.warned import (
     GrowthWarning,
@@ -203,29 +203,8 @@ class L2LGD2(LearnedOptimizer):
 
 RULES: Registry[type[LearnedOptimizer]] = Registry("optimizer for PyTorch")
 """Architecture names to optimizer classes; a further rule is one more entry."""
-for _optimizer in (
-    Celo,
-    CeloAdam,
-    Celo2,
-    Celo2Base,
-    VeLO,
-    AdafacMLP,
-    MuLO,
-    STAR,
-    LearnedMuon,
-    PlainMLP,
-    RNNMLP,
-    NNAdam,
-    L2OLSTM,
-    L2OGRU,
-    LearnedSGD,
-    LearnedAdam,
-    ScheduledAdam,
-    Optim4RL,
-    LinearOptim,
-    L2LGD2,
-):
-    RULES.add(_optimizer.rule_class.name, _optimizer)
+for _name, _optimizer in by_rule(LearnedOptimizer, globals()).items():
+    RULES.add(_name, _optimizer)
 
 
 def optimizer(name: str, params: Any, **options: Any) -> LearnedOptimizer:

@@ -31,7 +31,7 @@ def can_ask(x: Tensor) -> bool:
 def some_not_finite(tensors: Sequence[Tensor]) -> Tensor:
     """[] bool: some value is infinite or NaN. There is at least one tensor, on one
     device, and none is empty."""
-    return look(tensors, 0.0).bad
+    return look(tensors, math.inf).bad
 
 
 def look(tensors: Sequence[Tensor], bound: float) -> Look:

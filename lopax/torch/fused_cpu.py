@@ -105,9 +105,11 @@ class FusedCPU:
             return self._plain.begin(rule, entries)
         bad = self._core.elements_begin(*self._tensors(), None, _threads())
         found = torch.tensor(bool(bad), dtype=torch.bool, device="cpu")
-        if self._rest:
-            found = found | self._plain.begin(rule, self._rest).bad
-        return finite.Look(found)
+        if not self._rest:
+            return finite.Look(found)
+        rest = self._plain.begin(rule, self._rest)
+        # What the core steps is clipped in any case.
+        return finite.Look(found | rest.bad, rest.within)
 
     @outside_graphs
     def finish(
