@@ -40,8 +40,14 @@ def settings_of(spec: str) -> tuple[str, dict[str, Any]]:
     settings: dict[str, Any] = {}
     for key, _, value in (part.partition("=") for part in parts):
         low = value.lower()
-        settings[key] = json.loads(low) if low in LITERALS else value
+        literal = low in LITERALS or low.isdigit()
+        settings[key] = json.loads(low) if literal else value
     return name, settings
+
+
+def period_of(spec: str) -> int:
+    """After so many steps a rule's cost is what it was."""
+    return settings_of(spec)[1].get("orthogonalize_every", 1)
 
 
 Clock = Callable[[], float]

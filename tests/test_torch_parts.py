@@ -9,7 +9,7 @@ import torch
 from torch_common import NAMES, make
 
 from lopax.torch import plain
-from lopax.torch.finite import some_not_finite
+from lopax.torch.finite import look, some_not_finite
 
 NAN, INF = float("nan"), float("inf")
 
@@ -64,8 +64,9 @@ def test_gradients_stay_as_they_are(name: str, backend: str) -> None:
 def test_what_is_not_finite_is_found(dtype: torch.dtype) -> None:
     big = torch.full((3, 7), float(torch.finfo(dtype).max), dtype=dtype)
     small = torch.ones(5, dtype=dtype)
-    assert not some_not_finite([small]) and not some_not_finite([big, small, -big])
+    assert not some_not_finite(small) and not some_not_finite(big)
+    assert not look([big, small, -big], INF).bad and not some_not_finite(big[:0])
     for bad in (NAN, INF, -INF):
         spoiled = big.clone()
         spoiled[1, 2] = bad
-        assert some_not_finite([small, spoiled])
+        assert some_not_finite(spoiled) and look([small, spoiled], INF).bad

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from lopax._core.types import Key, Theta
 from lopax.blocks.orthogonalize import orthogonalize
 from lopax.nets import dense_mlp, initializers
-from lopax.rules.form import Place, Steps
+from lopax.rules.form import Place, Steps, complete
 
 
 class ElementMLP:
@@ -163,9 +163,19 @@ class JaxOps:
 
     orthogonalize_each = orthogonalize
 
-    def hold_unreached(self, x: Array, axis: int, averages: Sequence[Array]) -> Array:
-        reached = [jnp.any(average, axis=axis) for average in averages]
-        return jnp.where(functools.reduce(jnp.logical_or, reached), x, 0.0)
+    def every(
+        self, number: int, count: Array, make: Callable[[], Steps], shape: Any
+    ) -> Steps:
+        yield from ()
+        if number == 1:
+            return complete(make())
+        due = count % number == 0
+        return jax.lax.cond(due, lambda: complete(make()), lambda: self.zeros(shape))
+
+    def reached(self, axis: int, averages: Sequence[Array]) -> Array:
+        return functools.reduce(
+            jnp.logical_or, [jnp.any(average, axis=axis) for average in averages]
+        )
 
 
 class JaxDraw:

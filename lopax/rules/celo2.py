@@ -47,6 +47,7 @@ from lopax.rules.form import (
     COUNT,
     EACH,
     Advance,
+    Place,
     Rows,
     StepContext,
     Steps,
@@ -78,6 +79,9 @@ class Celo2Config:
     orthogonalizer: str = "quintic"
     """How hidden matrices are orthogonalised, one of `_core.polar.CHOICES`: as
     published, or ("auto") as cheaply as their shapes allow."""
+    orthogonalize_every: int = 1
+    """Hidden matrices move, so many times as far, in every so many-th step only; in
+    between their gradients go into the accumulators."""
     exp_mult: float = 0.0
     """Scale of a log-magnitude output; 0 (as published) means there is none."""
     weight_decay: float = 0.0
@@ -99,6 +103,7 @@ class Celo2Config:
         check_choice(self, "schedule", SCHEDULES)
         check_choice(self, "convolutions", CONVOLUTIONS)
         check_choice(self, "orthogonalizer", polar.CHOICES)
+        check_range(self, "orthogonalize_every", low=1)
         check_range(self, "exp_mult", low=0.0)
         check_range(self, "weight_decay", low=0.0)
         check_range(self, "adam_mult", above=0.0)
@@ -190,17 +195,17 @@ class Celo2(ElementRule):
     ) -> Steps:
         """Minus the step size times the direction as the role wants it: of unit root
         mean square per matrix, zero where there never was a gradient."""
-        place, direction = at.place, step
+        place, size = at.place, -at.scale
         if place.role == "orthogonal" and place.rank > 1:
-            method = self.config.orthogonalizer
-            direction = yield from xp.orthogonalize_each(direction, place, method)
-        over = place.matrix
-        behind = tuple(a - place.rank for a in over)
-        squares = xp.sum_squares(direction, axis=behind, keepdims=True)
-        (squares,) = yield [Sum(squares, over)]
-        count = max(math.prod(place.shape[a] for a in over), 1)
-        unit = layers.unit_scale(xp, squares / count, EPS)
-        delta = direction * (-at.scale * unit)
+            every, method = self.config.orthogonalize_every, self.config.orthogonalizer
+
+            def moved() -> Steps:
+                found = yield from xp.orthogonalize_each(step, place, method)
+                return (yield from _of_unit_size(xp, place, found, size * float(every)))
+
+            delta = yield from xp.every(every, at.updates, moved, step.shape)
+        else:
+            delta = yield from _of_unit_size(xp, place, step, size)
         delta = moments.hold_unreached(xp, place, delta, state)
         if self.config.weight_decay:
             delta = delta - at.scale * self.config.weight_decay * param
@@ -239,6 +244,16 @@ class Celo2(ElementRule):
         outputs = (0, 1) if self.config.exp_mult else (0,)
         rule = published.mlp(arrays, published.BANK, outputs)
         return published.under("rule", rule)
+
+
+def _of_unit_size(xp: Ops, place: Place, direction: Array, size: Array) -> Steps:
+    """`size` times the direction [*lead, *s] at unit root mean square per matrix."""
+    over = place.matrix
+    behind = tuple(a - place.rank for a in over)
+    squares = xp.sum_squares(direction, axis=behind, keepdims=True)
+    (squares,) = yield [Sum(squares, over)]
+    count = max(math.prod(place.shape[a] for a in over), 1)
+    return direction * (size * layers.unit_scale(xp, squares / count, EPS))
 
 
 class Celo2Base(Celo2):

@@ -113,7 +113,18 @@ def hold_unreached(xp: Ops, place: Place, x: Array, *averages: Array) -> Array:
     """x [*lead, *s], and 0 for elements that never saw a gradient other than zero:
     those where all of these averages [*lead, K, *s] are zero. They stay where they are.
     """
-    return xp.hold_unreached(x, -1 - place.rank, averages)
+    return held(xp, x, reached(xp, place, *averages))
+
+
+def reached(xp: Ops, place: Place, *averages: Array) -> Array | None:
+    """The first half of it, for rules that do much before they have x: next to what
+    made the averages they need not be read again."""
+    return xp.reached(-1 - place.rank, averages)
+
+
+def held(xp: Ops, x: Array, reached: Array | None) -> Array:
+    """The second half."""
+    return x if reached is None else xp.where(reached, x, 0.0)
 
 
 def waiting(grad: Array, unmoved: Iterable[Array]) -> Array:

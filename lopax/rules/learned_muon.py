@@ -89,6 +89,9 @@ class LearnedMuonConfig:
     orthogonalizer: str = "quintic"
     """How matrices are orthogonalised, one of `_core.polar.CHOICES`: as Muon does, or
     ("auto") as cheaply as their shapes allow."""
+    orthogonalize_every: int = 1
+    """Matrices move, so many times as far, in every so many-th step only; in between
+    their gradients go into the momenta."""
     hidden: int = 8
     """Width of the network's hidden layer."""
     learned: bool = True
@@ -120,6 +123,7 @@ class LearnedMuonConfig:
         check_range(self, "second_decay", low=0.0, below=1.0)
         check_decays(self, "decays", number=None)
         check_choice(self, "orthogonalizer", polar.CHOICES)
+        check_range(self, "orthogonalize_every", low=1)
         check_range(self, "hidden", low=1)
         check_range(self, "weight_decay", low=0.0)
         routing.check_roles(self, self.routes, self.default_role, ROLES)
@@ -320,24 +324,33 @@ class LearnedMuon(form.Rule):
         c, place, told = self.config, at.place, at.told
         decays = xp.constant(self.decays)
         momenta = xp.ema(state.momenta, place.layered(grad), place.per_layer(decays))
+        reached = layers.reached(xp, place, momenta)
         steps = state.step + 1.0
         unbiased = told["weights"][..., 1:] / (1.0 - decays ** steps[..., None])
         layers_of = range(len(self.decays))
-        direction = xp.mix(
-            [place.column(told["weights"][..., 0])]
-            + [place.column(unbiased[..., k]) for k in layers_of],
-            [grad, *(place.layer(momenta, k) for k in layers_of)],
-        )
+
+        def direction() -> Array:
+            return xp.mix(
+                [place.column(told["weights"][..., 0])]
+                + [place.column(unbiased[..., k]) for k in layers_of],
+                [grad, *(place.layer(momenta, k) for k in layers_of)],
+            )
+
         second, sizes = state.second, -told["sizes"]
         if place.role == "matrix":
-            delta = yield from self._orthogonal(xp, place, told, direction, sizes)
+            every, far = c.orthogonalize_every, sizes * float(c.orthogonalize_every)
+
+            def moved() -> Steps:
+                return self._orthogonal(xp, place, told, direction(), far)
+
+            delta = yield from xp.every(every, at.updates, moved, grad.shape)
         else:
             d = c.second_decay
             second = xp.ema(second, xp.square(grad), d)
             known = 1.0 - xp.constant(d) ** steps
             size = place.column(sizes * xp.sqrt(known))
-            delta = xp.adam(size, direction, second, place.column(1e-16 * known), 0.0)
-        delta = layers.hold_unreached(xp, place, delta, momenta)
+            delta = xp.adam(size, direction(), second, place.column(1e-16 * known), 0.0)
+        delta = layers.held(xp, delta, reached)
         if c.weight_decay:
             delta = delta - c.weight_decay * at.scale * param
         return delta, state._replace(momenta=momenta, second=second)

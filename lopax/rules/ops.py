@@ -182,8 +182,17 @@ class Ops(Protocol):
         the axes `place.matrix`."""
         ...
 
-    def hold_unreached(self, x: Array, axis: int, averages: Sequence[Array]) -> Array:
-        """x, and 0 where along an axis all averages are zero."""
+    def every(
+        self, number: int, count: Array, make: Callable[[], Any], shape: Shape
+    ) -> Any:
+        """To be used with `yield from`: what `make()`, which may ask for sums, returns
+        [*shape] if `count` [] is a multiple of `number`, else zeros. It is run in vain
+        only under `vmap` and in a compiled step of torch."""
+        ...
+
+    def reached(self, axis: int, averages: Sequence[Array]) -> Array | None:
+        """Where along an axis some average is not zero; None if it is known that that
+        is everywhere."""
         ...
 
 

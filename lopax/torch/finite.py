@@ -28,10 +28,11 @@ def can_ask(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def some_not_finite(tensors: Sequence[Tensor]) -> Tensor:
-    """[] bool: some value is infinite or NaN. There is at least one tensor, on one
-    device, and none is empty."""
-    return look(tensors, math.inf).bad
+def some_not_finite(x: Tensor) -> Tensor:
+    """[] bool: some value is infinite or NaN."""
+    if can_ask(x) and math.isfinite(torch.linalg.vector_norm(x)):
+        return torch.zeros((), dtype=torch.bool, device=x.device)
+    return look([x], math.inf).bad if x.numel() else x.new_zeros((), dtype=torch.bool)
 
 
 def look(tensors: Sequence[Tensor], bound: float) -> Look:

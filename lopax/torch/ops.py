@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from lopax.torch.element_mlp import ElementMLP
 from lopax.torch.orthogonalize import steps as orthogonal_steps
 from lopax.torch.product import product
 
+COUNT = "count"
+"""Among the constants: a count on the device, and its value."""
+
 
 class TorchOps:
     """An `lopax.rules.ops.Ops` on one device.
@@ -24,7 +27,8 @@ class TorchOps:
 
     - `alive`: [] 1.0, or 0.0 in a step that is skipped. With it `ema` moves its first
         argument in place; without it, nothing is changed.
-    - `constants`: those made so far, so that none is sent to a device twice.
+    - `constants`: those made so far, so that none is sent to a device twice, and what
+        the host knows of the last count.
     """
 
     abs = staticmethod(torch.abs)
@@ -47,17 +51,17 @@ class TorchOps:
     def __init__(
         self,
         device: torch.device,
-        constants: dict[Any, Tensor],
+        constants: dict[Any, Any],
         alive: Tensor | None = None,
     ):
         self.device, self.alive, self.constants = device, alive, constants
 
     def constant(self, values: Any) -> Tensor:
-        key = _frozen(values)
-        if key not in self.constants:
+        try:
+            return self.constants[values]
+        except (KeyError, TypeError):  # a list is no key
             made = torch.tensor(values, dtype=torch.float32, device="cpu")
-            self.constants[key] = made.to(self.device)
-        return self.constants[key]
+            return self.constants.setdefault(_frozen(values), made.to(self.device))
 
     def integer(self, value: int) -> Tensor:
         return torch.tensor(value, dtype=torch.int32, device=self.device)
@@ -217,15 +221,33 @@ class TorchOps:
         matrix: Any = place.matrix
         return orthogonal_steps(x, matrix, place.shape, place.cut, method, None)
 
-    def hold_unreached(
-        self, x: Tensor, axis: int, averages: Sequence[Tensor]
-    ) -> Tensor:
+    def every(
+        self,
+        number: int,
+        count: Tensor,
+        make: Callable[[], Steps],
+        shape: tuple[int, ...],
+    ) -> Steps:
+        if number == 1:
+            return (yield from make())
+        if torch.compiler.is_compiling():
+            found = yield from make()
+            return torch.where(count % number == 0, found, 0.0)
+        # Elsewhere than on a CPU the host waits for it: once a step.
+        known = self.constants.get(COUNT)
+        if known is None or known[0] is not count:
+            known = self.constants[COUNT] = count, int(count)
+        if known[1] % number:
+            return self.zeros(shape)
+        return (yield from make())
+
+    def reached(self, axis: int, averages: Sequence[Tensor]) -> Tensor | None:
         first = averages[0].select(axis, 0)
         # On a CPU it is much faster to see that there is nothing to hold.
-        if first.numel() and finite.can_ask(x) and first.abs().amin() > 0.0:
-            return x
-        reached = [torch.any(average, axis) for average in averages]
-        return torch.where(functools.reduce(torch.logical_or, reached), x, 0.0)
+        if first.numel() and finite.can_ask(first) and first.abs().amin() > 0.0:
+            return None
+        found = [torch.any(average, axis) for average in averages]
+        return functools.reduce(torch.logical_or, found)
 
 
 def _frozen(values: Any) -> Any:

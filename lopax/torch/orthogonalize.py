@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Generator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -156,12 +155,9 @@ def _iterate_half(y: Tensor, cols: int, plan: polar.Plan, whole: bool) -> Sums:
         return found.bfloat16()
 
     square = yield from summed(x)
-    start: Any = polar.HALF_START * _start(square.float(), plan.start)
-    if several or not finite.can_ask(x):
-        x, square, start = x * start.bfloat16(), square * start.square(), 1.0
-    else:  # a number, which costs no pass
-        start = start.item()
-        square *= start * start
+    # Not into the factors of `Onto`: oneDNN compiles a program for each value of beta.
+    start = (polar.HALF_START * _start(square.float(), plan.start)).bfloat16()
+    x, square = x * start, square * start.float().square()
     square, together = square.bfloat16(), 2 if plan.gram else 1
     for i in range(0, len(plan.rounds), together):
         if i:
@@ -169,8 +165,7 @@ def _iterate_half(y: Tensor, cols: int, plan: polar.Plan, whole: bool) -> Sums:
         pair = plan.rounds[i : i + together]
         a, factor, b = _factor(square, pair)
         operands = (x, factor) if turned else (factor, x)
-        x = product(*operands, Onto(x, a * start, b * start))
-        start = 1.0
+        x = product(*operands, Onto(x, a, b))
     x = x.float().reshape(shape)
     return x.mT if turned else x
 

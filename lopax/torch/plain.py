@@ -20,9 +20,10 @@ from lopax.torch.sharding import Sharding, complete_together
 
 _foreach_copy: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
 
-# Stacking copies the state in and out, which pays only where launches dominate.
-STACK_TENSOR, STACK_TOTAL = 1 << 16, 1 << 18
-PART = 1 << 17
+# Stacking copies the state in and out, which pays only where launches dominate; what
+# only reads a tensor, or its corner, gains nothing else.
+STACK_TENSOR, STACK_TOTAL, STACK_READ = 1 << 16, 1 << 18, 1 << 12
+PART = 1 << 18
 """Elements of a large tensor that are stepped at a time, where its rule allows that."""
 
 
@@ -117,7 +118,9 @@ def _row_by_row(
     start: Callable[[list[Entry]], Steps], entries: Sequence[Entry]
 ) -> list[Tensor]:
     """A row of numbers for each entry, from one for each batch of them."""
-    groups = grouped([e._replace(place=i) for i, e in enumerate(entries)])
+    every = [e._replace(place=i) for i, e in enumerate(entries)]
+    on_cpu = every and every[0].param.device.type == "cpu"
+    groups = grouped(every, STACK_READ if on_cpu else STACK_TENSOR)
     shardings = [members[0].sharding for members in groups]
     if any(s is not None for s in shardings):
         steps = [start(members) for members in groups]
@@ -131,8 +134,9 @@ def _row_by_row(
     return [r for r in rows if r is not None]
 
 
-def grouped(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Entries that can be stacked, together; the order is that of the entries."""
+def grouped(entries: Sequence[Entry], most: int = STACK_TENSOR) -> list[list[Entry]]:
+    """Entries of at most so many elements that can be stacked, together; the order is
+    that of the entries."""
     groups: dict[Any, list[list[Entry]]] = {}
     ordered: list[list[Entry]] = []
     for e in entries:
@@ -141,7 +145,7 @@ def grouped(entries: Sequence[Entry]) -> list[list[Entry]]:
         open_groups = groups.setdefault(key, [])
         size = math.prod(e.shape)  # of the whole: all processes must group alike
         room = open_groups and (len(open_groups[-1]) + 1) * size <= STACK_TOTAL
-        if size <= STACK_TENSOR and room:
+        if size <= most and room:
             open_groups[-1].append(e)
         else:
             open_groups.append([e])
@@ -261,9 +265,7 @@ def commit(
         update.addcmul_(batch.params, rate, value=-first.weight_decay)
     if isinstance(first.lr, Tensor) or first.lr != 1.0:
         update *= first.lr
-    held = update.new_zeros((), dtype=torch.bool)
-    if update.numel():
-        held = finite.some_not_finite([update])
+    held = finite.some_not_finite(update)
     if not finite.can_ask(held) or held:
         update.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
     shape = first.param.shape

@@ -53,7 +53,7 @@ class Rule:
         self.only_elements = isinstance(rule, ElementRule) and rule.only_elements
         self.tree = structure.nested(theta)
         self.device = next(iter(theta.values())).device
-        self._constants: dict[Any, Tensor] = {}
+        self._constants: dict[Any, Any] = {}
         # What is shared and the rows, of one tensor: their structure, and first rows
         # where those do not go by the tensor.
         self._like_shared = self._shared_of(1, None)
