@@ -31,7 +31,6 @@ window x in by out), "vector" and "embedding". Needs the horizon, not the loss.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, ClassVar, NamedTuple
 
 from lopax._core import polar, routing
@@ -42,7 +41,8 @@ from lopax.rules import (
     form,
     layers,
     momentum_features,
-    time_features,
+    muon_numbers,
+    orthogonal_step,
     unit_ratios,
 )
 from lopax.rules.element_net import check_decays
@@ -65,8 +65,6 @@ KINDS = {
     "vector": unit_ratios.VECTOR,
     "embedding": unit_ratios.OTHER,
 }
-KNOTS = 9
-TYPICAL_STEPS = momentum_features.TYPICAL_STEPS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,17 +183,7 @@ class LearnedMuon(form.Rule):
 
     def init_theta(self, draw: Draw, key: Any) -> Any:
         c, weights = self.config, 1 + len(self.config.decays)
-        numbers = {
-            "size": draw.full((len(ROLES),)),
-            "horizon": draw.full((len(ROLES),)),
-            "shape": draw.full((2,)),
-            "schedule": draw.full((KNOTS,)),
-            "momenta": {"start": draw.full((weights,)), "slope": draw.full((weights,))},
-        }
-        if c.signal:
-            numbers["signal"] = draw.full((2,))
-        if c.blend:
-            numbers["blend"] = draw.full(())
+        numbers = muon_numbers.zeros(draw, weights, c.signal, c.blend)
         if not c.network:
             return numbers
         outputs = 3 if c.blend else 2
@@ -268,9 +256,8 @@ class LearnedMuon(form.Rule):
             weights = xp.broadcast_to(xp.constant(start), (rows.count, len(start)))
             return Advance(shared, scale, told={"sizes": sizes, "weights": weights})
         carried = rows.carried
-        log_sizes = self._log_sizes(xp, theta, summaries, roles, done, horizon)
-        learned = theta["momenta"]
-        weights = learned["start"] + learned["slope"] * done + xp.constant(start)
+        log_sizes = muon_numbers.log_sizes(xp, theta, summaries, roles, done, horizon)
+        weights = muon_numbers.weights(xp, theta, start, done)
         weights = xp.broadcast_to(weights, (rows.count, len(start)))
         blends = theta["blend"] if self.has_blend else 0.0
         if self.has_signal:
@@ -293,24 +280,6 @@ class LearnedMuon(form.Rule):
         if self.has_blend:
             told["blends"] = xp.broadcast_to(blends, (rows.count,))
         return Advance(shared, scale, carried=carried, told=told)
-
-    def _log_sizes(
-        self,
-        xp: Ops,
-        theta: Any,
-        summaries: Array,
-        roles: Array,
-        done: Any,
-        horizon: Any,
-    ) -> Array:
-        """[N] the learned part of the log sizes, but for the network's."""
-        length = xp.log(horizon / TYPICAL_STEPS)
-        per_role = theta["size"] + theta["horizon"] * length
-        log_sizes = xp.sum(roles * per_role, axis=-1)
-        shapes = 2.0 * summaries[:, momentum_features.SHAPE]
-        shaped = xp.sum(shapes * theta["shape"], axis=-1)
-        schedule = time_features.at_knots(xp, theta["schedule"], done)
-        return log_sizes + roles[:, 0] * shaped + schedule
 
     def step(
         self,
@@ -341,7 +310,10 @@ class LearnedMuon(form.Rule):
             every, far = c.orthogonalize_every, sizes * float(c.orthogonalize_every)
 
             def moved() -> Steps:
-                return self._orthogonal(xp, place, told, direction(), far)
+                blends = told["blends"] if self.has_blend else None
+                return orthogonal_step.step(
+                    xp, place, direction(), far, c.orthogonalizer, blends
+                )
 
             delta = yield from xp.every(every, at.updates, moved, grad.shape)
         else:
@@ -354,35 +326,3 @@ class LearnedMuon(form.Rule):
         if c.weight_decay:
             delta = delta - c.weight_decay * at.scale * param
         return delta, state._replace(momenta=momenta, second=second)
-
-    def _orthogonal(
-        self, xp: Ops, place: Place, told: Any, direction: Array, sizes: Array
-    ) -> Steps:
-        """[*lead, *s] `sizes` [*lead] times the direction as an orthogonal matrix, with
-        what is blended in of the plain one, of spectral norm sqrt(out / in) if that is
-        above one."""
-        fan_in, out = (max(n, 1) for n in place.sides)
-        flat = place.as_matrix(direction)
-        moved = yield from xp.orthogonalize(flat, place, self.config.orthogonalizer)
-        moved, sizes = (
-            moved.reshape(direction.shape),
-            sizes * math.sqrt(max(1.0, out / fan_in)),
-        )
-        if not self.has_blend:
-            return place.column(sizes) * moved
-        plain, unit = yield from _unit(xp, place, direction)
-        blends = told["blends"]
-        weights = (
-            sizes * (1.0 - blends),
-            sizes * blends * unit * math.sqrt(min(fan_in, out)),
-        )
-        return xp.mix([place.column(w) for w in weights], [moved, plain])
-
-
-def _unit(xp: Ops, place: Place, x: Array) -> Steps:
-    """(y, w) with w y = x over its Frobenius norm, w [*lead]; zero for zero."""
-    (size,) = yield [place.total(xp, xp.abs(x))]
-    size = size / place.size
-    x = x / place.column(xp.where(size > 0.0, size, 1.0))
-    (square,) = yield [place.total_square(xp, x)]
-    return x, xp.rsqrt(xp.maximum(square, 1e-12))
