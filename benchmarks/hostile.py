@@ -3,10 +3,12 @@
     python benchmarks/hostile.py --minutes 30 [--seed 0]
 
 In turn, until the time is over: damaged copies of the bundled weights and of a
-checkpoint; a meta-training run and a grid that are killed (SIGKILL) at random moments
-and continued until they are done; bad command lines. Wrong is a damaged file that
-loads as something else or raises anything but lopax's errors, a continued run whose
-numbers are not those of an unbroken one to the bit, a worker that outlives its parent,
+checkpoint; a meta-training run and a grid that are killed (SIGKILL) or interrupted
+(Ctrl-C, to all their processes) at random moments and continued until they are done;
+bad command lines. Wrong is a damaged file that
+loads as something else or raises anything but lopax's errors, Ctrl-C that does not end
+a command with 130 or shows a traceback, a continued run whose numbers are not those of
+an unbroken one to the bit, a worker that outlives its parent,
 a temporary file or lock that is left, a command line that ends with a traceback, with
 another exit code than 2, or with a new file. Prints counts per outcome; exit code 1 if
 anything was wrong.
@@ -157,23 +159,29 @@ class Killed(Attack):
             return
         out = self.folder / f"{self.case}-{self.turn}"
         kills = 0
+        said = self.folder / "said.txt"
         for _ in range(self.rng.choice((1, 2, 3))):
-            process = subprocess.Popen(
-                self.command(out),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            with said.open("wb") as stream:
+                process = subprocess.Popen(
+                    self.command(out),
+                    stdout=subprocess.DEVNULL,
+                    stderr=stream,
+                    start_new_session=True,
+                )
             self.wait_for_a_moment(process, out)
             workers = _children(process.pid)
             if process.poll() is not None:
                 break
-            process.kill()
-            process.wait()
+            if self.rng.random() < 0.5:
+                process.kill()
+                process.wait()
+                wrong, how = [], "killed"
+            else:
+                wrong, how = _interrupted(process, said), "interrupted"
             kills += 1
             survivors = _wait_for(workers)
-            wrong = ["a worker outlived its parent"] if survivors else []
-            self.count(self.case, wrong, "killed")
+            wrong += ["a worker outlived its parent"] if survivors else []
+            self.count(self.case, wrong, how)
             for pid in survivors:
                 os.kill(pid, signal.SIGKILL)
         done = self.finish(out)
@@ -181,7 +189,7 @@ class Killed(Attack):
         wrong += self.differences(out, self.folder / f"{self.case}-whole")
         left = [p.name for p in out.rglob(".*") if p.is_file()]
         wrong += [f"{name} is left" for name in left]
-        self.count(self.case, wrong, f"bit-equal after {kills} kills")
+        self.count(self.case, wrong, f"bit-equal after {kills} stops")
 
     def wait_for_a_moment(self, process: subprocess.Popen[bytes], out: Path) -> None:
         """One while it starts, or after it has written something."""
@@ -270,6 +278,23 @@ class Commands(Attack):
             if new := set(folder.rglob("*")) - before:
                 wrong.append(f"new files {sorted(new)}: {' '.join(argv)}")
             self.count("commands", wrong, "one message, exit code 2")
+
+
+def _interrupted(process: subprocess.Popen[bytes], said: Path) -> list[str]:
+    """Ctrl-C in the terminal of a command, and what was wrong with its end."""
+    early = not said.read_bytes()
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        code = process.wait(120.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return ["Ctrl-C did not end it"]
+    text = said.read_bytes()
+    # Before the command line has begun, it is Python that is interrupted.
+    if early or (code in (0, 130) and b"Traceback" not in text):
+        return []
+    return [f"Ctrl-C: exit code {code}: {text[-300:].decode(errors='replace')}"]
 
 
 def _size(folder: Path) -> int:

@@ -102,7 +102,7 @@ def save_theta(
     - `header`: further JSON-serialisable entries (recipe, licence, results).
 
     Raises `ConfigError` for another file ending or a header that is not JSON,
-    `NonFiniteTheta`.
+    `NonFiniteTheta`, `NotWritable`.
     """
     if not os.fspath(path).endswith(".safetensors"):
         raise ConfigError(f"path = {os.fspath(path)!r}: must end in .safetensors")

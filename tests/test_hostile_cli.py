@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -174,3 +177,52 @@ def test_tables_as_json_lines(capsys):
     assert {"celo", "celo2"} <= {row["name"] for row in rows}
     assert main(["list", "weights"]) == 0
     assert capsys.readouterr().out.startswith("name\t")
+
+
+@pytest.mark.parametrize("where", ["finaliser", "collector"])
+def test_ctrl_c_is_not_lost_where_python_ignores_exceptions(where, monkeypatch, capsys):
+    from lopax.cli import listing
+
+    class Finalised:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def _xla_gc_callback(phase, info):  # as JAX calls it
+        gc.callbacks.remove(_xla_gc_callback)
+        signal.raise_signal(signal.SIGINT)
+
+    def work(argv):
+        if where == "finaliser":
+            Finalised()
+        else:
+            gc.callbacks.append(_xla_gc_callback)
+            gc.collect()
+        time.sleep(20)
+        return 0
+
+    monkeypatch.setattr(listing, "main", work)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["list", "tasks"]) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    told = capsys.readouterr().err
+    assert "interrupted" in told and "Traceback" not in told
+
+
+def test_a_program_that_calls_a_command_keeps_its_handler(monkeypatch):
+    from lopax.cli import listing
+
+    def mine(number, frame):
+        del number, frame
+
+    before = signal.signal(signal.SIGINT, mine)
+    try:
+        monkeypatch.setattr(
+            listing, "main", lambda _: int(signal.getsignal(signal.SIGINT) is not mine)
+        )
+        assert main(["list", "tasks"]) == 0
+        assert signal.getsignal(signal.SIGINT) is mine
+    finally:
+        signal.signal(signal.SIGINT, before)

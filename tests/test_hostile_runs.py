@@ -134,6 +134,9 @@ def test_phases_have_names_of_their_own():
         tiny(phases=(PhaseConfig(outer_steps=2), PhaseConfig(outer_steps=2)))
 
 
+SECTIONS = b"tasks estimator outer phases population settings variety".split()
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -147,6 +150,8 @@ def test_phases_have_names_of_their_own():
         b"[settings]\nstep_mult = -inf",
         b'name = "../x"',
         b"[[phases]]\nname = 'a/b'",
+        *(b"%b = 5" % section for section in SECTIONS),
+        *(b"%b = ['x']" % section for section in SECTIONS),
     ],
 )
 def test_recipes_of_any_content(tmp_path, text):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax_rules import params_tree, rule_of, theta_of
 from quick_compile import quick_jit
 
 import lopax
@@ -26,7 +27,7 @@ from lopax._core.sizes import (
 from lopax._core.warned import far_from_one
 from lopax.architectures import ARCHITECTURES, architecture
 from lopax.native import xla
-from lopax.optax import watch
+from lopax.optax import from_rule, watch
 
 SHAPES = {"vector": (6,), "matrix": (5, 12)}
 RELATIVE = {"celo": {}, "velo": {"lstm": 16, "bank": 8, "bank_mult": 1.0}}
@@ -197,6 +198,90 @@ def test_a_step_made_to_warn_warns_by_itself():
     opt = lopax.optimizer("celo", num_steps=2, warn=True)
     with pytest.warns(lopax.HorizonWarning, match="step 3 of a run of 2"):
         states_of_skipped_steps(opt, 4, scale=1.0)
+
+
+def stepping(opt):
+    """A function to the state after a step for each of some trees of gradients."""
+    update = jax.jit(lambda g, s, p: opt.update(g, s, p, value=1.0)[1])
+
+    def after(params, *gradients):
+        state = opt.init(params)
+        for grads in gradients:
+            state = update(grads, state, params)
+        jax.effects_barrier()
+        return state
+
+    return after
+
+
+ONES = jax.tree.map(jnp.ones_like, PARAMS)
+ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)
+NO_MATRIX = {"w": ZEROS["w"], "scale": ONES["scale"]}
+LEAST = {"w": ZEROS["w"].at[2, 1].set(1e-30), "scale": ZEROS["scale"]}
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_what_is_reported_of_gradients_that_are_zero(name):
+    rule, theta = rule_of(name), theta_of(name)
+    params = params_tree() if name == "l3rs" else PARAMS
+
+    def idle(grads):
+        if name == "l3rs":
+            grads = {"dense": dict(zip("bw", jax.tree.leaves(grads), strict=True))}
+            sizes = jax.tree.map(jnp.max, grads)
+            grads = jax.tree.map(lambda p, m: jnp.full_like(p, m), params, sizes)
+        state = rule.init(theta, params, 9)
+        return rule.update(theta, grads, state, params, value=1.0)[2].idle
+
+    # Nothing else of the step is computed.
+    idle = jax.jit(idle)
+    assert idle(ZEROS) and idle(NO_MATRIX)
+    assert not idle(ONES) and not idle(LEAST)
+    assert not idle(jax.tree.map(lambda x: x * jnp.nan, ONES))
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_beyond": 30}])
+def test_info_says_that_nothing_had_a_gradient(options):
+    opt = from_rule(
+        rule_of("learned_adam"), theta_of("learned_adam"), num_steps=60, **options
+    )
+    every, after_steps = 2 if options else 1, stepping(opt)
+
+    def said(params, *gradients):
+        watch._said.clear()
+        found = []
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                found = lopax.info(after_steps(params, *gradients))
+        assert not {"idle", "calls", "flaw"} & found.keys()
+        return [str(w.message) for w in told if w.category is lopax.SkippedWarning]
+
+    for zero in (ZEROS, NO_MATRIX):
+        assert not said(PARAMS, *[zero] * 9 * every)
+        (text,) = said(PARAMS, *[zero] * 11 * every)
+        assert "first 11 steps" in text and "exactly zero" in text
+    for other in (ONES, LEAST):
+        for at in (0, 9, 11):
+            rest = 11 - at
+            assert not said(PARAMS, *([ZEROS] * at + [other] + [ZEROS] * rest) * every)
+    vectors = {"scale": PARAMS["scale"]}
+    assert not said(vectors, *[{"scale": ONES["scale"]}] * 12 * every)
+    assert said(vectors, *[{"scale": ZEROS["scale"]}] * 12 * every)
+    assert not said({}, *[{}] * 12 * every)
+
+
+def test_a_group_without_gradients_is_named_and_a_step_may_say_so_itself():
+    part = lopax.optimizer("celo2", num_steps=50)
+    labels = {"w": "body", "scale": "head"}
+    opt = optax.multi_transform({"body": part, "head": part}, labels)
+    state = stepping(opt)(PARAMS, *[NO_MATRIX] * 10)
+    with pytest.warns(lopax.SkippedWarning, match=r"matrices under '.*body.*'"):
+        lopax.info(state)
+    opt = lopax.optimizer("celo2", num_steps=50, warn=True)
+    with pytest.warns(lopax.SkippedWarning, match="first 10 steps") as told:
+        stepping(opt)(PARAMS, *[ZEROS] * 12)
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("factor", [1e-3, -1e-3, 100.0, optax.constant_schedule(1e-3)])

@@ -103,6 +103,8 @@ def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     integer beyond 64 bits.
     """
     where = where or cls.__name__
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} = {values!r}: must be a table of settings")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
     built = {}

@@ -7,6 +7,8 @@ into exit code 2 without a traceback) can tell bad input from a bug.
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -95,6 +97,41 @@ class StructureMismatch(LopaxError, ValueError):
 
 class FileFormatError(LopaxError, ValueError):
     """A file is truncated, corrupt or of another kind."""
+
+
+class NotWritable(LopaxError, OSError):
+    """A file or folder cannot be written; arguments as of any `OSError`: the number,
+    the reason, the path."""
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str], error: OSError) -> NotWritable:
+        """What the system said of writing `path`."""
+        reasons = {
+            errno.EEXIST: "a file is where a folder should be",
+            errno.ENOTDIR: "a file is where a folder should be",
+            errno.EISDIR: "there is a folder of that name; give the name of a file",
+        }
+        reason = reasons.get(error.errno or 0, error.strerror or str(error))
+        return cls(error.errno, reason, os.fspath(path))
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        return 1 if self.errno in WORK_FAILED else 2
+
+    def __str__(self) -> str:
+        return f"{os.fsdecode(self.filename)} cannot be written: {self.strerror}"
+
+
+WORK_FAILED = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+}
+"""Errors of the system that are no fault of the input."""
 
 
 class NonFiniteTheta(LopaxError, ArithmeticError):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lopax._core.atomic import writing
 from lopax._core.errors import FileFormatError
 
 
@@ -18,8 +19,8 @@ def dumps(value: Any) -> str:
 
 
 def append_line(path: str | os.PathLike[str], line: Mapping[str, Any]) -> None:
-    """Adds one object to a log."""
-    with Path(path).open("a", encoding="utf-8") as file:
+    """Adds one object to a log. Raises `NotWritable`."""
+    with writing(path), Path(path).open("a", encoding="utf-8") as file:
         file.write(dumps(line) + "\n")
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from lopax._core import roots
 from lopax._core import tree as trees
 from lopax._core.errors import ConfigError, StructureMismatch
 from lopax._core.leaves import is_plain_number, trained
@@ -188,7 +189,32 @@ def rms(x: Any) -> Scalar:
     small, scale = shrunk(x)
     if not x.size:
         return jnp.zeros((), jnp.float32)
-    return jnp.sqrt(jnp.mean(jnp.square(small))) / scale
+    return roots.sqrt(jnp.mean(jnp.square(small))) / scale
+
+
+def largest(x: Any) -> Scalar:
+    """The largest magnitude of all elements, not finite if one of them is not; 0 if
+    there are none."""
+    x = jax.lax.stop_gradient(jnp.asarray(x))
+    if not x.size:
+        return jnp.zeros((), jnp.float32)
+    return jnp.max(jnp.abs(x if x.dtype.itemsize > 2 else x.astype(jnp.float32)))
+
+
+def all_zero(sizes: Sequence[Scalar], places: Sequence[Leaf]) -> Flag:
+    """Whether the gradients of all matrices, or where there is none, of all tensors
+    are exactly zero.
+
+    **Arguments:**
+
+    - `sizes`: what is `largest` in each gradient.
+    - `places`: the tensors, as the rule sees them.
+    """
+    full = [(s, p) for s, p in zip(sizes, places, strict=True) if 0 not in p.shape]
+    seen = [s for s, p in full if len(p.shape) > 1] or [s for s, _ in full]
+    if not seen:
+        return jnp.asarray(False)
+    return jnp.all(jnp.stack([s.astype(jnp.float32) for s in seen]) == 0.0)
 
 
 def all_finite(grads: Sequence[Any], value: Any) -> Flag:

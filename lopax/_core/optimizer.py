@@ -38,6 +38,7 @@ class Info(NamedTuple):
     clipped: Count  # gradient elements beyond the rule's clipping bound
     update_rms: Any  # per tensor, root mean square of the update
     update_to_weight: Any  # per tensor, update RMS / parameter RMS
+    idle: Flag = False  # all gradients of matrices (of tensors, if none is) are zero
 
 
 class OptState(NamedTuple):

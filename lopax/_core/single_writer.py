@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from lopax._core.atomic import remove_leftovers
+from lopax._core.atomic import make_folder, remove_leftovers, writing
 from lopax._core.errors import FolderInUse
 
 try:
@@ -29,10 +29,9 @@ def single_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
     the file system has no locks, host and process id in the file decide. What killed
     writers left half-written is removed.
 
-    Raises `FolderInUse`, naming host and process id.
+    Raises `FolderInUse`, naming host and process id, and `NotWritable`.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     path = folder / NAME
     handle = _acquire(folder, path)
     try:
@@ -56,7 +55,8 @@ def tidy(folder: str | os.PathLike[str]) -> None:
 
 def _acquire(folder: Path, path: Path) -> int:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        with writing(path):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if fcntl is None:
                 _check_owner(folder, path)

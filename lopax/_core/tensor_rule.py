@@ -307,7 +307,8 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             none = treedef.unflatten([])
             return leaves.in_place(params, none), *_only_count(state, none)
 
-        flaws = lifting.flaws(given, value)
+        sizes = [lifting.largest(g) for g in given]
+        flaws = lifting.flaws(sizes, value)
         finite = ~jnp.any(flaws)
         bound = self.gradient_bound(state.shared)
         gs = [jnp.clip(jnp.where(finite, g, 0.0), -bound, bound) for g in raw]
@@ -383,6 +384,7 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             clipped=jnp.asarray(sum(clipped), jnp.int32),
             update_rms=treedef.unflatten(rms),
             update_to_weight=treedef.unflatten(ratio),
+            idle=lifting.all_zero(sizes, list(map(lifting.seen_as, stored, views))),
         )
         return leaves.in_place(params, treedef.unflatten(updates)), new_state, info
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lopax._core import roots
 from lopax._core.types import Key, Theta
 from lopax.blocks.orthogonalize import orthogonalize
 from lopax.nets import dense_mlp, initializers
@@ -68,8 +69,8 @@ class JaxOps:
     abs = staticmethod(jnp.abs)
     sign = staticmethod(jnp.sign)
     square = staticmethod(jnp.square)
-    sqrt = staticmethod(jnp.sqrt)
-    rsqrt = staticmethod(jax.lax.rsqrt)
+    sqrt = staticmethod(roots.sqrt)
+    rsqrt = staticmethod(roots.rsqrt)
     exp = staticmethod(jnp.exp)
     expm1 = staticmethod(jnp.expm1)
     log = staticmethod(jnp.log)
@@ -119,12 +120,12 @@ class JaxOps:
 
     def bounded_rsqrt(self, x: Array) -> Array:
         # Of an infinity in a constant, compilers make what they like.
-        return jnp.where(x < 3e38, jax.lax.rsqrt(jnp.minimum(x, 3e38)), 0.0)
+        return jnp.where(x < 3e38, roots.rsqrt(jnp.minimum(x, 3e38)), 0.0)
 
     def adam(
         self, size: Array, momentum: Array, second: Array, inside: Any, outside: Any
     ) -> Array:
-        return size * momentum / (outside + jnp.sqrt(second + inside))
+        return size * momentum / (outside + roots.sqrt(second + inside))
 
     def ema(self, old: Array, new: Array, decay: Any) -> Array:
         return decay * old + (1.0 - decay) * new

@@ -242,7 +242,9 @@ class L3RS(TensorRule[LossAverages, Float[Array, "tensors K"], tuple[Any, ...]])
             direction: Any
             direction, new = rule.update(grad, state[k], param)
             if settings.unit_rms:
-                direction = direction / (lifting.rms(direction) + 1e-12)
+                size = lifting.rms(direction)
+                # Zero stays zero, and has a derivative that float32 can hold.
+                direction = direction / (jnp.where(size > 0.0, size, 1.0) + 1e-12)
             delta = delta - context[index, k] * direction
             after.append(new)
         return delta, tuple(after)

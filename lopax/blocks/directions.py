@@ -7,6 +7,7 @@ A direction is an optax transformation without a learning rate: like optax's own
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,8 @@ name it are loaded."""
 
 DIRECTIONS.add("gradient", optax.identity)
 DIRECTIONS.add("momentum", optax.ema)
-DIRECTIONS.add("adam", optax.scale_by_adam)
+# Of a gradient that was always zero, the root would have no derivative.
+DIRECTIONS.add("adam", functools.partial(optax.scale_by_adam, eps_root=1e-30))
 DIRECTIONS.add("adabelief", optax.scale_by_belief)
 DIRECTIONS.add("lion", optax.scale_by_lion)
 DIRECTIONS.add("rmsprop", optax.scale_by_rms)

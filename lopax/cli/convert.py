@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from lopax._core.atomic import make_folder
 from lopax.cli import flags
 
 ABOUT = """Convert a weights file: a published Flax-msgpack theta.state becomes a
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         }
         licence = args.licence or own.get("licence", "")
         own |= {"licence": licence} if licence else {}
-        args.target.mkdir(parents=True, exist_ok=True)
+        make_folder(args.target)
         weights = args.target / hub.WEIGHTS
         save_theta(weights, theta, optimizer, **own)
         print(weights)

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 import tempfile
 import traceback
 
-from lopax._core.errors import LopaxError
-
-WORK_FAILED = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EIO,
-    errno.ENOMEM,
-    errno.EMFILE,
-    errno.ENFILE,
-}
-"""Errors of the system that are no fault of the input."""
+from lopax._core.errors import WORK_FAILED, LopaxError
 
 
 def explain(error: BaseException) -> tuple[str, int]:

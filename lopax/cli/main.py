@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from lopax._core.errors import MissingExtra, PeerLost, UnknownName
 from lopax._version import __version__
-from lopax.cli import failures, stdio
+from lopax.cli import failures, interrupts, stdio
 
 # command -> (module with `main(argv) -> int`, one line for the overview)
 COMMANDS = {
@@ -68,8 +68,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         if args[0] not in COMMANDS:
             raise UnknownName("command", args[0], COMMANDS)
-        module = importlib.import_module(f"lopax.cli.{COMMANDS[args[0]][0]}")
-        return module.main(args[1:])
+        with interrupts.kept():
+            module = importlib.import_module(f"lopax.cli.{COMMANDS[args[0]][0]}")
+            return module.main(args[1:])
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("lopax"):
             return _fail(error, debug)

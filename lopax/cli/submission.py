@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-from lopax._core.atomic import atomic_write
+from lopax._core.atomic import atomic_write, make_folder
 from lopax._core.errors import ConfigError
 from lopax.pretrained import WeightsFile
 from lopax.theta import load_optimizer, save_theta
@@ -45,14 +45,14 @@ def write_submission(
             f"framework = {framework!r}: must be one of {', '.join(FRAMEWORKS)}"
         )
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not folder.is_dir():
         raise ConfigError(f"{folder}: a submission is a folder, and this is a file")
     optimizer, theta = load_optimizer(file, name, {})
     if framework == "pytorch":
         import lopax.torch
 
         lopax.torch.RULES[optimizer.name]  # raises UnknownName
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     header = {k: file.header[k] for k in ("licence", "recipe") if k in file.header}
     if licence:
         header["licence"] = licence

@@ -26,6 +26,8 @@ PUBLISHED_ONE_PERCENT = ("svhn", "cifar100")
 """Data sets of which the published code trains on the first 1 per cent only."""
 
 _CHUNK = 4096
+LARGEST_SIDE = 4096
+"""Pixels; more is a mistake that would only be told by running out of memory."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,8 +125,10 @@ def resize(images: np.ndarray, size: int | None, grey: bool) -> np.ndarray:
     """uint8 [n, h, w, c] to float32 [n, size, size, 1 or c] in [0, 1].
 
     Works through the images in chunks, so that the temporary memory does not grow
-    with their number.
+    with their number. Raises `ConfigError` for a size beyond `LARGEST_SIDE`.
     """
+    if size and not 1 <= size <= LARGEST_SIDE:
+        raise ConfigError(f"size = {size}: must be 1 to {LARGEST_SIDE} pixels")
     n, height, width, channels = images.shape
     rows, columns = size or height, size or width
     out = np.empty((n, rows, columns, 1 if grey else channels), np.float32)

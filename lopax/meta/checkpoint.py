@@ -33,7 +33,10 @@ def to_arrays(tree: Any) -> dict[str, np.ndarray]:
 
 
 def save_state(path: str | os.PathLike[str], tree: Any, **header: Any) -> None:
-    """Writes a pytree of arrays atomically; `header` entries must be JSON."""
+    """Writes a pytree of arrays atomically; `header` entries must be JSON.
+
+    Raises `NotWritable` for a folder, a place below a file, a full disk and the like.
+    """
     write_arrays(path, to_arrays(tree), {"kind": "state", **header})
 
 

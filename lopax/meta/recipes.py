@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def find(path: str | Path) -> Path:
     """A file of a recipe: the path itself; if there is none and it begins with
     `recipes/`, the one of that name that comes with lopax; else the path as given."""
     path = Path(path)
-    if not path.exists() and path.parts[:1] == ("recipes",):
+    if not os.path.exists(path) and path.parts[:1] == ("recipes",):
         for home in _HOMES:
             if (home / path).is_file():
                 return home / path

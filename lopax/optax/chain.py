@@ -87,7 +87,7 @@ def _chained(
     def init_fn(params: Params) -> OptimizerState:
         if is_placeholder(params):
             nothing = Report(0, 0, 0) if report else ()  # type: ignore[arg-type]
-            return OptimizerState(storage.placeholder(params), 0, 0, 0, 0, nothing)  # type: ignore[arg-type]
+            return OptimizerState(storage.placeholder(params), 0, 0, 0, 0, 0, nothing)  # type: ignore[arg-type]
         named = by_name(params, leaves.trained(params))
         return OptimizerState(
             rule=storage.fresh(narrow.pack(rule.init(theta, named, num_steps)), params),
@@ -95,6 +95,7 @@ def _chained(
             step_scale=jnp.zeros((), jnp.float32),
             in_a_row=jnp.zeros((), jnp.int32),
             flaw=jnp.zeros((), jnp.int32),
+            idle=jnp.zeros((), jnp.int32),
             report=reports.empty(named) if report else (),
         )
 
@@ -137,6 +138,7 @@ def _chained(
             step_scale=jnp.where(found.skipped, state.step_scale, scale),
             in_a_row=jnp.where(found.skipped, state.in_a_row + 1, 0),
             flaw=jnp.where(found.skipped, found.flaw, state.flaw),
+            idle=state.idle + (found.idle & (state.idle == state.count)),
             report=reports.of(moves, named, found) if report else (),
         )
         if warn:

@@ -53,9 +53,10 @@ def info(state: Any) -> dict[str, float]:
     begin with the place of each in the tree.
 
     To be called outside `jit`; it waits for the state and copies it in one go. Warns,
-    once each, if the run is past `num_steps` (`HorizonWarning`) and if ten or more
-    steps in a row were skipped (`SkippedWarning`, which names the tensor). The step
-    itself does not, unless made with `warn=True`: a callback in it would keep the
+    once each, if the run is past `num_steps` (`HorizonWarning`), if ten or more steps
+    in a row were skipped (`SkippedWarning`, which names the tensor), and if the first
+    ten or more found no gradient other than zero at any matrix (`SkippedWarning`). The
+    step itself does not, unless made with `warn=True`: a callback in it would keep the
     program out of JAX's compilation cache and cost every device a call to the host.
 
     Raises `ConfigError` if there is no lopax state, if it is traced, or batched.
@@ -85,6 +86,8 @@ def info(state: Any) -> dict[str, float]:
         if flaw is not None:
             streak = int(numbers[prefix + "skipped_in_a_row"])
             watch.skipped_in_a_row(streak, watch.what(node, int(flaw)))
+            idle, steps = (int(numbers.pop(prefix + key)) for key in (_IDLE, _CALLS))
+            watch.without_gradients(idle, steps, place)
     for key, horizon in numbers.items():
         if key.endswith("num_steps"):
             step = numbers[key.removesuffix("num_steps") + "step"]
@@ -92,7 +95,7 @@ def info(state: Any) -> dict[str, float]:
     return numbers
 
 
-_FLAW = "flaw"  # in the numbers, but not for the user
+_FLAW, _IDLE, _CALLS = "flaw", "idle", "calls"  # but not for the user
 
 
 _STATES = (AccumulationState, OptimizerState, OptState)
@@ -129,7 +132,7 @@ def _values(node: Any) -> dict[str, Any]:
         values |= _values(rule)
     values["step_scale"] = node.step_scale
     values["skipped_in_a_row"] = node.in_a_row
-    values[_FLAW] = node.flaw
+    values |= {_FLAW: node.flaw, _IDLE: node.idle, _CALLS: node.count}
     if isinstance(node.report, Report):
         values["clipped"] = node.report.clipped
         for field in ("update_rms", "update_to_weight"):

@@ -23,6 +23,7 @@ class OptimizerState(NamedTuple):
     step_scale: Scalar  # [] float32, the rule's step scale in the last step made
     in_a_row: Count  # [] int32, steps skipped since the last one made
     flaw: Count  # [] int32, which tensor made the last one so, as in `Info`
+    idle: Count  # [] int32, of the first steps those whose gradients were all zero
     report: Any  # `Report` of the last step, or () if it was not asked for
 
 

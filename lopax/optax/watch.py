@@ -31,7 +31,7 @@ from lopax.optax.states import AccumulationState, OptimizerState
 from lopax.optax.storage import Kept
 
 STREAK = 10
-"""Skipped steps in a row that are worth a word."""
+"""Skipped steps in a row that are worth a word, and first steps without gradients."""
 
 _said: set[Any] = set()
 
@@ -125,6 +125,21 @@ def skipped_in_a_row(count: int, what: str) -> None:
         )
 
 
+def without_gradients(idle: int, steps: int, place: str = "") -> None:
+    """Warns, once for a place in the tree of states, if `idle` steps found no gradient
+    other than zero, and these are all steps there were, ten or more."""
+    if idle == steps >= STREAK and _first(("idle", place)):
+        where = f" under {place!r}" if place else ""
+        say(
+            f"in the first {steps} steps the gradients of all weight matrices{where} "
+            "(where there is none, of all parameters) were exactly zero, so that none "
+            "is trained. Is the loss cut off from them (stop_gradient, a loss of other "
+            "parameters), do several layers in a row start at zero, or did gradients "
+            "underflow in half precision?",
+            SkippedWarning,
+        )
+
+
 def what(state: Any, flaw: int) -> str:
     """The tensor (or the loss) that `OptimizerState.flaw` means."""
     if isinstance(state, AccumulationState):
@@ -152,16 +167,19 @@ def in_the_step(state: OptimizerState) -> None:
         if isinstance(x, OptState)
     )
     step, end, row = rule.iteration, rule.num_steps, state.in_a_row
+    idle, count = state.idle, state.count
     due = ((end > 0) & (step == end + 1)) | (row == STREAK) | (row == 10 * STREAK)
+    due = due | ((idle == count) & (idle == STREAK))
 
-    def tell(step: Any, end: Any, row: Any, flaw: Any) -> None:
+    def tell(step: Any, end: Any, row: Any, flaw: Any, idle: Any, count: Any) -> None:
         past_the_end(int(step), int(end))
         skipped_in_a_row(int(row), labels[int(flaw) + 1])
+        without_gradients(int(idle), int(count))
 
     labels = [what(state, i) for i in range(-1, len(_names(rule)) + 1)]
     jax.lax.cond(
         due,
         lambda *args: jax.debug.callback(tell, *args),
         lambda *args: None,
-        *(step, end, row, state.flaw),
+        *(step, end, row, state.flaw, idle, count),
     )

@@ -44,7 +44,7 @@ def write_arrays(
     """Writes named arrays and a JSON-serialisable header, atomically.
 
     The header gets `schema`; the checksum is stored beside it. Raises `ConfigError` if
-    the header cannot be written as JSON (NaN and infinity are none).
+    the header cannot be written as JSON (NaN and infinity are none), `NotWritable`.
     """
     ordered = {k: np.ascontiguousarray(arrays[k]) for k in sorted(arrays)}
     # ascontiguousarray turns 0-d arrays into 1-d ones; restore the shape.

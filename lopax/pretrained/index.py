@@ -34,13 +34,13 @@ def read_weights(name_or_path: str | os.PathLike[str]) -> WeightsFile:
     is_path = os.sep in text or "/" in text or Path(text).suffix != ""
     if is_path:
         path = Path(text).expanduser()
-        if (path / hub.WEIGHTS).is_file():
+        if os.path.isfile(path / hub.WEIGHTS):  # never an error, as pathlib's may be
             return read_arrays(path / hub.WEIGHTS)
-        if path.is_dir():
+        if os.path.isdir(path):
             raise FileFormatError(f"{path} is a folder; name the weights file in it")
         return read_arrays(path)
     bundled = _BUNDLED / f"{text}.safetensors"
-    if not bundled.is_file():
+    if not os.path.isfile(bundled):
         raise UnknownName("weights", text, list_weights())
     return read_arrays(bundled)
 

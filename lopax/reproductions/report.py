@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lopax._core.atomic import atomic_write
+from lopax._core.atomic import atomic_write, make_folder
 from lopax._core.errors import MissingExtra
 from lopax.reproductions.outcome import Outcome, Panel, Reproduction, Table
 
@@ -16,7 +16,7 @@ PER_ROW = 4
 
 def write(study: Reproduction, found: Outcome, folder: Path, command: str) -> Path:
     """Writes report.md and report.png; returns the first."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     _plot(study, found.panels, folder / "report.png")
     lines = [
         f"# {study.name}: {'pass' if found.passed else 'fail'}",

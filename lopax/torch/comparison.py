@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lopax._core.atomic import atomic_write
+from lopax._core.atomic import atomic_write, make_folder
 from lopax._core.errors import ConfigError
 from lopax._version import __version__
 from lopax.torch import RULES
@@ -118,7 +118,8 @@ def compare(
     - `listener`: called with a line of text after each run.
 
     Raises `ConfigError` for repeated names, an empty loader, or a loss that is no
-    scalar tensor; `UnknownName` for optimizers.
+    scalar tensor; `UnknownName` for optimizers; `NotWritable`, before any run, for a
+    folder that cannot be made.
     """
     wanted = list(optimizers)
     if reference not in [o if isinstance(o, str) else o[0] for o in wanted]:
@@ -132,6 +133,7 @@ def compare(
             f"optimizers {names}, seeds {chosen}, num_steps = {num_steps}: names and "
             "seeds must be different from each other, and there must be at least one"
         )
+    target = None if folder is None else make_folder(folder)
     every = eval_every or max(1, num_steps // 20)
     eval_steps = [*range(0, num_steps, every), num_steps]
     curves = {}
@@ -146,9 +148,7 @@ def compare(
                     at = "" if rate is None else f" at {rate:g}"
                     listener(f"{entry.name}{at}, seed {seed}: {found[0][-1]:.5g}")
         curves[entry.name] = stacked(runs, len(chosen), eval_steps)
-    target = None
-    if folder is not None:
-        target = Path(folder)
+    if target is not None:
         header = {
             "format": FORMAT,
             "name": name,

@@ -169,7 +169,7 @@ def _task_of(source: Any, where: str) -> Task:
 
 def _import_file(path: Path) -> Any:
     """Runs a Python file as a module of its own, registered nowhere else."""
-    if path.suffix != ".py" or not path.is_file():
+    if path.suffix != ".py" or not os.path.isfile(path):
         raise TaskError(
             f"{path} is neither a registered task nor a Python file; see "
             "lopax.tasks.list_tasks()"

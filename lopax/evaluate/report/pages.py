@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lopax._core.atomic import atomic_write
+from lopax._core.atomic import atomic_write, make_folder
 from lopax._core.errors import MissingExtra
 from lopax.evaluate.report import plots, style
 from lopax.evaluate.report.heatmap import heatmap
@@ -50,8 +50,7 @@ def write_report(
 
     Raises `MissingExtra` if jinja2 or matplotlib is not installed.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     paths = Paths(folder / "report.html", folder / "report.md")
     options = {"command": command, "failures": failures, "notes": notes}
     write_page(paths.html, render_html(summary, **options))

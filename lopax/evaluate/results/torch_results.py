@@ -20,7 +20,7 @@ FORMAT = 1
 
 def is_torch_comparison(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds results of a comparison in PyTorch."""
-    return (Path(folder) / "comparison.json").is_file()
+    return os.path.isfile(Path(folder) / "comparison.json")
 
 
 def read_torch_comparison(folder: str | os.PathLike[str]) -> Study:

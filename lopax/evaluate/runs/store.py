@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lopax._core.atomic import atomic_write
+from lopax._core.atomic import atomic_write, make_folder
 from lopax._core.errors import FileFormatError
 
 FORMAT = 1
@@ -96,14 +96,14 @@ class Store:
             "curves_sha256": hashlib.sha256(data).hexdigest(),
         }
         text = json.dumps(full, indent=1, sort_keys=True, allow_nan=False)
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         _write(self._curves_path(key), data)
         _write(self._header_path(key), text.encode())
         self._failure_path(key).unlink(missing_ok=True)
 
     def put_failure(self, key: str, header: Mapping[str, Any], message: str) -> None:
         """Notes that a run crashed; `put` with the same key removes the note."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         text = json.dumps({**header, "key": key, "error": message}, indent=1)
         _write(self._failure_path(key), text.encode())
 
