@@ -16,7 +16,7 @@ import numpy as np
 
 from lopax import analysis
 from lopax.architectures import architecture
-from lopax.reproductions.mechanisms import AT_SIZE, SETTINGS, visit
+from lopax.reproductions.mechanisms_measures import AT_SIZE, SETTINGS, visit
 from lopax.theta import load_theta
 
 

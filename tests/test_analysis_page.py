@@ -14,7 +14,7 @@ from lopax.analysis import explain as explaining
 from lopax.architectures import architecture
 from lopax.cli.main import main
 from lopax.nets import dense_mlp
-from lopax.reproductions import mechanisms
+from lopax.reproductions import mechanisms, mechanisms_measures
 from lopax.reproductions.cases import Case, CaseResults, Measured
 from lopax.tasks import RotatedQuadratics
 
@@ -98,7 +98,7 @@ def test_bad_input_is_one_line_and_exit_two(tmp_path, monkeypatch, capsys):
 
 
 SMALL = {
-    **mechanisms.SETTINGS,
+    **mechanisms_measures.SETTINGS,
     "units": 4,
     "unroll": 12,
     "outer_steps": 20,
@@ -114,7 +114,7 @@ def test_the_mechanisms_are_measured(tmp_path):
     """A shortened run: all measures are there, and meta-training has moved theta."""
     said: list[str] = []
     case = Case(0, 1.0, SMALL, tmp_path, said.append)
-    found = mechanisms.gru(case)
+    found = mechanisms_measures.gru(case)
     assert 0.0 < found.values["objective"] < 1.0 and said
     assert len(found.curves["loss / first loss"]) == 12
     assert found.curves["loss / first loss"][0] == pytest.approx(1.0)
@@ -124,11 +124,11 @@ def test_the_mechanisms_are_measured(tmp_path):
     assert losses[-1] < losses[0]
     weights = tmp_path / "run" / "weights.safetensors"
     before = weights.stat().st_mtime_ns
-    again = mechanisms.gru(case)
+    again = mechanisms_measures.gru(case)
     np.testing.assert_allclose(again.values["objective"], found.values["objective"])
     assert weights.stat().st_mtime_ns == before
-    plain = mechanisms.gradient_descent(case).values["objective"]
-    momentum = mechanisms.heavy_ball(case).values
+    plain = mechanisms_measures.gradient_descent(case).values["objective"]
+    momentum = mechanisms_measures.heavy_ball(case).values
     assert momentum["objective"] < plain < 1.0
     assert momentum["best of a grid"] > 0.0
 
@@ -163,8 +163,8 @@ def test_the_rule_can_fail_in_every_part():
 
 
 def test_the_recipe_is_the_described_one():
-    run = mechanisms.recipe(mechanisms.SETTINGS, 800, 1)
+    run = mechanisms_measures.recipe(mechanisms_measures.SETTINGS, 800, 1)
     assert run.total_steps == 800 and run.estimator.horizon_high == 201
     assert run.outer.eps == 0.1 and run.outer.clip_value == 5.0
-    family = mechanisms._family(mechanisms.SETTINGS)
+    family = mechanisms_measures._family(mechanisms_measures.SETTINGS)
     assert family == RotatedQuadratics(dimension=5, low=1e-3, high=1.0)

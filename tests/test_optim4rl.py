@@ -26,7 +26,8 @@ from lopax.estimators import (
 from lopax.estimators.pipeline import even_ages
 from lopax.reproductions import CaseResults, Measured
 from lopax.reproductions.cases import Case
-from lopax.reproductions.optim4rl import OPTIM4RL, SETTINGS, judge, recipe
+from lopax.reproductions.optim4rl import OPTIM4RL, SETTINGS, judge
+from lopax.reproductions.rl_agents import recipe
 
 KEY = jax.random.key(0)
 

@@ -12,10 +12,11 @@ from lopax.reproductions.cases import Case, CaseResults, CaseStudy, Measured
 from lopax.reproductions.flatness import FLATNESS, FLATNESS_AT_SIZE
 from lopax.reproductions.flatness_stronger import FLATNESS_STRONGER
 from lopax.reproductions.hierarchy import HIERARCHY, HIERARCHY_AT_SIZE
-from lopax.reproductions.hub import HUB
+from lopax.reproductions.hub import HUB, HUB_AT_SIZE
 from lopax.reproductions.l3rs import L3RS, L3RS_AT_SIZE
 from lopax.reproductions.mechanisms import MECHANISMS, MECHANISMS_AT_SIZE
 from lopax.reproductions.optim4rl import OPTIM4RL
+from lopax.reproductions.optim4rl_grids import OPTIM4RL_AT_SIZE
 from lopax.reproductions.outcome import (
     SIZES,
     Check,
@@ -32,7 +33,7 @@ from lopax.reproductions.self_training_map import (
 )
 from lopax.reproductions.star import STAR, STAR_AT_SIZE
 from lopax.reproductions.study import RecipeStudy, Results, Score, Trial
-from lopax.reproductions.validation import VALIDATION
+from lopax.reproductions.validation import VALIDATION, VALIDATION_AT_SIZE
 from lopax.reproductions.velo_small import VELO_AT_SIZE, VELO_SMALL
 
 REPRODUCTIONS: Registry[Reproduction] = Registry("reproduction")
@@ -65,6 +66,9 @@ for _study in (
     SELF_TRAINING_AT_SIZE,
     HIERARCHY_AT_SIZE,
     STAR_AT_SIZE,
+    HUB_AT_SIZE,
+    VALIDATION_AT_SIZE,
+    OPTIM4RL_AT_SIZE,
 ):
     AT_SIZE.add(_study.name, _study)
 

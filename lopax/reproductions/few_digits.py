@@ -30,7 +30,7 @@ ITERATIONS = 10
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class FewDigits(SupervisedTask):
-    """Digits 8x8, of which the first few are trained on; "extra_valid" is what else
+    """Images of which the first few are trained on; "extra_valid" is what else
     there is beside "valid" and "test". Measured on the whole test set."""
 
     smoothing: float = dataclasses.field(default=0.0, metadata={"static": True})
@@ -83,16 +83,22 @@ class FewDigits(SupervisedTask):
         return largest_eigenvalue(loss, flat, key, ITERATIONS)
 
 
-def few_digits(images: int, smoothing: float = 0.0, **settings: Any) -> FewDigits:
+def few_digits(
+    images: int,
+    smoothing: float = 0.0,
+    registered: str = "digits_mlp_32",
+    **settings: Any,
+) -> FewDigits:
     """The task.
 
     **Arguments:**
 
     - `images`: how many are trained on, at most those of the "train" split.
     - `smoothing`: of labels, in training losses.
-    - `settings`: of `digits_mlp_32` (hidden, activation, batch_size).
+    - `registered`: the task whose images and network they are.
+    - `settings`: of that (hidden, activation, batch_size ...).
     """
-    whole = task("digits_mlp_32", **settings)
+    whole = task(registered, **settings)
     assert isinstance(whole, SupervisedTask)
     assert isinstance(whole.source, ExampleBank)
     splits = whole.source.splits

@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from numpy.typing import NDArray
 
-from lopax import evaluate, meta
+from lopax import evaluate
 from lopax.architectures import architecture
 from lopax.reproductions.cases import Case, CaseResults, CaseStudy, Measured
 from lopax.reproductions.outcome import Check
-from lopax.tasks.rl import agent_task
+from lopax.reproductions.rl_agents import (
+    Runs,
+    agent_seeds,
+    learned,
+    play,
+    trained,
+)
 from lopax.theta import load_theta
 
 SETTINGS: Mapping[str, Any] = {
+    "environments": ["catch"],
     "hidden": [64],
     "lr": 1e-3,
     "agents": 64,
@@ -44,128 +49,15 @@ SETTINGS: Mapping[str, Any] = {
 }
 
 
-def recipe(
-    settings: Mapping[str, Any],
-    *,
-    pipeline: bool,
-    outer_steps: int,
-    seed: int,
-    resets: bool = True,
-) -> meta.RunConfig:
-    """The meta-training run; without `resets`, agents live as long as it does."""
-    s = settings
-    length = (s["windows"] if resets else outer_steps + 1) * s["updates"]
-    return meta.RunConfig(
-        name="optim4rl",
-        architecture="optim4rl",
-        settings={"lr": s["lr"]},
-        seed=seed,
-        tasks=(
-            meta.AgentsConfig(
-                environment="catch", settings={"hidden": s["hidden"], "envs": 1}
-            ),
-        ),
-        estimator=meta.EstimatorConfig(
-            name="pipeline_backprop",
-            particles=s["agents"],
-            truncation=s["updates"],
-            horizon_low=length,
-            horizon_high=length,
-            staggered=pipeline,
-            chunk=s["agents"],
-        ),
-        outer=meta.OuterConfig(
-            optimizer="adam",
-            learning_rate=s["learning_rate"],
-            clip_norm=s["clip_norm"],
-        ),
-        phases=(meta.PhaseConfig(outer_steps=outer_steps),),
-        log_every=1,
-        eval_every=0,
-    )
-
-
-class Runs(NamedTuple):
-    """Training runs of several seeds."""
-
-    returns: NDArray[np.float64]  # [seeds, looks]
-    diverged: NDArray[np.bool_]  # [seeds] parameters not finite at the end
-
-    def of(self, seeds: slice) -> Runs:
-        return Runs(self.returns[seeds], self.diverged[seeds])
-
-    @property
-    def auc(self) -> float:
-        return float(self.returns.mean())
-
-    @property
-    def curve(self) -> list[float]:
-        return self.returns.mean(axis=0).tolist()
-
-    def final(self, looks: int) -> float:
-        return float(self.returns[:, -looks:].mean())
-
-
-def play(
-    settings: Mapping[str, Any],
-    spec: evaluate.OptimizerSpec,
-    environment: str,
-    updates: int,
-    seeds: Sequence[int],
-) -> list[Runs]:
-    """Training with `spec`, once for each of its learning rates."""
-    task = agent_task(
-        "a2c", environment, hidden=settings["hidden"], envs=settings["test_envs"]
-    )
-    config = evaluate.RunConfig(
-        num_steps=updates,
-        eval_every=settings["look_every"],
-        eval_batches=1,
-        final_batches=1,
-    )
-    found = evaluate.run(spec, task, config, seeds=list(seeds))
-    # The first look comes before any episode.
-    returns = found.metrics["test/return"][..., 1:].astype(np.float64)
-    return [Runs(returns[:, i], found.diverged[:, i]) for i in range(returns.shape[1])]
-
-
-def _seeds(case: Case) -> list[int]:
-    """Of the agents in tests: others for every meta-seed, the same for all variants."""
-    first = 1000 * case.seed
-    return list(range(first, first + case.settings["test_seeds"]))
-
-
 def _catch(case: Case, spec: evaluate.OptimizerSpec) -> list[Runs]:
     s = case.settings
-    return play(s, spec, "catch", s["test_updates"], _seeds(case))
+    return play(s, spec, "catch", s["test_updates"], agent_seeds(case))
 
 
 def _cartpole(case: Case, spec: evaluate.OptimizerSpec, share: float = 1.0) -> Runs:
     s = case.settings
     updates = round(share * s["cartpole_updates"])
-    return play(s, spec, "cartpole", updates, _seeds(case))[0]
-
-
-def trained(case: Case, *, pipeline: bool, resets: bool = True) -> Path:
-    """The weights of the case, meta-trained (or continued) if need be."""
-    folder = case.folder / "run"
-    weights = folder / "weights.safetensors"
-    if not weights.exists():
-        steps = case.steps(case.settings["outer_steps"])
-        run = recipe(
-            case.settings,
-            pipeline=pipeline,
-            outer_steps=steps,
-            seed=case.seed,
-            resets=resets,
-        )
-        resume = (folder / "config.json").exists()
-        meta.train(run, meta.build_families(run.tasks), folder, resume=resume)
-    return weights
-
-
-def _spec(case: Case, theta: Any) -> evaluate.OptimizerSpec:
-    return evaluate.learned("optim4rl", theta, lr=case.settings["lr"])
+    return play(s, spec, "cartpole", updates, agent_seeds(case))[0]
 
 
 def _measured(case: Case, runs: Runs) -> Measured:
@@ -180,8 +72,8 @@ def pipeline(case: Case) -> Measured:
     """Staggered resets; also the transfer to CartPole, and a score on other seeds of
     Catch, by which the weights that come with the package are chosen."""
     s = case.settings
-    spec = _spec(case, load_theta(trained(case, pipeline=True)))
-    both = [*_seeds(case), *s["choice_seeds"]]
+    spec = learned(case, load_theta(trained(case, pipeline=True)))
+    both = [*agent_seeds(case), *s["choice_seeds"]]
     runs = play(s, spec, "catch", s["test_updates"], both)[0]
     found = _measured(case, runs.of(slice(None, s["test_seeds"])))
     far = _cartpole(case, spec)
@@ -200,20 +92,20 @@ def pipeline(case: Case) -> Measured:
 
 def no_pipeline(case: Case) -> Measured:
     """All agents start together and are reset together."""
-    spec = _spec(case, load_theta(trained(case, pipeline=False)))
+    spec = learned(case, load_theta(trained(case, pipeline=False)))
     return _measured(case, _catch(case, spec)[0])
 
 
 def no_resets(case: Case) -> Measured:
     """All agents start together and are never reset; beside the rule."""
     weights = trained(case, pipeline=False, resets=False)
-    return _measured(case, _catch(case, _spec(case, load_theta(weights)))[0])
+    return _measured(case, _catch(case, learned(case, load_theta(weights)))[0])
 
 
 def untrained(case: Case) -> Measured:
     """The rule with the theta that meta-training starts from."""
     theta = architecture("optim4rl").init_theta(jax.random.key(case.seed))
-    return _measured(case, _catch(case, _spec(case, theta))[0])
+    return _measured(case, _catch(case, learned(case, theta))[0])
 
 
 def adam(case: Case) -> Measured:
