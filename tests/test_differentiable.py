@@ -81,7 +81,7 @@ def test_of_parameters_meta_parameters_and_gradients(name: str) -> None:
     for what, tree in zip(("parameters", "theta", "gradients"), found, strict=True):
         for leaf in jax.tree.leaves(tree):
             bad = ~np.isfinite(np.asarray(leaf)).reshape(len(labels), -1).all(axis=1)
-            wrong = [label for label, flag in zip(labels, bad, strict=True) if flag]
+            wrong = [labels[i] for i in np.flatnonzero(bad)]
             assert not wrong, (what, wrong)
 
 

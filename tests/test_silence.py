@@ -249,7 +249,7 @@ def test_info_says_that_nothing_had_a_gradient(options):
 
     def said(params, *gradients):
         watch._said.clear()
-        found = []
+        found: dict[str, float] = {}
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             for _ in range(2):

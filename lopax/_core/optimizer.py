@@ -38,7 +38,7 @@ class Info(NamedTuple):
     clipped: Count  # gradient elements beyond the rule's clipping bound
     update_rms: Any  # per tensor, root mean square of the update
     update_to_weight: Any  # per tensor, update RMS / parameter RMS
-    idle: Flag = False  # all gradients of matrices (of tensors, if none is) are zero
+    idle: Flag | bool = False  # all gradients of matrices, or of all, are zero
 
 
 class OptState(NamedTuple):
