@@ -1,8 +1,8 @@
 """Ctrl-C that is not lost.
 
-Python raises `KeyboardInterrupt` wherever the program is, and if that is in a callback
-of its garbage collector (JAX has one) or in a finaliser, it prints the exception and
-goes on: the command would run to its end.
+Python raises `KeyboardInterrupt` wherever the program is. If that is in a callback of
+its garbage collector (JAX has one), in a finaliser or in a weak reference's callback,
+it prints the exception and goes on: the command would run to its end.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from types import FrameType
+from typing import Any
 
-SWALLOWING = {"__del__", "_xla_gc_callback"}
-"""Functions that Python calls by itself, ignoring what they raise."""
 WAIT = 0.1
 """Seconds until Ctrl-C is tried again."""
 
@@ -28,32 +27,29 @@ def kept() -> Iterator[None]:
     if not usual or threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGINT, _interrupt)
+    before = sys.unraisablehook
+    waiting: list[threading.Timer] = []
+
+    def hook(ignored: Any) -> None:
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
+            before(ignored)
+            return
+        again = threading.Timer(WAIT, _send)
+        again.daemon = True
+        waiting.append(again)
+        again.start()
+
+    sys.unraisablehook = hook
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = before
+        for again in waiting:
+            again.cancel()  # the block is over, and so is what was to be stopped
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    if not _swallowed(frame):
-        raise KeyboardInterrupt
-    again = threading.Timer(WAIT, _send, (number,))
-    again.daemon = True
-    again.start()
-
-
-def _swallowed(frame: FrameType | None) -> bool:
-    """Whether what is raised here goes nowhere."""
-    while frame is not None:
-        if frame.f_code.co_name in SWALLOWING:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _send(number: int) -> None:
+def _send() -> None:
     if os.name == "nt":
-        signal.raise_signal(number)  # kill would end the process there
+        signal.raise_signal(signal.SIGINT)  # kill would end the process there
     else:
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGINT)
