@@ -19,11 +19,8 @@ start, acts alone, and can be left out of training by its name:
   gradient and momenta, signal to noise, step against weight, shape, role, time) to a
   log size, a mixture of the momenta and a blend. Its last layer is zero at first.
 
-Steps of a fixed size suit weights of a usual size. Where a network's weights are far
-from what their shapes would have by the usual initialisation, all sizes are multiplied
-by that ratio (`unit_ratios`); vectors, embeddings and tensors that start at zero follow
-the matrices. Where there are none, vectors are the weights and take a matrix's steps.
-
+Where a network's weights are far from the usual size of their shapes, or it has no
+matrix at all, steps follow the weights (`unit_ratios`).
 Roles, by name or rank (`_core.routing`): "matrix" (a convolution's kernel is one of
 window x in by out), "vector" and "embedding". Needs the horizon, not the loss.
 """
@@ -43,6 +40,7 @@ from lopax.rules import (
     momentum_features,
     muon_numbers,
     orthogonal_step,
+    time_features,
     unit_ratios,
 )
 from lopax.rules.element_net import check_decays
@@ -56,15 +54,8 @@ from lopax.rules.form import (
     StepContext,
     Steps,
 )
-from lopax.rules.momentum_features import NUM_TRACES
+from lopax.rules.momentum_features import NUM_TRACES, ROLES
 from lopax.rules.ops import Array, Draw, Ops
-
-ROLES = momentum_features.ROLES
-KINDS = {
-    "matrix": unit_ratios.MATRIX,
-    "vector": unit_ratios.VECTOR,
-    "embedding": unit_ratios.OTHER,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,9 +132,7 @@ class Shared(NamedTuple):
     signal: Any  # [3] what is kept of how gradients agree with momenta
 
 
-class Carried(NamedTuple):
-    """Of each tensor from step to step."""
-
+class Carried(NamedTuple):  # of each tensor, from step to step
     unit: Any  # [N] ratio of the tensor's size to the usual
     traces: Any  # [N, 6] running averages of its features
 
@@ -182,20 +171,19 @@ class LearnedMuon(form.Rule):
         return self.has_signal or self.has_network
 
     def init_theta(self, draw: Draw, key: Any) -> Any:
-        c, weights = self.config, 1 + len(self.config.decays)
-        numbers = muon_numbers.zeros(draw, weights, c.signal, c.blend)
-        if not c.network:
-            return numbers
-        outputs = 3 if c.blend else 2
-        network = momentum_features.init_network(draw, key, c.hidden, outputs)
-        return {**numbers, "network": network}
+        c = self.config
+        found = muon_numbers.zeros(draw, 1 + len(c.decays), c.signal, c.blend)
+        if c.network:
+            net = momentum_features.init_network(draw, key, c.hidden, 2 + c.blend)
+            found["network"] = net
+        return found
 
     def keeps(self, role: str) -> Adaptive:
         second = None if role == "matrix" else EACH
         return Adaptive(Keeps(copies=len(self.decays)), second, COUNT)
 
     def measure(self, xp: Ops, place: Place, param: Array) -> Steps:
-        kind = KINDS[place.role]
+        kind = unit_ratios.KINDS[place.role]
         return (yield from unit_ratios.measure(xp, place, param, kind))
 
     def init_shared(
@@ -205,17 +193,12 @@ class LearnedMuon(form.Rule):
         return Shared(usual, alone, xp.zeros((3 if self.has_signal else 0,)))
 
     def init_rows(self, xp: Ops, theta: Any, shared: Shared, starts: Array) -> Carried:
-        unit = unit_ratios.ratios(xp, starts, shared.usual)
-        vectors, own = unit_ratios.of_vectors(xp, starts)
         # Without matrices, vectors take their place, at a matrix's size.
-        own = (
-            own * xp.exp(theta["size"][0] - theta["size"][1]) / self.config.vector_mult
-        )
-        lonely = vectors & (shared.alone > 0.5)
-        count = starts.shape[0]
+        larger = xp.exp(theta["size"][0] - theta["size"][1]) / self.config.vector_mult
+        traces = NUM_TRACES if self.has_network else 0
         return Carried(
-            xp.where(lonely, own, unit),
-            xp.zeros((count, NUM_TRACES if self.has_network else 0)),
+            unit_ratios.with_vectors(xp, starts, shared.usual, shared.alone, larger),
+            xp.zeros((starts.shape[0], traces)),
         )
 
     def summarise(
@@ -228,26 +211,17 @@ class LearnedMuon(form.Rule):
         param: Array,
     ) -> Steps:
         """The tensor's features of this step, before the common ones."""
-        static, lead = momentum_features.of_shape(place), place.lead(param)
-        signal, features = xp.zeros((*lead, 2)), xp.zeros((*lead, NUM_TRACES + 1))
-        if self.has_signal:
-            momentum = place.layer(state.momenta, 0)
-            signal = yield from momentum_features.confirmed(xp, place, grad, momentum)
-        if self.has_network:
-            features = yield from momentum_features.of_tensor(
-                xp, place, grad, state.momenta, len(self.decays), param
-            )
-        static = xp.broadcast_to(xp.constant(static), (*lead, len(static)))
-        return xp.concat([signal, features, static], axis=-1)
+        given, num = (place, grad, state.momenta), len(self.decays)
+        asked = {"signal": self.has_signal, "network": self.has_network}
+        return momentum_features.summary(xp, *given, num, param, **asked)
 
     def advance(
         self, xp: Ops, theta: Any, shared: Shared, run: Run, rows: Rows
     ) -> Advance:
         c, done, summaries = self.config, run.fraction, rows.summaries
         horizon = xp.maximum(run.num_steps * xp.constant(1.0), 1.0)
-        ramp = xp.maximum(c.warmup * horizon, 1.0)
-        warm = xp.minimum((done * horizon + 1.0) / ramp, 1.0)
-        scale = c.step_mult * warm * (1.0 - done)
+        scale = c.step_mult * time_features.warm_up(xp, c.warmup, done, horizon)
+        scale = scale * (1.0 - done)
         roles = summaries[:, -len(ROLES) :]
         mults = xp.constant((1.0, c.vector_mult, c.embedding_mult))
         sizes = scale * xp.sum(roles * mults, axis=-1) * rows.carried.unit
@@ -257,8 +231,7 @@ class LearnedMuon(form.Rule):
             return Advance(shared, scale, told={"sizes": sizes, "weights": weights})
         carried = rows.carried
         log_sizes = muon_numbers.log_sizes(xp, theta, summaries, roles, done, horizon)
-        weights = muon_numbers.weights(xp, theta, start, done)
-        weights = xp.broadcast_to(weights, (rows.count, len(start)))
+        weights = muon_numbers.weights(xp, theta, start, done, rows.count)
         blends = theta["blend"] if self.has_blend else 0.0
         if self.has_signal:
             signal, seen = momentum_features.signal(
@@ -272,14 +245,12 @@ class LearnedMuon(form.Rule):
             )
             carried = carried._replace(traces=traces)
             log_sizes = log_sizes + out[:, 0]
-            if len(start) > 2:  # from the fast momenta to the slowest
-                moved = xp.constant((0.0, -0.3, *(0.0 for _ in start[3:]), 0.3))
-                weights = weights + out[:, 1:2] * moved
+            weights = weights + muon_numbers.toward_slowest(xp, out[:, 1:2], len(start))
             blends = blends + 0.3 * out[:, 2] if self.has_blend else blends
         told = {"sizes": sizes * xp.exp(log_sizes), "weights": weights}
         if self.has_blend:
             told["blends"] = xp.broadcast_to(blends, (rows.count,))
-        return Advance(shared, scale, carried=carried, told=told)
+        return Advance(shared, scale, carried, told)
 
     def step(
         self,

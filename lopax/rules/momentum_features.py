@@ -109,6 +109,28 @@ def signal(
     return xp.concat([averages, against[None]]), features
 
 
+def summary(
+    xp: Ops,
+    place: Place,
+    grad: Array,
+    momenta: Array,
+    num: int,
+    param: Array,
+    *,
+    signal: bool,
+    network: bool,
+) -> Steps:
+    """[*lead, `NUM_SUMMARIES`] of one step, with zeros for what is not asked for."""
+    static, lead = of_shape(place), place.lead(param)
+    share, features = xp.zeros((*lead, 2)), xp.zeros((*lead, NUM_TRACES + 1))
+    if signal:
+        share = yield from confirmed(xp, place, grad, place.layer(momenta, 0))
+    if network:
+        features = yield from of_tensor(xp, place, grad, momenta, num, param)
+    static = xp.broadcast_to(xp.constant(static), (*lead, len(static)))
+    return xp.concat([share, features, static], axis=-1)
+
+
 def of_shape(place: Place) -> tuple[float, ...]:
     """What never changes: three features of the shape, then the role."""
     fan_in, out = (max(n, 1) for n in place.sides)

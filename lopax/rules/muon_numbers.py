@@ -50,7 +50,16 @@ def log_sizes(
     return found + roles[:, 0] * shaped + schedule
 
 
-def weights(xp: Ops, theta: Any, start: Sequence[float], done: Any) -> Array:
-    """[K] weights of the gradient and of each momentum in the direction."""
+def weights(xp: Ops, theta: Any, start: Sequence[float], done: Any, rows: int) -> Array:
+    """[rows, K] weights of the gradient and of each momentum in the direction."""
     learned = theta["momenta"]
-    return learned["start"] + learned["slope"] * done + xp.constant(start)
+    found = learned["start"] + learned["slope"] * done + xp.constant(start)
+    return xp.broadcast_to(found, (rows, len(start)))
+
+
+def toward_slowest(xp: Ops, out: Array, number: int) -> Array:
+    """[N, K] what a network's output [N, 1] adds to the weights of K arrays: from the
+    fast momenta to the slowest."""
+    if number < 3:
+        return 0.0 * out
+    return out * xp.constant((0.0, -0.3, *(0.0 for _ in range(number - 3)), 0.3))

@@ -38,3 +38,9 @@ def at_knots(xp: Ops, values: Array, fraction: Array) -> Array:
     places = xp.constant(tuple(range(last + 1)))
     hats = xp.maximum(1.0 - xp.abs(fraction * last - places), 0.0)
     return xp.sum(hats * values)
+
+
+def warm_up(xp: Ops, share: float, fraction: Array, horizon: Array) -> Array:
+    """[] from 1 / (share of the horizon) in the first step to 1 after that share."""
+    ramp = xp.maximum(share * horizon, 1.0)
+    return xp.minimum((fraction * horizon + 1.0) / ramp, 1.0)

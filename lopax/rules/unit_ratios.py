@@ -28,6 +28,8 @@ _TINY = 2e-38
 
 MATRIX, VECTOR, OTHER = 1.0, 0.0, -1.0
 """What a tensor is to its network, as `measure` writes it."""
+KINDS = {"matrix": MATRIX, "vector": VECTOR, "embedding": OTHER}
+"""The same by role."""
 
 
 def measure(xp: Ops, place: Place, param: Array, kind: float) -> Steps:
@@ -72,7 +74,11 @@ def alone(xp: Ops, starts: Array) -> Array:
     return (matrices < 0.5) * xp.constant(1.0)
 
 
-def of_vectors(xp: Ops, starts: Array) -> tuple[Array, Array]:
-    """[N] which tensors are vectors, and [N] their own ratios, at least 1."""
-    vectors = xp.abs(starts[:, 1] - VECTOR) < 0.5
-    return vectors, xp.exp(xp.clip(starts[:, 0], 0.0, math.log(_HUGE)))
+def with_vectors(
+    xp: Ops, starts: Array, usual: Array, alone: Array, size: Array
+) -> Array:
+    """[N] `ratios`, and where the network has no matrix (`alone` [] is 1), of vectors
+    their own, which are at least 1, times `size` []: they take a matrix's place."""
+    vectors = (xp.abs(starts[:, 1] - VECTOR) < 0.5) & (alone > 0.5)
+    own = xp.exp(xp.clip(starts[:, 0], 0.0, math.log(_HUGE))) * size
+    return xp.where(vectors, own, ratios(xp, starts, usual))
