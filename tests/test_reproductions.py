@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
 
 from lopax import meta, reproductions
 from lopax._core.errors import ConfigError
+from lopax._core.single_writer import single_writer
 from lopax.cli.main import main
 from lopax.meta import build_families
 from lopax.meta.config import PhaseConfig
@@ -203,6 +205,9 @@ def test_the_command_runs_resumes_and_reports(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert codes <= {0, 1} and "more outer steps help" in shown
     assert (tmp_path / "report.md").exists()
+    with single_writer(tmp_path):
+        assert main(arguments) == 2
+    assert f"process {os.getpid()} on " in capsys.readouterr().err
     assert main(["reproduce", "stra"]) == 2
     assert "star" in capsys.readouterr().err
     assert np.isfinite(TOY.minutes)

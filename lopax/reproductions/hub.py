@@ -218,8 +218,8 @@ def judge(results: CaseResults) -> Sequence[Check]:
             text(wide),
         ),
         Check(
-            "there the published form goes less than a fifth of the way from the "
-            "learned rule to Adam",
+            "there the published form is no further from the learned rule than a fifth "
+            "of the way to Adam",
             abs(wide["published"] - wide["learned"]) < 0.2 * way,
             f"{wide['published'] - wide['learned']:+.3f} of "
             f"{wide['adam'] - wide['learned']:+.3f}",
