@@ -33,7 +33,7 @@ import torch
 from harness import Result, finish, period_of, settings_of
 
 import lopax.torch as lt
-from lopax.torch.rule import theta_shapes
+from lopax.torch.theta import theta_shapes
 
 CPU_TARGET, CUDA_TARGET, CUDA_BYTES = 5.0, 3.0, 8.0
 MUON_TARGET = {"celo2": 1.3, "learned_muon": 1.0}
@@ -104,9 +104,9 @@ def materialised_step(optimizer: Any) -> Callable[[], None]:
 
 
 def _two_largest(shape: tuple[int, ...]) -> tuple[int, int]:
-    from lopax.torch.geometry import factored_axes
+    from lopax.torch.geometry import place_of
 
-    return factored_axes(tuple(shape), "out_in") or (0, 0)
+    return place_of(tuple(shape), "out_in").factored or (0, 0)
 
 
 def random_theta(name: str, settings: dict[str, Any]) -> dict[str, np.ndarray]:

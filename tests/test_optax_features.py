@@ -27,6 +27,7 @@ from quick_compile import quick_compilation, quick_jit  # noqa: F401
 import lopax
 from lopax._core import lifting, tensor_rule
 from lopax._core.errors import ConfigError
+from lopax._core.places import Leaf
 from lopax._core.tree import count_bytes
 from lopax.architectures.described import XP
 from lopax.blocks import narrow_momenta
@@ -389,7 +390,7 @@ def test_the_first_states_of_many_tensors_are_made_by_one_program(monkeypatch, n
 
 def test_only_like_goes_with_like():
     """Keys, shapes, dtypes and size decide; order and results stay."""
-    leaves = [lifting.Leaf(i, str(i), (2,)) for i in range(8)]
+    leaves = [Leaf(i, str(i), (2,)) for i in range(8)]
     keys = ["k", "k", None, "k", "other", "k", "k", None]
     xs = [jnp.full((2 if i < 6 else 3,), float(i)) for i in range(8)]
     seen = []

@@ -25,6 +25,7 @@ from lopax._core.run import Run
 from lopax.torch import UnsupportedParameter
 from lopax.torch.batch import Rows
 from lopax.torch.rule import Rule
+from lopax.torch.theta import to_torch
 
 
 @pytest.fixture(params=NAMES)
@@ -297,7 +298,8 @@ def test_extending_agrees_with_jax():
 
     short, long = jax.numpy.int32(100), jax.numpy.int32(4_000)
     history = loss_history.init(XP, short)
-    rule = Rule.create(lt.RULES["celo"].rule_class, random_theta("celo"), {})
+    celo = lt.RULES["celo"].rule_class()
+    rule = Rule(celo, to_torch(celo, random_theta("celo")))
     ours = rule.init_shared(100)
     zero = torch.zeros(())
     for step, loss in enumerate((2.0, 1.5, 1.2, 1.0)):

@@ -17,6 +17,7 @@ from lopax.native import coverage, tables
 from lopax.native.blocks import Blocks
 from lopax.rules import channels
 from lopax.rules.element_net import ElementNet
+from lopax.torch.geometry import place_of
 
 
 def test_the_header_is_current():
@@ -53,15 +54,18 @@ def test_neither_framework_is_imported():
 
 def test_what_is_not_covered_has_a_reason():
     matrices = ElementNet(8, per_matrix=True)
-    told = coverage.tensor_not_covered
     assert coverage.not_covered(ElementNet(4)) is None
     assert "hidden <= 64, not 100" in str(coverage.not_covered(ElementNet(100)))
     assert "outputs, not 3" in str(coverage.not_covered(ElementNet(4, outputs=3)))
-    assert told(ElementNet(4), (64, 3, 7, 7), (3, 0), (1, 0)) is None
-    assert told(matrices, (64, 32, 3, 3), (1, 0), (1, 0)) is None
-    assert told(matrices, (3, 3, 32, 64), (2, 3), (-2, -1)) is None
-    assert "two largest axes" in str(told(matrices, (64, 3, 7, 7), (3, 0), (1, 0)))
-    wide = told(matrices, (64, 32, 12, 12), (1, 0), (1, 0))
+
+    def told(net, shape, layout="out_in"):
+        return coverage.tensor_not_covered(net, place_of(shape, layout))
+
+    assert told(ElementNet(4), (64, 3, 7, 7)) is None
+    assert told(matrices, (64, 32, 3, 3)) is None
+    assert told(matrices, (3, 3, 32, 64), "in_out") is None
+    assert "two largest axes" in str(told(matrices, (64, 3, 7, 7)))
+    wide = told(matrices, (64, 32, 12, 12))
     assert "144 matrices side by side" in str(wide)
 
 

@@ -23,8 +23,8 @@ import lopax.torch as lt
 from lopax._core.errors import ConfigError
 from lopax.native.blocks import Blocks
 from lopax.pretrained.files import write_arrays
-from lopax.torch.geometry import factored_axes
-from lopax.torch.rule import known_settings
+from lopax.torch.geometry import place_of
+from lopax.torch.settings import known_settings
 
 GOLDEN = {
     "celo": ("celo", {}),
@@ -265,6 +265,10 @@ def test_settings_of_jax_alone_are_refused(name, settings):
         make(name, [param], **settings)
     rule = lt.RULES[name].rule_class
     assert known_settings(rule, {**settings, "hidden": 3}) == {"hidden": 3}
+
+
+def factored_axes(shape, layout):
+    return place_of(shape, layout).factored
 
 
 def test_factored_axes():

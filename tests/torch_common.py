@@ -13,7 +13,7 @@ import lopax.torch as lt
 from lopax._core.config import from_dict
 from lopax.torch import fused_cpu
 from lopax.torch.errors import BackendUnavailable
-from lopax.torch.rule import theta_shapes
+from lopax.torch.theta import theta_shapes
 
 NAMES = rule_table.names("torch")
 FUSED_CPU = rule_table.names("torch", "fused")

@@ -47,7 +47,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """The folder, made with those it lies in if it is not there. Raises
     `NotWritable`."""
-    with _writing(path, path):
+    with writing(path):
         Path(path).mkdir(parents=True, exist_ok=True)
     return Path(path)
 

@@ -57,11 +57,15 @@ def check_range(
 
 def check_choice(owner: object, name: str, choices: Iterable[str]) -> None:
     """Raises `ConfigError` unless the field is one of `choices`."""
-    value, known = getattr(owner, name), list(choices)
+    check_one_of(f"{type(owner).__name__}.{name}", getattr(owner, name), choices)
+
+
+def check_one_of(what: str, value: object, choices: Iterable[str]) -> None:
+    """Raises `ConfigError` unless the value, called so, is one of `choices`."""
+    known = list(choices)
     if value not in known:
         raise ConfigError(
-            f"{type(owner).__name__}.{name} = {value!r}: must be one of "
-            + ", ".join(map(repr, known))
+            f"{what} = {value!r}: must be one of " + ", ".join(map(repr, known))
         )
 
 

@@ -26,20 +26,19 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lopax._core import private_files
 from lopax._core.atomic import atomic_write
 from lopax._core.cache import cache_dir
 from lopax._core.errors import ConfigError, LopaxError
+from lopax._core.private_files import Refused
 
 TIMEOUT = 300.0
 """Seconds a compiler may take."""
-STALE = 3600.0
-"""Seconds after which what a killed build left behind is removed."""
 _PREFIX = "lopax-build-"
 
 
@@ -52,10 +51,6 @@ class NativeUnavailable(LopaxError, RuntimeError):
     def __init__(self, reason: str, expected: bool = False):
         super().__init__(reason)
         self.expected = expected
-
-
-class _Refused(Exception):
-    """A folder or a file that is not to be trusted, or not whole."""
 
 
 class Source(NamedTuple):
@@ -156,8 +151,10 @@ def _find_or_build(source: Source, key: str) -> ctypes.CDLL:
     with contextlib.ExitStack() as stack:
         folder: Path | None = None
         try:
-            folder = stack.enter_context(_own_folder(cache_dir() / "native"))
-        except _Refused as error:
+            folder = stack.enter_context(
+                private_files.own_folder(cache_dir() / "native")
+            )
+        except Refused as error:
             warnings.warn(
                 f"the cache of compiled kernels is not used: {error}. They are "
                 "compiled in every process; LOPAX_CACHE_DIR names another folder.",
@@ -167,53 +164,9 @@ def _find_or_build(source: Source, key: str) -> ctypes.CDLL:
         except OSError:
             pass  # there is no such folder, and none can be made
         if folder is not None:
-            with contextlib.suppress(_Refused, OSError):
+            with contextlib.suppress(Refused, OSError):
                 return _open_cached(folder / f"{key}.so", source)
         return _build(source, key, folder)
-
-
-# ---- trust ----
-
-
-def _check_owner(status: os.stat_result, what: Any) -> None:
-    """Raises `_Refused` if another user could have written to it."""
-    if status.st_uid not in (os.geteuid(), 0):
-        raise _Refused(f"{what} belongs to another user (id {status.st_uid})")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        mode = stat.S_IMODE(status.st_mode)
-        raise _Refused(f"{what} can be written to by other users (mode {mode:04o})")
-
-
-@contextlib.contextmanager
-def _own_folder(path: Path) -> Iterator[Path]:
-    """`path`, made if need be, under a name that cannot come to mean another folder
-    while it is in use (where the system has such names).
-
-    Raises `_Refused` if others can write to it, `OSError` if it cannot be had.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    if path.is_symlink():
-        raise _Refused(f"{path} is a link")
-    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        _check_owner(os.fstat(opened), path)
-        held = Path(f"/proc/self/fd/{opened}")
-        yield held if held.is_dir() else path
-    finally:
-        os.close(opened)
-
-
-def _read(path: Path) -> bytes:
-    """A regular file's bytes. Raises `_Refused`, `OSError`."""
-    opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(opened, "rb") as file:
-        status = os.fstat(opened)
-        if not stat.S_ISREG(status.st_mode):
-            raise _Refused(f"{path.name} is no file")
-        _check_owner(status, path.name)
-        return file.read()
 
 
 def _sum_of(library: Path) -> Path:
@@ -221,10 +174,10 @@ def _sum_of(library: Path) -> Path:
 
 
 def _open_cached(library: Path, source: Source) -> ctypes.CDLL:
-    """Raises `_Refused` or `OSError` for what must be compiled again."""
-    expected = _read(_sum_of(library)).strip()
-    if hashlib.sha256(_read(library)).hexdigest().encode() != expected:
-        raise _Refused(f"{library.name} is not what was written")
+    """Raises `Refused` or `OSError` for what must be compiled again."""
+    expected = private_files.read(_sum_of(library)).strip()
+    if hashlib.sha256(private_files.read(library)).hexdigest().encode() != expected:
+        raise Refused(f"{library.name} is not what was written")
     return _open(library, source)
 
 
@@ -232,11 +185,8 @@ def _open(library: Path, source: Source) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(library))
     for name in source.symbols:
         if not hasattr(loaded, name):
-            raise _Refused(f"{library.name} has no function {name}")
+            raise Refused(f"{library.name} has no function {name}")
     return loaded
-
-
-# ---- compiling ----
 
 
 def _build(source: Source, key: str, cache: Path | None) -> ctypes.CDLL:
@@ -259,7 +209,7 @@ def _build(source: Source, key: str, cache: Path | None) -> ctypes.CDLL:
         for place in ([cache / library.name] if cache and stored else []) + [library]:
             try:
                 return _open(place, source)
-            except (_Refused, OSError) as error:
+            except (Refused, OSError) as error:
                 problem = error
         if cache is not None:
             _remove(cache / library.name)
@@ -279,34 +229,14 @@ def _workplace() -> str:
     with contextlib.suppress(OSError):
         places.insert(0, Path(tempfile.gettempdir()))
     for place in places:
-        with contextlib.suppress(OSError, _Refused):
+        with contextlib.suppress(OSError, Refused):
             status = place.stat()
             if not status.st_mode & stat.S_ISVTX:
-                _check_owner(status, place)
+                private_files.check_owner(status, place)
             if os.access(place, os.W_OK | os.X_OK):
-                _sweep(place, (_PREFIX, ""))
+                private_files.sweep(place, (_PREFIX, ""))
                 return str(place)
     raise OSError("none of " + ", ".join(map(str, places)) + " can be used")
-
-
-def _sweep(place: Path, *names: tuple[str, str]) -> None:
-    """Removes what killed builds have left: names with these beginnings and ends."""
-    with contextlib.suppress(OSError), os.scandir(place) as found:
-        for item in found:
-            if not any(
-                item.name.startswith(a) and item.name.endswith(b) for a, b in names
-            ):
-                continue
-            with contextlib.suppress(OSError):
-                status = item.stat(follow_symlinks=False)
-                if status.st_uid != os.geteuid():
-                    continue
-                if time.time() - status.st_mtime < STALE:
-                    continue
-                if item.is_dir(follow_symlinks=False):
-                    shutil.rmtree(item.path, ignore_errors=True)
-                else:
-                    os.unlink(item.path)
 
 
 def _compile(source: Source, target: Path) -> None:
@@ -346,7 +276,7 @@ def _compile(source: Source, target: Path) -> None:
 def _store(library: Path, data: bytes) -> bool:
     """Keeps a library and its sum; whether that worked (a full or read-only disk)."""
     try:
-        _sweep(library.parent, (".", ".tmp"))
+        private_files.sweep(library.parent, (".", ".tmp"))
         if not all(p.is_file() for p in (library, _sum_of(library)) if p.exists()):
             _remove(library)  # a pipe would be written to, not replaced
         with atomic_write(library) as temporary:

@@ -22,9 +22,8 @@ from lopax._core.errors import (
     ConfigError,
     MissingHorizon,
     MissingParams,
-    StructureMismatch,
 )
-from lopax._core.published import translate
+from lopax._core.published import check_theta, translate
 from lopax._core.run import Run
 from lopax._core.types import Count, Flag, Key, Params, Scalar, Theta, Updates
 
@@ -138,13 +137,7 @@ class LearnedOptimizer(abc.ABC):
         arrays = translate(self.name, dict(arrays), self._translate_published)
         want = trees.describe(expected)
         have = {k: trees.describe_leaf(np.asarray(v)) for k, v in arrays.items()}
-        if want != have:
-            raise StructureMismatch.between(
-                f"theta for architecture {self.name!r}",
-                want,
-                have,
-                "Was it trained with another architecture or other sizes?",
-            )
+        check_theta(self.name, want, have)
         return trees.map_named(lambda name, _: jnp.asarray(arrays[name]), expected)
 
     def theta_to_arrays(self, theta: Theta) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lopax._core.errors import StructureMismatch
@@ -29,6 +29,17 @@ class _Noted(dict[str, Any]):
     def get(self, name: str, default: Any = None) -> Any:
         self.read.add(name)
         return super().get(name, default)
+
+
+def check_theta(rule: str, want: Mapping[str, str], have: Mapping[str, str]) -> None:
+    """Raises `StructureMismatch` unless arrays, as text by their names, are a theta."""
+    if want != have:
+        raise StructureMismatch.between(
+            f"theta for architecture {rule!r}",
+            want,
+            have,
+            "Was it trained with another architecture or other sizes?",
+        )
 
 
 def translate(

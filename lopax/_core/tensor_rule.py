@@ -17,8 +17,8 @@ from lopax._core.errors import (
     MissingLoss,
     MissingParams,
 )
-from lopax._core.lifting import Leaf
 from lopax._core.optimizer import Info, LearnedOptimizer, OptState
+from lopax._core.places import Leaf, numbered, places_of, seen_as
 from lopax._core.routing import Route, Seen
 from lopax._core.run import Run
 from lopax._core.types import Count, Flag, Params, Scalar, Theta, Updates
@@ -206,9 +206,9 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         def own(tree: Any) -> Any:
             return jax.tree.map(lambda x: jnp.array(x, x.dtype, copy=True), tree)
 
-        stored = lifting.places(params)
+        stored = places_of(params)
         views = [self.view(leaf.name, leaf.shape) for leaf in stored]
-        places, members = lifting.numbered(stored, views)
+        places, members = numbered(stored, views)
 
         def make(theta: Theta, horizon: Count, tensors: Sequence[Any]) -> Any:
             states, seen = [], []
@@ -243,7 +243,7 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         def start(shape: tuple[int, ...]) -> Any:
             place = Leaf(int(leaf), leaf.name, shape if leaf.shape else ())
             view = self.view(place.name, place.shape)
-            places, _ = lifting.numbered([place], [view], first=int(leaf))
+            places, _ = numbered([place], [view], first=int(leaf))
             zeros = jnp.zeros(shape, jnp.float32)
             return self._init_seen(theta, places, view, stacks.apart(zeros, view))
 
@@ -280,9 +280,9 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         if params is None:
             raise MissingParams(self.name)
         tensors, treedef = jax.tree.flatten(leaves.trained(params))
-        stored = lifting.places(params)
+        stored = places_of(params)
         views = [self.view(leaf.name, leaf.shape) for leaf in stored]
-        places, members = lifting.numbered(stored, views)
+        places, members = numbered(stored, views)
 
         def seen(arrays: list[Any]) -> list[Any]:
             apart = map(stacks.apart, map(lifting.as_tensor, arrays), views)
@@ -384,7 +384,7 @@ class TensorRule(LearnedOptimizer, Generic[Shared, Context, TensorState]):
             clipped=jnp.asarray(sum(clipped), jnp.int32),
             update_rms=treedef.unflatten(rms),
             update_to_weight=treedef.unflatten(ratio),
-            idle=lifting.all_zero(sizes, list(map(lifting.seen_as, stored, views))),
+            idle=lifting.all_zero(sizes, list(map(seen_as, stored, views))),
         )
         return leaves.in_place(params, treedef.unflatten(updates)), new_state, info
 

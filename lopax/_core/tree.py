@@ -39,11 +39,11 @@ def describe_leaf(leaf: Any) -> str:
     return type(leaf).__name__
 
 
-def check_structure(what: str, expected: Any, found: Any, fix: str = "") -> None:
+def check_structure(what: str, expected: Any, found: Any) -> None:
     """Raises `StructureMismatch` unless paths, shapes and dtypes agree."""
     want, have = describe(expected), describe(found)
     if want != have:
-        raise StructureMismatch.between(what, want, have, fix)
+        raise StructureMismatch.between(what, want, have)
 
 
 def nest(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:

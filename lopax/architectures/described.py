@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import jax.numpy as jnp
@@ -11,12 +11,13 @@ from jaxtyping import Array, Float
 
 from lopax._core import lifting
 from lopax._core import tree as trees
-from lopax._core.lifting import Leaf
 from lopax._core.optimizer import OptState
+from lopax._core.places import Leaf
 from lopax._core.run import Run
 from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count, Flag, Key, Scalar, Theta
 from lopax.architectures import elements
+from lopax.architectures.first_state import first_state
 from lopax.architectures.jax_ops import JaxDraw, JaxOps
 from lopax.rules import element_plain, form
 from lopax.rules.element_net import ElementNet, Numbers
@@ -135,7 +136,7 @@ class Described(TensorRule[Shared, Told, Any]):
     def init_leaf(self, theta: Theta, leaf: Leaf, param: Array) -> Any:
         del param
         place, starts = self.place(leaf), self.rule.starts(self.xp, theta)
-        return _starting(self.rule.keeps(place.role), place, starts)
+        return first_state(self.rule.keeps(place.role), place, starts)
 
     def gradient_bound(self, shared: Shared) -> Any:
         found = self.rule.gradient_bound(self.xp, shared.common)
@@ -278,31 +279,3 @@ class Described(TensorRule[Shared, Told, Any]):
 
     def _translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         return self.rule.translate_published(arrays)
-
-
-def _starting(keeps: Any, place: Place, starts: Mapping[str, Array]) -> Any:
-    """The first state of a tensor; () for what it does not have."""
-    found = {
-        name: _first(v, place, starts.get(name))
-        if v is None or isinstance(v, Keeps)
-        else _starting(v, place, starts)
-        for name, v in keeps._asdict().items()
-    }
-    return type(keeps)(**found)
-
-
-def _first(keeps: Keeps | None, place: Place, start: Any) -> Any:
-    """The first value of one array of a tensor's state."""
-    if keeps is None or keeps.counts:
-        return ()
-    axes = keeps.axes(place)
-    if axes is None:  # an array of its own: one that is there twice cannot be donated
-        return jnp.zeros((0,), jnp.float32)
-    lead = (keeps.copies,) if keeps.copies else ()
-    tail = (keeps.units,) if keeps.units else ()
-    zeros = jnp.zeros((*lead, *(place.shape[a] for a in axes), *tail), jnp.float32)
-    if start is None:
-        return zeros
-    if keeps.copies and keeps.each:
-        start = start.reshape((-1, *(1,) * (zeros.ndim - 1)))
-    return zeros + start

@@ -47,9 +47,7 @@ def why_plain(config: Any, net: ElementNet, place: Place) -> str | None:
         return "backend = 'plain'"
     if 0 in place.shape:
         return "it has no elements"
-    reason = not_covered(net)
-    axes, matrix = place.factored, place.matrix
-    reason = reason or tensor_not_covered(net, place.shape, axes, matrix)
+    reason = not_covered(net) or tensor_not_covered(net, place)
     if reason is not None:
         return reason
     reason = xla.why_not(net.hidden)

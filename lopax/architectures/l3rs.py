@@ -34,8 +34,8 @@ from jaxtyping import Array, Float
 from lopax._core import lifting
 from lopax._core.config import check_choice, check_range
 from lopax._core.errors import ConfigError, StructureMismatch
-from lopax._core.lifting import Leaf
 from lopax._core.optimizer import OptState
+from lopax._core.places import Leaf, places_of
 from lopax._core.run import Run
 from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count, Key, Params, Scalar, Theta
@@ -100,7 +100,7 @@ def tensors_of(params: Params, any_size: Sequence[str] = ()) -> tuple[str, ...]:
         sizes = (ANY,) * len(leaf.shape) if is_open else leaf.shape
         return f"{leaf.name}:{','.join(map(str, sizes))}"
 
-    return tuple(one(leaf) for leaf in lifting.places(params))
+    return tuple(one(leaf) for leaf in places_of(params))
 
 
 class LossAverages(NamedTuple):
@@ -154,7 +154,7 @@ class L3RS(TensorRule[LossAverages, Float[Array, "tensors K"], tuple[Any, ...]])
         return super().init(theta, params, num_steps)
 
     def _check_network(self, params: Params) -> None:
-        shapes = {leaf.name: leaf.shape for leaf in lifting.places(params)}
+        shapes = {leaf.name: leaf.shape for leaf in places_of(params)}
         found = {name: f"[{_text(shape)}]" for name, shape in shapes.items()}
         expected = {
             name: found[name]

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float
 
+from lopax._core.config import check_one_of
 from lopax._core.errors import ConfigError
-from lopax._core.lifting import Leaf
 from lopax._core.optimizer import LearnedOptimizer, OptState
+from lopax._core.places import Leaf
 from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Count
 
@@ -40,11 +41,7 @@ def choose(rule: LearnedOptimizer, dtype: str) -> Packing:
 
     Raises `ConfigError` for an unknown dtype and for rules without momenta.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(
-            f"momentum_dtype = {dtype!r}: must be one of "
-            + ", ".join(map(repr, DTYPES))
-        )
+    check_one_of("momentum_dtype", dtype, DTYPES)
     if dtype == "float32":
         return Packing(lambda state: state, lambda state: state)
     if not supported(rule):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from lopax.rules.element_net import ElementNet
+from lopax.rules.form import Place
 
 MOST_HIDDEN, MOST_WINDOW = 64, 128
 
@@ -16,28 +19,14 @@ def not_covered(net: ElementNet) -> str | None:
     return None
 
 
-def tensor_not_covered(
-    net: ElementNet,
-    shape: tuple[int, ...],
-    axes: tuple[int, int] | None,
-    matrix: tuple[int, ...],
-) -> str | None:
-    """Why the core cannot step a tensor of this shape; None if it can.
-
-    **Arguments:**
-
-    - `axes`: the second largest and the largest, by which moments are factored; None
-        for vectors.
-    - `matrix`: those of inputs and outputs, over which channels are normalised if they
-        are so per matrix.
-    """
+def tensor_not_covered(net: ElementNet, place: Place) -> str | None:
+    """Why the core cannot step a tensor; None if it can."""
+    shape, axes = place.shape, place.factored
     if not net.per_matrix or axes is None or len(shape) < 3:
         return None
-    if sorted(a % len(shape) for a in matrix) != sorted(axes):
+    if sorted(place.matrix) != sorted(axes):
         return f"the two largest axes of {list(shape)} are not those of its matrices"
-    window = 1
-    for size in shape[max(axes) + 1 :]:
-        window *= size
+    window = math.prod(shape[max(axes) + 1 :])
     if window > MOST_WINDOW:
         return f"{list(shape)} has {window} matrices side by side, over {MOST_WINDOW}"
     return None

@@ -8,11 +8,12 @@ from typing import Any
 
 import optax
 
-from lopax._core import leaves, lifting
+from lopax._core import leaves
 from lopax._core.errors import (
     ConfigError,
 )
 from lopax._core.optimizer import LearnedOptimizer
+from lopax._core.places import places_of, seen_as
 from lopax._core.routing import Route
 from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Params, Theta
@@ -161,8 +162,8 @@ def roles(
         return {}
     named = by_name(params, leaves.trained(params))
     return {
-        leaf.name: rule.role(lifting.seen_as(leaf, rule.view(leaf.name, leaf.shape)))
-        for leaf in lifting.places(named)
+        leaf.name: rule.role(seen_as(leaf, rule.view(leaf.name, leaf.shape)))
+        for leaf in places_of(named)
     }
 
 

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lopax._core import leaves, lifting, placing
+from lopax._core import leaves, placing
 from lopax._core import tree as trees
 from lopax._core.errors import ConfigError, StructureMismatch
-from lopax._core.lifting import Leaf
 from lopax._core.optimizer import LearnedOptimizer, OptState
+from lopax._core.places import Leaf, places_of
 from lopax._core.tensor_rule import TensorRule
 from lopax._core.types import Params, Theta, Updates
 from lopax.optax import boxes
@@ -62,7 +62,7 @@ def in_place(params: Params, named: dict[str, Any]) -> Updates:
 
 
 def _names(params: Params) -> list[str]:
-    names = [leaf.name for leaf in lifting.places(params)]
+    names = [leaf.name for leaf in places_of(params)]
     # A tree of boxes that `leaves` does not know.
     if names and all(name.endswith("/value") for name in names):
         return [name.removesuffix("/value") for name in names]
@@ -147,7 +147,7 @@ class Storage:
 
     def _places(self, params: Params) -> dict[str, Leaf]:
         named = by_name(params, leaves.trained(params))
-        return {leaf.name: leaf for leaf in lifting.places(named)}
+        return {leaf.name: leaf for leaf in places_of(named)}
 
     @functools.cached_property
     def _shared(self) -> Any:

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lopax._core import lifting, suspicions
+from lopax._core import suspicions
 from lopax._core.errors import ConfigError
 from lopax._core.optimizer import LearnedOptimizer, OptState
+from lopax._core.places import places_of
 from lopax._core.routing import Route
 from lopax._core.types import Params
 from lopax._core.warned import (
@@ -91,7 +92,7 @@ def at_the_start(
     def init_fn(params: Params) -> Any:
         state = opt.init(params)
         if stacks or suggested:
-            shapes = {leaf.name: leaf.shape for leaf in lifting.places(params)}
+            shapes = {leaf.name: leaf.shape for leaf in places_of(params)}
             stack = suspicions.stack_in(shapes) if stacks else None
             if stack is not None and _first(("stack", rule.name, stack)):
                 say(suspicions.of_stack(rule.name, stack), StackWarning)

@@ -15,7 +15,6 @@ and momentum decays, like the others, are kept in [0, 1].
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lopax._core.config import check_range
@@ -24,7 +23,7 @@ from lopax.rules import adafac_net
 from lopax.rules.element_net import ElementNet, Numbers
 from lopax.rules.element_rule import ElementRule, check_backend
 from lopax.rules.form import Advance, Rows
-from lopax.rules.ops import Array, Draw, Ops
+from lopax.rules.ops import Array, Arrays, Draw, Ops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,12 +73,7 @@ class AdafacMLP(ElementRule):
         return Advance(shared, scale, common={"bias": bias})
 
     def numbers(
-        self,
-        xp: Ops,
-        theta: Any,
-        scale: Array,
-        told: Mapping[str, Array],
-        common: Mapping[str, Array],
+        self, xp: Ops, theta: Any, scale: Array, told: Arrays, common: Arrays
     ) -> Numbers:
         return adafac_net.numbers(xp, theta, scale, common)
 

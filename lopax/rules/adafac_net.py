@@ -13,7 +13,7 @@ from typing import Any
 from lopax.rules import channels, layers, moments, published
 from lopax.rules.element_net import ElementNet, Epsilons, Numbers
 from lopax.rules.layers import WIDE_CLIP
-from lopax.rules.ops import Array, Draw, Ops
+from lopax.rules.ops import Array, Arrays, Draw, Ops
 from lopax.rules.time_features import NUM_TIME, tanh_of_step
 
 NUM_CHANNELS = channels.count(channels.ADAFAC)
@@ -46,7 +46,7 @@ def bias(xp: Ops, theta: Any, updates: Array) -> Array:
     return net["b0"] + xp.matmul(times, net["w0"][NUM_CHANNELS:])
 
 
-def numbers(xp: Ops, theta: Any, scale: Array, common: Mapping[str, Array]) -> Numbers:
+def numbers(xp: Ops, theta: Any, scale: Array, common: Arrays) -> Numbers:
     """The network without its inputs of time, and the decays. `common`: with the
     `bias`."""
     net = dict(theta["net"])

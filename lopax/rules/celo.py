@@ -13,7 +13,6 @@ third output) does not act on the result and is neither stored nor perturbed her
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +24,7 @@ from lopax.rules import channels, layers, moments, published, scheduler
 from lopax.rules.element_net import Decays, ElementNet, Numbers, check_decays
 from lopax.rules.element_rule import ElementRule, check_backend
 from lopax.rules.form import Advance, Rows
-from lopax.rules.ops import Array, Draw, Ops
+from lopax.rules.ops import Array, Arrays, Draw, Ops
 from lopax.rules.scheduler import SchedulerState
 
 STARTS = ("random", "falling", "adam")
@@ -141,12 +140,7 @@ class Celo(ElementRule):
         return Advance(shared, c.step_mult * multiplier * longer)
 
     def numbers(
-        self,
-        xp: Ops,
-        theta: Any,
-        scale: Array,
-        told: Mapping[str, Array],
-        common: Mapping[str, Array],
+        self, xp: Ops, theta: Any, scale: Array, told: Arrays, common: Arrays
     ) -> Numbers:
         return Numbers(theta["rule"], moments.fixed(xp, self.config.decays), scale)
 

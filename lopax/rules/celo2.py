@@ -33,8 +33,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from lopax._core import polar, routing
 from lopax._core.config import check_choice, check_range
@@ -44,8 +43,6 @@ from lopax.rules import channels, form, layers, moments, published
 from lopax.rules.element_net import Decays, ElementNet, Epsilons, Numbers
 from lopax.rules.element_rule import ElementRule, check_backend
 from lopax.rules.form import (
-    COUNT,
-    EACH,
     Advance,
     Place,
     Rows,
@@ -53,7 +50,8 @@ from lopax.rules.form import (
     Steps,
     Sum,
 )
-from lopax.rules.ops import Array, Draw, Ops
+from lopax.rules.moments import AdamMoments
+from lopax.rules.ops import Array, Arrays, Draw, Ops
 
 ROLES = ("orthogonal", "learned", "adam")
 SCHEDULES = ("constant", "cosine")
@@ -133,12 +131,6 @@ class Celo2BaseConfig(Celo2Config):
     default_role: str = "learned"
 
 
-class AdamMoments(NamedTuple):
-    momentum: Any  # [*s]
-    second: Any  # [*s]
-    step: Any  # updates made of the tensor
-
-
 class Celo2(ElementRule):
     """See the module docstring. Example: `lopax.optimizer("celo2", theta=theta)`."""
 
@@ -165,7 +157,7 @@ class Celo2(ElementRule):
 
     def keeps(self, role: str) -> Any:
         if role == "adam":
-            return AdamMoments(EACH, EACH, COUNT)
+            return moments.ADAM_KEEPS
         return super().keeps(role)
 
     def element_net(self, role: str) -> ElementNet | None:
@@ -180,12 +172,7 @@ class Celo2(ElementRule):
         return Advance(shared, size)
 
     def numbers(
-        self,
-        xp: Ops,
-        theta: Any,
-        scale: Array,
-        told: Mapping[str, Array],
-        common: Mapping[str, Array],
+        self, xp: Ops, theta: Any, scale: Array, told: Arrays, common: Arrays
     ) -> Numbers:
         """The network's step is the direction itself."""
         return Numbers(theta["rule"], moments.fixed(xp, DECAYS), xp.constant(-1.0))
@@ -223,16 +210,14 @@ class Celo2(ElementRule):
         """Adam's direction with epsilon under the root."""
         yield from form.no_sums()
         c = self.config
-        momentum = xp.ema(state.momentum, grad, c.b1)
-        second = xp.ema(state.second, xp.square(grad), c.b2)
-        state = AdamMoments(momentum, second, state.step)
-        size = at.scale * c.adam_mult
+        state = moments.adam(xp, state, grad, c.b1, c.b2)
+        second, size = state.second, at.scale * c.adam_mult
         gain = -size
         if c.bias_correction:
             t = at.place.column(state.step + 1.0)
             gain = gain / (1.0 - c.b1**t)
             second = second / (1.0 - c.b2**t)
-        delta = xp.adam(gain, momentum, second, 1e-8, 0.0)
+        delta = xp.adam(gain, state.momentum, second, 1e-8, 0.0)
         if c.weight_decay:
             delta = delta - size * c.weight_decay * param
         return delta, state

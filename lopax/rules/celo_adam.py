@@ -11,12 +11,13 @@ an unused linear layer).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from lopax._core.config import check_choice, check_range
 from lopax._core.run import Run
-from lopax.rules import form, published, scheduler
-from lopax.rules.form import COUNT, EACH, Advance, Rows, StepContext, Steps
+from lopax.rules import form, moments, published, scheduler
+from lopax.rules.form import Advance, Rows, StepContext, Steps
+from lopax.rules.moments import AdamMoments
 from lopax.rules.ops import Array, Draw, Ops
 from lopax.rules.scheduler import SchedulerState
 
@@ -44,12 +45,6 @@ class CeloAdamConfig:
         check_range(self, "step_mult", above=0.0)
 
 
-class AdamState(NamedTuple):
-    momentum: Any  # [*s]
-    second: Any  # [*s]
-    step: Any  # updates made of the tensor
-
-
 class CeloAdam(form.Rule):
     """See the module docstring."""
 
@@ -69,8 +64,8 @@ class CeloAdam(form.Rule):
             theta = scheduler.fit_to_schedule(draw, theta, size, curve)
         return {"scheduler": theta}
 
-    def keeps(self, role: str) -> AdamState:
-        return AdamState(EACH, EACH, COUNT)
+    def keeps(self, role: str) -> AdamMoments:
+        return moments.ADAM_KEEPS
 
     def init_shared(
         self, xp: Ops, theta: Any, num_steps: Array, starts: Array
@@ -89,17 +84,15 @@ class CeloAdam(form.Rule):
         theta: Any,
         at: StepContext,
         grad: Array,
-        state: AdamState,
+        state: AdamMoments,
         param: Array,
     ) -> Steps:
         yield from form.no_sums()
         c, t = self.config, at.place.column(state.step + 1.0)
-        momentum = xp.ema(state.momentum, grad, c.b1)
-        second = xp.ema(state.second, xp.square(grad), c.b2)
+        state = moments.adam(xp, state, grad, c.b1, c.b2)
         size = -at.scale / (1.0 - c.b1**t)
-        corrected = second / (1.0 - c.b2**t)
-        delta = xp.adam(size, momentum, corrected, 1e-10, 1e-8)
-        return delta, AdamState(momentum, second, state.step)
+        corrected = state.second / (1.0 - c.b2**t)
+        return xp.adam(size, state.momentum, corrected, 1e-10, 1e-8), state
 
     def translate_published(self, arrays: dict[str, Any]) -> dict[str, Any]:
         if "rnn_params/step_size/w" not in arrays:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lopax._core.config import check_choice
 from lopax.rules import form, moments
 from lopax.rules.element_net import ElementNet, Numbers
 from lopax.rules.form import Place, StepContext, Steps
-from lopax.rules.ops import Array, Ops
+from lopax.rules.ops import Array, Arrays, Ops
 
 BACKENDS = ("auto", "plain", "fused")
 
@@ -38,12 +37,7 @@ class ElementRule(form.Rule):
 
     @abc.abstractmethod
     def numbers(
-        self,
-        xp: Ops,
-        theta: Any,
-        scale: Array,
-        told: Mapping[str, Array],
-        common: Mapping[str, Array],
+        self, xp: Ops, theta: Any, scale: Array, told: Arrays, common: Arrays
     ) -> Numbers:
         """What the network's step is. It must not go by the tensor but by what it was
         told: a kernel steps tensors of all shapes at once.

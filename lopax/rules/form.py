@@ -17,7 +17,7 @@ from collections.abc import Generator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from lopax._core.run import Run
-from lopax.rules.ops import Array, Draw, Ops
+from lopax.rules.ops import Array, Arrays, Draw, Ops
 from lopax.rules.place import Place, Sum
 
 Steps = Generator[list[Sum], list[Array], Any]
@@ -89,8 +89,8 @@ class StepContext(NamedTuple):
     place: Place
     scale: Array  # [] what `advance` returned
     updates: Array  # [] updates made before this one
-    told: Mapping[str, Array]  # each [*lead, ...]
-    common: Mapping[str, Array]
+    told: Arrays  # each [*lead, ...]
+    common: Arrays
 
 
 class Rule(abc.ABC):
@@ -136,7 +136,7 @@ class Rule(abc.ABC):
         for what is not kept, or such a named tuple again. The arrays' own names tell
         them apart."""
 
-    def starts(self, xp: Ops, theta: Any) -> Mapping[str, Array]:
+    def starts(self, xp: Ops, theta: Any) -> Arrays:
         """First values other than zero of fields of the state: [copies] or [units]."""
         del xp, theta
         return {}

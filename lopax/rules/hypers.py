@@ -22,8 +22,9 @@ from typing import Any, ClassVar, NamedTuple
 
 from lopax._core.config import check_range
 from lopax._core.run import Run
-from lopax.rules import form, time_features
-from lopax.rules.form import COUNT, EACH, Advance, Rows, StepContext, Steps
+from lopax.rules import form, moments, time_features
+from lopax.rules.form import EACH, Advance, Rows, StepContext, Steps
+from lopax.rules.moments import AdamMoments
 from lopax.rules.ops import Array, Draw, Ops
 
 REFERENCE = "Metz et al., 2022, arXiv 2203.11860"
@@ -110,12 +111,6 @@ class LearnedSGD(form.Rule):
         return -at.scale * momentum, SGDState(momentum)
 
 
-class AdamState(NamedTuple):
-    momentum: Any  # [*s]
-    second: Any  # [*s]
-    step: Any
-
-
 class _AdamRule(form.Rule):
     """Adam from meta-parameters; the variants say how the rate moves with time."""
 
@@ -132,8 +127,8 @@ class _AdamRule(form.Rule):
             "log_epsilon": draw.full((), math.log(c.eps)),
         }
 
-    def keeps(self, role: str) -> AdamState:
-        return AdamState(EACH, EACH, COUNT)
+    def keeps(self, role: str) -> AdamMoments:
+        return moments.ADAM_KEEPS
 
     def advance(
         self, xp: Ops, theta: Any, shared: Any, run: Run, rows: Rows
@@ -149,21 +144,19 @@ class _AdamRule(form.Rule):
         theta: Any,
         at: StepContext,
         grad: Array,
-        state: AdamState,
+        state: AdamMoments,
         param: Array,
     ) -> Steps:
         yield from form.no_sums()
         b1 = _decay(xp, theta["one_minus_beta1"])
         b2 = _decay(xp, theta["one_minus_beta2"])
-        momentum = xp.ema(state.momentum, grad, b1)
-        second = xp.ema(state.second, xp.square(grad), b2)
+        state = moments.adam(xp, state, grad, b1, b2)
         steps = state.step + 1.0
         size = -at.scale / at.place.column(1.0 - b1**steps)
-        corrected = second / at.place.column(1.0 - b2**steps)
+        corrected = state.second / at.place.column(1.0 - b2**steps)
         # The floor under the root only keeps its derivative finite at zero.
         epsilon = xp.exp(theta["log_epsilon"])
-        delta = xp.adam(size, momentum, corrected, 1e-30, epsilon)
-        return delta, state._replace(momentum=momentum, second=second)
+        return xp.adam(size, state.momentum, corrected, 1e-30, epsilon), state
 
 
 class LearnedAdam(_AdamRule):

@@ -15,12 +15,13 @@ this kind apart into momentum, clipping, schedule and adaptation.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from lopax._core.config import check_choice, check_range
 from lopax._core.run import Run
 from lopax.rules import form, layers
 from lopax.rules.form import Advance, Keeps, Rows, StepContext, Steps
+from lopax.rules.layers import Units
 from lopax.rules.ops import Array, Draw, Ops
 
 INPUTS = ("raw", "log")
@@ -44,12 +45,6 @@ class L2OGRUConfig:
         check_choice(self, "inputs", INPUTS)
         check_range(self, "input_mult", above=0.0)
         check_range(self, "step_mult", above=0.0)
-
-
-class Units(NamedTuple):
-    """Hidden units behind the tensor's axes."""
-
-    units: Any  # [*s, h]
 
 
 class L2OGRU(form.Rule):

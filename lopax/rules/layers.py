@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lopax.rules.form import Place
-from lopax.rules.ops import Array, Draw, Ops
+from lopax.rules.ops import Array, Arrays, Draw, Ops
 
 WIDE_CLIP = 1e9
 """Bound of gradients for rules whose publications clip nothing. Beyond it the square of
@@ -24,7 +24,7 @@ def linear(draw: Draw, key: Any, fan_in: int, fan_out: int) -> dict[str, Any]:
     }
 
 
-def affine(xp: Ops, layer: Mapping[str, Array], x: Array) -> Array:
+def affine(xp: Ops, layer: Arrays, x: Array) -> Array:
     """x w + b [*n, o] with w [i, o]."""
     return xp.matmul(x, layer["w"]) + layer["b"]
 
@@ -39,7 +39,7 @@ def lstm_init(draw: Draw, key: Any, inputs: int, hidden: int) -> dict[str, Any]:
     return linear(draw, key, inputs + hidden, 4 * hidden)
 
 
-def lstm(xp: Ops, layer: Mapping[str, Array], x: Array, state: LSTMState) -> LSTMState:
+def lstm(xp: Ops, layer: Arrays, x: Array, state: LSTMState) -> LSTMState:
     """The next state of an LSTM; its `hidden` is the output.
 
     The convention of the published weights (Haiku's): gates in the order i, g, f, o;
@@ -51,13 +51,19 @@ def lstm(xp: Ops, layer: Mapping[str, Array], x: Array, state: LSTMState) -> LST
     return LSTMState(xp.sigmoid(o) * xp.tanh(cell), cell)
 
 
-def tiled(xp: Ops, initial: Mapping[str, Array], rows: int) -> LSTMState:
+def tiled(xp: Ops, initial: Arrays, rows: int) -> LSTMState:
     """`rows` copies of a learned initial state {"hidden": [h], "cell": [h]}."""
     hidden, cell = initial["hidden"], initial["cell"]
     return LSTMState(
         xp.broadcast_to(hidden, (rows, *hidden.shape)),
         xp.broadcast_to(cell, (rows, *cell.shape)),
     )
+
+
+class Units(NamedTuple):
+    """Hidden units behind the tensor's axes."""
+
+    units: Any  # [*s, h]
 
 
 def gru_init(draw: Draw, key: Any, inputs: int, hidden: int) -> dict[str, Any]:
@@ -73,7 +79,7 @@ def gru_init(draw: Draw, key: Any, inputs: int, hidden: int) -> dict[str, Any]:
     }
 
 
-def gru(xp: Ops, layer: Mapping[str, Array], x: Array, hidden: Array) -> Array:
+def gru(xp: Ops, layer: Arrays, x: Array, hidden: Array) -> Array:
     """The next state [*n, h] of a GRU for x [*n, i]; it is also the output.
 
     Flax's convention: gates in the order r, z, n; the reset gate acts on the

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
-from lopax.rules.ops import Array, Ops
+from lopax.rules.ops import Array, Arrays, Ops
 
 
 def log_magnitude(xp: Ops, x: Array, scale: float = 1.0) -> Array:
@@ -29,7 +28,7 @@ def log_shape(shape: tuple[int, ...]) -> list[float]:
     return [math.log(max(n, 1)) - 1.0 for n in sizes]
 
 
-def in_name_order(features: Mapping[str, Array]) -> list[Array]:
+def in_name_order(features: Arrays) -> list[Array]:
     """Features in alphabetical order of their names, the order in which the published
     networks read them."""
     return [features[name] for name in sorted(features)]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lopax.rules import layers
 from lopax.rules.element_net import NUM_DECAYS, Decays
-from lopax.rules.form import EACH, Keeps, Place
+from lopax.rules.form import COUNT, EACH, Keeps, Place
 from lopax.rules.ops import Array, Draw, Ops
 
 PUBLISHED_DECAYS = Decays((0.9, 0.99, 0.999), (0.999,), (0.9, 0.99, 0.999))
@@ -34,11 +34,29 @@ class Moments(NamedTuple):
     factored: Factored
 
 
+class AdamMoments(NamedTuple):
+    """State of one tensor under Adam's direction."""
+
+    momentum: Any  # [*s]
+    second: Any  # [*s]
+    step: Any  # updates made of the tensor
+
+
+ADAM_KEEPS = AdamMoments(EACH, EACH, COUNT)
 KEEPS = Moments(
     Keeps(NUM_DECAYS),
     EACH,
     Factored(*(Keeps(NUM_DECAYS, line=line) for line in ("row", "col", "vector"))),
 )
+
+
+def adam(
+    xp: Ops, state: AdamMoments, grad: Array, b1: Array | float, b2: Array | float
+) -> AdamMoments:
+    """After one more gradient; what counts the updates is the driver's."""
+    momentum = xp.ema(state.momentum, grad, b1)
+    second = xp.ema(state.second, xp.square(grad), b2)
+    return state._replace(momentum=momentum, second=second)
 
 
 def fixed(xp: Ops, decays: Decays) -> Decays:

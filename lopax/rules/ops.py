@@ -15,6 +15,8 @@ from typing import Any, Protocol, TypeAlias
 
 Array: TypeAlias = Any
 """A float32 array of either framework, or a boolean one where that is said."""
+Arrays: TypeAlias = Mapping[str, Array]
+"""Some by name."""
 Shape: TypeAlias = tuple[int, ...]
 Axes: TypeAlias = "int | tuple[int, ...]"
 

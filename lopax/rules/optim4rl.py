@@ -28,6 +28,7 @@ from lopax._core.config import check_range
 from lopax._core.run import Run
 from lopax.rules import form, layers
 from lopax.rules.form import Advance, Keeps, Rows, StepContext, Steps
+from lopax.rules.layers import Units
 from lopax.rules.log_features import log_and_sign
 from lopax.rules.ops import Array, Draw, Ops
 
@@ -63,10 +64,8 @@ class _ElementGRURule(form.Rule):
     def grad_clip(self) -> float:  # type: ignore[override]
         return self.config.clip
 
-    @property
-    def units(self) -> Keeps:
-        """Hidden units of one network, behind the tensor's axes."""
-        return Keeps(units=self.config.units)
+    def keeps(self, role: str) -> Any:
+        return Units(Keeps(units=self.config.units))
 
     def advance(
         self, xp: Ops, theta: Any, shared: Any, run: Run, rows: Rows
@@ -98,12 +97,6 @@ class Optim4RLState(NamedTuple):
     second: Any  # [*s, h]
 
 
-class Units(NamedTuple):
-    """Hidden units behind the tensor's axes."""
-
-    units: Any  # [*s, h]
-
-
 class Optim4RL(_ElementGRURule):
     """See the module docstring."""
 
@@ -117,7 +110,8 @@ class Optim4RL(_ElementGRURule):
         }
 
     def keeps(self, role: str) -> Optim4RLState:
-        return Optim4RLState(self.units, self.units)
+        units = Keeps(units=self.config.units)
+        return Optim4RLState(units, units)
 
     def step(
         self,
@@ -146,9 +140,6 @@ class LinearOptim(_ElementGRURule):
     def init_theta(self, draw: Draw, key: Any) -> Any:
         return self._net(draw, key, 1, 3)
 
-    def keeps(self, role: str) -> Units:
-        return Units(self.units)
-
     def step(
         self,
         xp: Ops,
@@ -165,7 +156,7 @@ class LinearOptim(_ElementGRURule):
         outputs, hidden = _run(xp, theta, grad[..., None], state.units)
         gain, size, offset = outputs
         delta = -self.config.lr * (xp.exp(gain) * grad + xp.exp(size) * offset)
-        waiting = xp.all(state.units == 0.0, axis=-1) & (grad == 0.0)
+        waiting = layers.waiting(grad, (xp.all(state.units == 0.0, axis=-1),))
         hidden = xp.where(waiting[..., None], state.units, hidden)
         return xp.where(~waiting, delta, 0.0), Units(hidden)
 
@@ -177,9 +168,6 @@ class L2LGD2(_ElementGRURule):
 
     def init_theta(self, draw: Draw, key: Any) -> Any:
         return self._net(draw, key, 2, 1)
-
-    def keeps(self, role: str) -> Units:
-        return Units(self.units)
 
     def step(
         self,

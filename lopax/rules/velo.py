@@ -18,7 +18,6 @@ Difference from the published code: the largest dimensions are found by a stable
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from lopax._core.config import check_choice, check_range
@@ -32,7 +31,7 @@ from lopax.rules.layers import LSTMState
 from lopax.rules.log_features import log_magnitude
 from lopax.rules.loss_history import LossHistory
 from lopax.rules.moments import PUBLISHED_DECAYS, Moments
-from lopax.rules.ops import Array, Draw, Ops
+from lopax.rules.ops import Array, Arrays, Draw, Ops
 
 NUM_TENSOR_INPUTS = 12
 RANKS = 5
@@ -220,12 +219,7 @@ class VeLO(ElementRule):
         )
 
     def numbers(
-        self,
-        xp: Ops,
-        theta: Any,
-        scale: Array,
-        told: Mapping[str, Array],
-        common: Mapping[str, Array],
+        self, xp: Ops, theta: Any, scale: Array, told: Arrays, common: Arrays
     ) -> Numbers:
         network = {name: told[name] for name in ARRAYS}
         return Numbers(network, moments.fixed(xp, PUBLISHED_DECAYS), told["size"])

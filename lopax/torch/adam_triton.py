@@ -9,14 +9,11 @@ import triton
 import triton.language as tl
 
 from lopax.torch.triton_tables import (
-    AT_N,
     GRAD_AT,
-    MOMENTA_AT,
-    PARAM_AT,
-    SECOND_AT,
-    field,
+    arrays,
     gradient,
     pointer,
+    work_item,
 )
 
 
@@ -32,9 +29,7 @@ def find_flaw(
     ITEM: tl.constexpr,
 ):
     """Sets `flaw` to 1 if a gradient is not finite."""
-    place = work + tl.program_id(0) * 2
-    tensor, item = tl.load(place).to(tl.int64), tl.load(place + 1)
-    n = field(geometry, tensor, AT_N)
+    tensor, item, n = work_item(geometry, work)
     grad = pointer(pointers, tensor, GRAD_AT, GRAD)
     faults = tl.zeros([BLOCK], tl.int32)
     for start in range(0, ITEM, BLOCK):
@@ -64,13 +59,8 @@ def adam(
 ):
     """Celo-Adam's whole step."""
     if tl.load(alive) != 0.0:
-        place = work + tl.program_id(0) * 2
-        tensor, item = tl.load(place).to(tl.int64), tl.load(place + 1)
-        n = field(geometry, tensor, AT_N)
-        param = pointer(pointers, tensor, PARAM_AT, PARAM)
-        grad = pointer(pointers, tensor, GRAD_AT, GRAD)
-        momentum = pointer(pointers, tensor, MOMENTA_AT, tl.float32)
-        second = pointer(pointers, tensor, SECOND_AT, tl.float32)
+        tensor, item, n = work_item(geometry, work)
+        param, grad, momentum, second = arrays(pointers, tensor, PARAM, GRAD)
         correction1 = tl.load(corrections + tensor * 2)
         correction2 = tl.load(corrections + tensor * 2 + 1)
         rate = tl.load(scale)

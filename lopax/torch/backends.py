@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lopax._core import native_build
-from lopax._core.errors import ConfigError
 from lopax.torch import finite
 from lopax.torch.batch import Common
 from lopax.torch.errors import BackendUnavailable
@@ -47,12 +46,16 @@ class Backend(Protocol):
         ...
 
 
-def check(requested: str) -> None:
-    """Raises `ConfigError` unless `requested` names a backend."""
-    if requested not in BACKENDS:
-        raise ConfigError(
-            f"backend = {requested!r}: must be one of " + ", ".join(map(repr, BACKENDS))
-        )
+class Job(NamedTuple):
+    """The entries of one device in a step, and who steps them."""
+
+    rule: Rule
+    backend: Backend
+    entries: Sequence[Entry]
+
+    @property
+    def device(self) -> torch.device:
+        return self.entries[0].param.device
 
 
 def choose(requested: str, rule: Rule, device: torch.device) -> Backend:

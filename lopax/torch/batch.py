@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lopax.rules.form import Steps, Sum, complete
+from lopax.rules.form import Place, Steps, Sum, complete
 
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
@@ -20,12 +20,7 @@ class TensorBatch(NamedTuple):
     grads: Tensor  # [B, *s] finite, clipped; the step may write to it
     params: Tensor  # [B, *s]
     state: dict[str, Tensor]  # each [B, ...]; the step updates it in place
-    shape: tuple[int, ...]  # of the whole tensor, over all shards
-    axes: tuple[int, int] | None  # (second largest, largest), None for vectors
-    matrix: tuple[int, ...]  # (in, out), (0,) for vectors; see `geometry.matrix_axes`
-    cut: int | None  # the axis of which this process has only a part
-    scalar: bool  # to the user they have no axes
-    role: str  # what `Rule.role` said
+    place: Place  # of each of them
     told: Mapping[str, Tensor]  # each [B, ...]: what the rule told these tensors
     elements: Tensor | None = None  # [B, *s] the network's step, if a kernel made it
 

@@ -28,15 +28,13 @@ from lopax.torch.triton_tables import (
     AT_SCALE_W,
     AT_SQUARES,
     AT_VECTOR,
-    GRAD_AT,
-    MOMENTA_AT,
-    PARAM_AT,
     ROW_AT,
-    SECOND_AT,
+    arrays,
     clip,
     field,
     gradient,
     pointer,
+    work_item,
 )
 
 CHANNELS = tl.constexpr(18)
@@ -47,17 +45,23 @@ B2 = tl.constexpr(W2 + 8)
 
 
 @triton.jit
+def _values(param, momenta, second, n, e, mask):
+    """Parameter, momenta and second moment of elements `e`."""
+    p = tl.load(param + e, mask=mask, other=0.0).to(tl.float32)
+    m0 = tl.load(momenta + e, mask=mask, other=0.0)
+    m1 = tl.load(momenta + n + e, mask=mask, other=0.0)
+    m2 = tl.load(momenta + 2 * n + e, mask=mask, other=0.0)
+    return p, m0, m1, m2, tl.load(second + e, mask=mask, other=0.0)
+
+
+@triton.jit
 def _factor_at(geometry, pointers, tensor, scratch, e, mask, vector_eps):
     """Where elements `e` find their U and W entries; the factors of the gradient and
     of the momenta, which differ for vectors."""
-    inner_u, length_x = (
-        field(geometry, tensor, AT_INNER_U),
-        field(geometry, tensor, AT_LENGTH_X),
-    )
-    inner_w, length_y = (
-        field(geometry, tensor, AT_INNER_W),
-        field(geometry, tensor, AT_LENGTH_Y),
-    )
+    inner_u = field(geometry, tensor, AT_INNER_U)
+    length_x = field(geometry, tensor, AT_LENGTH_X)
+    inner_w = field(geometry, tensor, AT_INNER_W)
+    length_y = field(geometry, tensor, AT_LENGTH_Y)
     nu, nw = field(geometry, tensor, AT_NU), field(geometry, tensor, AT_NW)
     small_u, small_w = inner_u.to(tl.int32), inner_w.to(tl.int32)
     u = (e // (length_x * inner_u).to(tl.int32)) * small_u + e % small_u
@@ -98,28 +102,18 @@ def update(
 ):
     """The statistics pass: accumulators, and each channel's sum of squares."""
     if tl.load(alive) != 0.0:
-        place = work + tl.program_id(0) * 2
-        tensor, item = tl.load(place).to(tl.int64), tl.load(place + 1)
-        n = field(geometry, tensor, AT_N)
-        param = pointer(pointers, tensor, PARAM_AT, PARAM)
-        grad = pointer(pointers, tensor, GRAD_AT, GRAD)
-        momenta = pointer(pointers, tensor, MOMENTA_AT, tl.float32)
-        second = pointer(pointers, tensor, SECOND_AT, tl.float32)
+        tensor, item, n = work_item(geometry, work)
+        param, grad, momenta, second = arrays(pointers, tensor, PARAM, GRAD)
         k0, k1 = tl.load(rates), tl.load(rates + 1)
         k2, ks = tl.load(rates + 2), tl.load(rates + 3)
         a0 = tl.zeros([BLOCK], tl.float32)
         a1, a2, a3, a4, a5, a6, a7, a8 = a0, a0, a0, a0, a0, a0, a0, a0
-        a9, a10, a11, a12, a13, a14, a15, a16 = a0, a0, a0, a0, a0, a0, a0, a0
-        a17 = a0
+        a9, a10, a11, a12, a13, a14, a15, a16, a17 = a0, a0, a0, a0, a0, a0, a0, a0, a0
         for start in range(0, ITEM, BLOCK):
             e = item * ITEM + start + tl.arange(0, BLOCK)
             ok = e < n
             g, _ = gradient(grad, e, ok, limit)
-            p = tl.load(param + e, mask=ok, other=0.0).to(tl.float32)
-            m0 = tl.load(momenta + e, mask=ok, other=0.0)
-            m1 = tl.load(momenta + n + e, mask=ok, other=0.0)
-            m2 = tl.load(momenta + 2 * n + e, mask=ok, other=0.0)
-            s = tl.load(second + e, mask=ok, other=0.0)
+            p, m0, m1, m2, s = _values(param, momenta, second, n, e, ok)
             m0 += k0 * (g - m0)
             m1 += k1 * (g - m1)
             m2 += k2 * (g - m2)
@@ -151,9 +145,8 @@ def update(
             a15 += (m0 * f0) * (m0 * f0)
             a16 += (m1 * f1) * (m1 * f1)
             a17 += (m2 * f2) * (m2 * f2)
-        into = (
-            scratch + field(geometry, tensor, AT_SQUARES) + item.to(tl.int64) * CHANNELS
-        )
+        squares = scratch + field(geometry, tensor, AT_SQUARES)
+        into = squares + item.to(tl.int64) * CHANNELS
         tl.store(into, tl.sum(a0, axis=0))
         tl.store(into + 1, tl.sum(a1, axis=0))
         tl.store(into + 2, tl.sum(a2, axis=0))
@@ -246,13 +239,8 @@ def apply(
 ):
     """The apply pass: channels again, the MLP, the parameters."""
     if tl.load(alive) != 0.0:
-        place = work + tl.program_id(0) * 2
-        tensor, item = tl.load(place).to(tl.int64), tl.load(place + 1)
-        n = field(geometry, tensor, AT_N)
-        param = pointer(pointers, tensor, PARAM_AT, PARAM)
-        grad = pointer(pointers, tensor, GRAD_AT, GRAD)
-        momenta = pointer(pointers, tensor, MOMENTA_AT, tl.float32)
-        second = pointer(pointers, tensor, SECOND_AT, tl.float32)
+        tensor, item, n = work_item(geometry, work)
+        param, grad, momenta, second = arrays(pointers, tensor, PARAM, GRAD)
         nu, nw = field(geometry, tensor, AT_NU), field(geometry, tensor, AT_NW)
         hidden_u = scratch + field(geometry, tensor, AT_HIDDEN_U)
         hidden_w = scratch + field(geometry, tensor, AT_HIDDEN_W)
@@ -265,11 +253,7 @@ def apply(
             e = item * ITEM + start + tl.arange(0, BLOCK)
             ok = e < n
             g, _ = gradient(grad, e, ok, limit)
-            p = tl.load(param + e, mask=ok, other=0.0).to(tl.float32)
-            m0 = tl.load(momenta + e, mask=ok, other=0.0)
-            m1 = tl.load(momenta + n + e, mask=ok, other=0.0)
-            m2 = tl.load(momenta + 2 * n + e, mask=ok, other=0.0)
-            s = tl.load(second + e, mask=ok, other=0.0)
+            p, m0, m1, m2, s = _values(param, momenta, second, n, e, ok)
             u, w, ok_u, g0, g1, g2, f0, f1, f2 = _factor_at(
                 geometry, pointers, tensor, scratch, e, ok, vector_eps
             )

@@ -59,23 +59,15 @@ def factor_sums(
     tensor, over_y = tl.load(item).to(tl.int64), tl.load(item + 1)
     tile, chunk = tl.load(item + 2), tl.load(item + 3)
     if over_y != 0:
-        inner, length = (
-            field(geometry, tensor, AT_INNER_W),
-            field(geometry, tensor, AT_LENGTH_Y),
-        )
-        outputs, into = (
-            field(geometry, tensor, AT_NW),
-            field(geometry, tensor, AT_SUM_W),
-        )
+        inner = field(geometry, tensor, AT_INNER_W)
+        length = field(geometry, tensor, AT_LENGTH_Y)
+        outputs = field(geometry, tensor, AT_NW)
+        into = field(geometry, tensor, AT_SUM_W)
     else:
-        inner, length = (
-            field(geometry, tensor, AT_INNER_U),
-            field(geometry, tensor, AT_LENGTH_X),
-        )
-        outputs, into = (
-            field(geometry, tensor, AT_NU),
-            field(geometry, tensor, AT_SUM_U),
-        )
+        inner = field(geometry, tensor, AT_INNER_U)
+        length = field(geometry, tensor, AT_LENGTH_X)
+        outputs = field(geometry, tensor, AT_NU)
+        into = field(geometry, tensor, AT_SUM_U)
     grad = pointer(pointers, tensor, GRAD_AT, GRAD)
     out = tile * OUT + tl.arange(0, OUT).to(tl.int64)
     known = out < outputs
@@ -136,31 +128,19 @@ def factor(
         over_x = field(geometry, tensor, AT_ROW_OVER_X) != is_col
         over_x = over_x & (vector == 0)
         if over_x:
-            n, length = (
-                field(geometry, tensor, AT_NU),
-                field(geometry, tensor, AT_LENGTH_X),
-            )
-            chunks, sums = (
-                field(geometry, tensor, AT_CHUNKS_U),
-                field(geometry, tensor, AT_SUM_U),
-            )
-            scale, hidden = (
-                field(geometry, tensor, AT_SCALE_U),
-                field(geometry, tensor, AT_HIDDEN_U),
-            )
+            n = field(geometry, tensor, AT_NU)
+            length = field(geometry, tensor, AT_LENGTH_X)
+            chunks = field(geometry, tensor, AT_CHUNKS_U)
+            sums = field(geometry, tensor, AT_SUM_U)
+            scale = field(geometry, tensor, AT_SCALE_U)
+            hidden = field(geometry, tensor, AT_HIDDEN_U)
         else:
-            n, length = (
-                field(geometry, tensor, AT_NW),
-                field(geometry, tensor, AT_LENGTH_Y),
-            )
-            chunks, sums = (
-                field(geometry, tensor, AT_CHUNKS_W),
-                field(geometry, tensor, AT_SUM_W),
-            )
-            scale, hidden = (
-                field(geometry, tensor, AT_SCALE_W),
-                field(geometry, tensor, AT_HIDDEN_W),
-            )
+            n = field(geometry, tensor, AT_NW)
+            length = field(geometry, tensor, AT_LENGTH_Y)
+            chunks = field(geometry, tensor, AT_CHUNKS_W)
+            sums = field(geometry, tensor, AT_SUM_W)
+            scale = field(geometry, tensor, AT_SCALE_W)
+            hidden = field(geometry, tensor, AT_HIDDEN_W)
         row = pointer(pointers, tensor, ROW_AT, tl.float32)
         col = pointer(pointers, tensor, COL_AT, tl.float32)
         moments = row
@@ -182,16 +162,12 @@ def factor(
             s3 += tl.where(ok, 1.0 / (m0 + 1e-8), 0.0)
             s4 += tl.where(ok, 1.0 / (m1 + 1e-8), 0.0)
             s5 += tl.where(ok, 1.0 / (m2 + 1e-8), 0.0)
-        f0, f1, f2 = (
-            _normal(s0, n, channel_eps),
-            _normal(s1, n, channel_eps),
-            _normal(s2, n, channel_eps),
-        )
-        f3, f4, f5 = (
-            _normal(s3, n, channel_eps),
-            _normal(s4, n, channel_eps),
-            _normal(s5, n, channel_eps),
-        )
+        f0 = _normal(s0, n, channel_eps)
+        f1 = _normal(s1, n, channel_eps)
+        f2 = _normal(s2, n, channel_eps)
+        f3 = _normal(s3, n, channel_eps)
+        f4 = _normal(s4, n, channel_eps)
+        f5 = _normal(s5, n, channel_eps)
         for start in range(0, n, BLOCK):
             i = start + tl.arange(0, BLOCK)
             ok = i < n
@@ -242,16 +218,12 @@ def row_scales(
         item = work + tl.program_id(0) * 3
         tensor = tl.load(item).to(tl.int64)
         decay, group = tl.load(item + 1).to(tl.int64), tl.load(item + 2).to(tl.int64)
-        q, r = (
-            field(geometry, tensor, AT_GROUPS_Q),
-            field(geometry, tensor, AT_GROUPS_R),
-        )
+        q = field(geometry, tensor, AT_GROUPS_Q)
+        r = field(geometry, tensor, AT_GROUPS_R)
         n, into = field(geometry, tensor, AT_NW), field(geometry, tensor, AT_SCALE_W)
         if field(geometry, tensor, AT_ROW_OVER_X) != 0:
-            n, into = (
-                field(geometry, tensor, AT_NU),
-                field(geometry, tensor, AT_SCALE_U),
-            )
+            n = field(geometry, tensor, AT_NU)
+            into = field(geometry, tensor, AT_SCALE_U)
         base = decay * n + (group // r) * (q * r) + group % r
         row = pointer(pointers, tensor, ROW_AT, tl.float32) + base
         total = tl.zeros([BLOCK], tl.float32)

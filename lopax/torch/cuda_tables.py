@@ -114,7 +114,7 @@ class Tables:
 
 def _bytes(e: Entry, dtypes: Sequence[Any]) -> tuple[int, ...]:
     """Of the six arrays in the order of their addresses; 0 for what is named twice."""
-    n, s = math.prod(e.shape), e.state
+    n, s = math.prod(e.part), e.state
     first = s["momenta"] if "momenta" in s else s["momentum"]
     row = s["row"] if "row" in s else s.get("full")
     col = s.get("col")
@@ -129,11 +129,11 @@ def _bytes(e: Entry, dtypes: Sequence[Any]) -> tuple[int, ...]:
 
 def _geometry(e: Entry, free: int) -> tuple[dict[str, int], int]:
     """One tensor's fields, its scratch memory beginning at `free`; the next free."""
-    blocks, n = Blocks.of(e.shape, e.axes), math.prod(e.shape)
-    vector = e.axes is None
+    axes, shape = e.place.factored, e.place.shape
+    blocks, n, vector = Blocks.of(shape, axes), math.prod(shape), axes is None
     if n >= 1 << 31:
         raise BackendUnavailable(
-            f"a parameter of shape {e.shape} has 2^31 elements or more, too many for "
+            f"a parameter of shape {shape} has 2^31 elements or more, too many for "
             "the fused kernels; use backend='plain'"
         )
     inner = blocks.b * blocks.y * blocks.c

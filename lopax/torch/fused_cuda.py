@@ -1,12 +1,9 @@
-"""Fused kernels for CUDA devices: launches of the Triton kernels."""
+"""Fused kernels for CUDA devices: which rules have some, and their launches."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,30 +12,21 @@ from lopax.rules.celo import Celo
 from lopax.rules.celo_adam import CeloAdam
 from lopax.rules.channels import ELEMENT, GROUPS, places
 from lopax.rules.element_net import ARRAYS, ElementNet
-from lopax.torch import finite
 from lopax.torch.batch import NOTHING, Common
+from lopax.torch.cuda_backend import FusedCUDA
 from lopax.torch.cuda_tables import CHUNK, ITEM, OUT, Tables
 from lopax.torch.errors import BackendUnavailable
-from lopax.torch.memory import share_memory
-from lopax.torch.plain import Entry, PlainBackend
+from lopax.torch.plain import Entry
 from lopax.torch.rule import Rule
-from lopax.torch.working_copies import (
-    Operand,
-    add_updates,
-    operands,
-    outside_graphs,
-)
 
 BLOCK = 512  # elements of a program at a time
 RED = 64  # tiles of the factored sums
 ROWS = 1024
-_WRITTEN = np.array([True, False, True, True, True, True])
 PACKED = (
     tuple(g.name for g in GROUPS.values() if g.over == ELEMENT),
     *(("row", "row_rsqrt"), ("col", "col_rsqrt")),
 )
 """The order of the channels whose first-layer weights the kernels are given."""
-NATIVE = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def create(rule: Rule) -> FusedCUDA:
@@ -79,97 +67,6 @@ def _not_covered(net: ElementNet) -> str | None:
         return None
     told = ", ".join(f"{k} = {getattr(net, k)}" for k in differ)
     return f"the CUDA kernel is not for {told}"
-
-
-class FusedCUDA:
-    """What the two rules share: one `Tables` per pair of dtypes."""
-
-    name = "fused"
-
-    def __init__(self, rule: Rule):
-        self._device = rule.device
-        self._limit = rule.grad_clip
-        self._tables: dict[Any, Tables] = {}
-        self._step: list[tuple[Tables, list[Entry], list[Operand]]] = []
-        self._used: list[Tables] = []
-        self._shared = False  # some tensors lie in the same memory
-        self._plain = PlainBackend()
-
-    def describe(self) -> str:
-        return "fused"
-
-    @outside_graphs
-    def begin(self, rule: Rule, entries: Sequence[Entry]) -> finite.Look:
-        with self._on_device():
-            self._point(entries)
-            if self._shared:  # programs would write to one place
-                return self._plain.begin(rule, entries)
-            flaw = torch.zeros((), dtype=torch.int32, device=self._device)
-            for tables, _, _ in self._step:
-                self._examine(tables, flaw)
-            return finite.Look(flaw > 0)
-
-    def _point(self, entries: Sequence[Entry]) -> None:
-        """Tables that are up to date for this step."""
-        changed = False
-        groups: dict[Any, tuple[list[Entry], list[Operand]]] = {}
-        for e, o in zip(entries, operands(entries, NATIVE), strict=True):
-            kept = groups.setdefault((o.param.dtype, o.grad.dtype), ([], []))
-            kept[0].append(e)
-            kept[1].append(o)
-        self._step = []
-        for dtypes, (members, found) in groups.items():
-            key = (*dtypes, *((e.shape, e.axes, e.matrix) for e in members))
-            if key not in self._tables:
-                # Another set of tensors has gradients: its tables replace the old.
-                stale = [k for k in self._tables if k[:2] == dtypes]
-                for old in stale:
-                    del self._tables[old]
-                self._tables[key] = Tables(members, dtypes, self._device)
-            tables = self._tables[key]
-            changed |= tables.point(members, found)
-            self._step.append((tables, members, found))
-        used = [tables for tables, _, _ in self._step]
-        if changed or used != self._used:
-            self._used = used
-            self._shared = share_memory(
-                np.concatenate([np.array(t.addresses, np.int64) for t in used]),
-                np.concatenate([t.extents for t in used]),
-                np.concatenate([np.tile(_WRITTEN, len(t.extents) // 6) for t in used]),
-            )
-
-    @outside_graphs
-    def finish(
-        self, rule: Rule, entries: Sequence[Entry], common: Common, alive: Tensor
-    ) -> Tensor:
-        held = torch.zeros((), dtype=torch.bool, device=self._device)
-        if self._shared:
-            held = self._plain.finish(rule, entries, common, alive)
-            self._step = []
-        for tables, members, found in self._step:
-            with self._on_device():
-                self._advance(tables, members, common.scale, alive)
-            if not all(o.direct for o in found):
-                for o in found:
-                    if not o.direct:  # a skipped step wrote nothing: no update
-                        o.param.copy_(torch.where(alive > 0, o.param, 0.0))
-                add_updates(members, found)
-        self._step = []
-        return held
-
-    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
-        """Triton launches on the current device, wherever the tensors are."""
-        if self._device.type == "cuda":
-            return torch.cuda.device(self._device)
-        return contextlib.nullcontext()
-
-    def _examine(self, tables: Tables, flaw: Tensor) -> None:
-        raise NotImplementedError
-
-    def _advance(
-        self, tables: Tables, members: list[Entry], scale: Tensor, alive: Tensor
-    ) -> None:
-        raise NotImplementedError
 
 
 class FusedCelo(FusedCUDA):
@@ -217,7 +114,7 @@ class FusedCelo(FusedCUDA):
         kernels: Any = celo_triton
         t, count = tables, len(members)
         if t.sizes is None:
-            between = [self._bounds.of(e.shape, e.matrix) for e in members]
+            between = [self._bounds.of(e.place.shape, e.place.matrix) for e in members]
             t.sizes = torch.tensor(between, dtype=torch.float32, device=self._device)
         where = (t.geometry, t.pointers)
         seen = (self._limit, self._epsilons.second, self._epsilons.vector)

@@ -31,17 +31,12 @@ def reading_order(rank: int, layout: str) -> tuple[int, ...]:
     return (*range(2, rank), 1, 0)
 
 
-def factored_axes(shape: tuple[int, ...], layout: str) -> tuple[int, int] | None:
-    """(d1, d0): the second largest and the largest axis; None for vectors."""
-    return Place(shape, reading=reading_order(len(shape), layout)).factored
-
-
-def matrix_axes(rank: int, layout: str) -> tuple[int, ...]:
-    """(in, out): the last two axes in reading order; (0,) for vectors.
-
-    Rules that treat a tensor as a stack of matrices see these two as the matrix.
-    """
-    return reading_order(rank, layout)[-2:]
+def place_of(
+    shape: tuple[int, ...], layout: str, role: str = "", scalar: bool = False
+) -> Place:
+    """A tensor stored in this layout, as its rule knows it. `shape`: of rank one or
+    more; `scalar`: to the user it has no axes."""
+    return Place(shape, scalar, role, reading_order(len(shape), layout))
 
 
 def seen(shape: tuple[int, ...], layout: str, flatten: bool) -> tuple[int, ...]:

@@ -8,18 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lopax._core.errors import ConfigError, StructureMismatch
+from lopax._core.config import check_one_of
+from lopax._core.errors import StructureMismatch
 from lopax._core.numbers import check_factor
 from lopax.torch import sharding
 from lopax.torch.errors import UnsupportedParameter
 from lopax.torch.geometry import LAYOUTS
 
+Group = dict[str, Any]
+"""A parameter group, as torch has them."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Of parameters that can be stepped."""
 _ROUNDING = 1e-6
 
 
-def with_names(group: dict[str, Any]) -> dict[str, Any]:
+def with_names(group: Group) -> Group:
     """A group of (name, parameter) pairs with the names apart, as torch 2.6 and later
     would do; earlier versions take parameters only."""
     params = group.get("params")
@@ -33,7 +36,7 @@ def with_names(group: dict[str, Any]) -> dict[str, Any]:
     return {**group, "params": list(tensors), "param_names": list(names)}
 
 
-def named(group: dict[str, Any]) -> Iterator[tuple[Tensor, str | None]]:
+def named(group: Group) -> Iterator[tuple[Tensor, str | None]]:
     """A group's parameters with their names as paths, `block/0/weight`, if known.
 
     Raises `StructureMismatch` if a program has changed the one list and not the other.
@@ -70,15 +73,9 @@ def check_settings(
         if running and isinstance(value, float) and -_ROUNDING < value < 0.0:
             continue
         check_factor(name, value)
-    if merged["layout"] not in LAYOUTS:
-        raise ConfigError(
-            f"layout = {merged['layout']!r}: must be one of "
-            + ", ".join(map(repr, LAYOUTS))
-        )
-    if roles and merged.get("role") not in (None, *roles):
-        raise ConfigError(
-            f"role = {merged['role']!r}: must be one of " + ", ".join(map(repr, roles))
-        )
+    check_one_of("layout", merged["layout"], LAYOUTS)
+    if roles and merged.get("role") is not None:
+        check_one_of("role", merged["role"], roles)
 
 
 def check_supported(param: Tensor, grad: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lopax._core.config import check_one_of
 from lopax._core.errors import ConfigError
 from lopax.torch.sharding import is_dtensor
 
@@ -21,8 +22,7 @@ class ObservedLosses:
         self._stale = False
 
     def add(self, loss: Any, reduce: str) -> None:
-        if reduce not in ("mean", "sum"):
-            raise ConfigError(f"reduce = {reduce!r}: must be one of 'mean', 'sum'")
+        check_one_of("reduce", reduce, ("mean", "sum"))
         if self._stale:
             self.take()
         loss = as_scalar(loss)

@@ -10,15 +10,14 @@ from torch import Tensor
 
 from lopax._core import routing
 from lopax._core.routing import Route, Seen
-from lopax.torch import restoring, sharding, views
+from lopax.torch import backends, restoring, sharding, views
 from lopax.torch import state as states
-from lopax.torch.geometry import View, seen
-from lopax.torch.groups import (
-    called,
-    named,
-)
+from lopax.torch.geometry import View, place_of, seen
+from lopax.torch.groups import Group, called, check_supported, named
+from lopax.torch.losses import meeting_place
 from lopax.torch.memory import check_operands
-from lopax.torch.plain import Entry, measurements
+from lopax.torch.plain import Entry, PlainBackend, measurements
+from lopax.torch.rule import Rule
 
 
 class Operands(restoring.Resumable):
@@ -28,14 +27,17 @@ class Operands(restoring.Resumable):
     _kinds: Mapping[Tensor, str]
     _plans: dict[Any, states.Plan]
     _starts: dict[Tensor, Tensor]
+    _requested: str
+    _process_group: Any
+    _per_device: dict[torch.device, tuple[Rule, backends.Backend]]
 
-    def _role(self, param: Tensor, name: str | None, group: dict[str, Any]) -> str:
+    def _role(self, param: Tensor, name: str | None, group: Group) -> str:
         """What the group asks for, else what the rule makes of name and shape."""
         asked = group.get("role") if self._rule.roles else None
         kind, shape = self._kinds.get(param), self._seen(param, name, group).shape
         return asked or self._rule.role(name, shape, kind, self._routes)
 
-    def _seen(self, param: Tensor, name: str | None, group: dict[str, Any]) -> Seen:
+    def _seen(self, param: Tensor, name: str | None, group: Group) -> Seen:
         """What the routes make of a parameter's axes."""
         out_first = group["layout"] == "out_in"
         found = routing.seen(name, tuple(param.shape), self._routes, out_first)
@@ -48,26 +50,24 @@ class Operands(restoring.Resumable):
         every = [(p, n, g) for g in self.param_groups for p, n in named(g)]
         return {n or str(i): self._role(p, n, g) for i, (p, n, g) in enumerate(every)}
 
-    def _view(self, group: dict[str, Any]) -> View:
+    def _view(self, group: Group) -> View:
         """From the shape of a group's parameter to the one the rule sees."""
         layout, flatten = group["layout"], self._rule.flattens
         return lambda shape: seen(shape, layout, flatten)
 
     def _plan(
-        self, param: Tensor, name: str | None, group: dict[str, Any], *place: int
+        self, param: Tensor, name: str | None, group: Group, *place: int
     ) -> states.Plan:
         whole, part = param.shape, sharding.local(param).shape
         key = (place, name, whole, part, group["layout"], group.get("role"))
         if key not in self._plans:
             sharding.refuse_flattened(param)
             see, found = self._view(group), self._seen(param, name, group)
-            shape = see(found.shape)
+            shape, role = see(found.shape), self._role(param, name, group)
             self._plans[key] = states.Plan.of(
                 self._rule,
-                shape,
+                place_of(shape, group["layout"], role, found.shape == ()),
                 see(tuple(part)) if found.unchanged else shape,
-                group["layout"],
-                self._role(param, name, group),
                 called(name, *place),
                 found,
             )
@@ -89,55 +89,62 @@ class Operands(restoring.Resumable):
                 self._start_rows(param, plan, state)
         return states.check(state, plan, device)
 
+    def _entries(self) -> list[Entry]:
+        """The parameters with a gradient, and their states (made if missing)."""
+        entries = []
+        for index, group in enumerate(self.param_groups):
+            self._check_settings(group, running=True)
+            for place, (param, name) in enumerate(named(group)):
+                grad = param.grad
+                if grad is None:
+                    continue
+                if 0 in param.shape:  # nothing to step, but a state like any other's
+                    self._own(param, self._plan(param, name, group, index, place))
+                    continue
+                check_supported(param, grad)
+                plan = self._plan(param, name, group, index, place)
+                entries += self._each(param, grad, plan, group, index)
+        self._starts.clear()  # of parameters without a gradient
+        return entries
+
     def _each(
         self,
         param: Tensor,
         grad: Tensor,
         plan: states.Plan,
-        group: dict[str, Any],
+        group: Group,
         index: int,
     ) -> list[Entry]:
         """A parameter's entry, or those of the tensors that are stacked in it."""
-        whole = self._entry(param, grad, plan, group, index)
-        if plan.seen.unchanged:
-            return [whole]
-        parts = zip(
-            views.opened(whole.param, plan.seen),
-            views.opened(whole.grad, plan.seen),
-            views.parts(whole.state, plan.seen),
-            strict=True,
-        )
-        return [whole._replace(param=p, grad=g, state=s) for p, g, s in parts]
-
-    def _entry(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        plan: states.Plan,
-        group: dict[str, Any],
-        index: int,
-    ) -> Entry:
-        where = sharding.local(param)
         grad = sharding.local(sharding.match_gradient(param, grad))
-        addressable = check_operands(where, grad, plan.what)
+        addressable = check_operands(sharding.local(param), grad, plan.what)
         arrays, known = self._own(param, plan)
-        same_axes = len(plan.shape) >= param.ndim
-        return Entry(
-            param=where,
+        whole = _entry(param, plan)._replace(
             grad=grad,
             state=arrays,
-            shape=plan.shape,
-            part=plan.part,
-            axes=plan.axes,
             lr=group["lr"],
             weight_decay=group["weight_decay"],
             group=index,
-            sharding=sharding.sharding_of(param, same_axes=same_axes),
-            matrix=plan.matrix,
-            scalar=plan.seen.shape == (),
-            role=plan.role,
             addressable=addressable and known,
         )
+        return _opened(whole, plan)
+
+    def _on(self, device: torch.device, plain: bool) -> tuple[Rule, backends.Backend]:
+        """The rule and its backend on a device; shards, and what kernels cannot be
+        given, use the plain one."""
+        if device not in self._per_device:
+            rule = self._rule.to(device)
+            chosen = backends.choose(self._requested, rule, device)
+            self._per_device[device] = rule, chosen
+        rule, backend = self._per_device[device]
+        return rule, PlainBackend() if plain else backend
+
+    def _home(self, loss: Any) -> torch.device:
+        """Where what is shared belongs, for a process without a gradient."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                return sharding.local(param).device
+        return meeting_place(self._process_group, loss)
 
     def _begin(self, device: torch.device) -> None:
         """Makes what tensors share, before the first step."""
@@ -164,7 +171,9 @@ class Operands(restoring.Resumable):
         found: dict[Tensor, Tensor] = {}
         for device in dict.fromkeys(sharding.local(p).device for p, _ in plans):
             here = [(p, q) for p, q in plans if sharding.local(p).device == device]
-            parts = [_unstarted(param, plan) for param, plan in here]
+            parts = [
+                _opened(_entry(param.detach(), plan), plan) for param, plan in here
+            ]
             every = [entry for entries in parts for entry in entries]
             rows = iter(measurements(self._rule.to(device), every))
             for (param, _), entries in zip(here, parts, strict=True):
@@ -196,26 +205,29 @@ def measurable(param: Tensor) -> bool:
     )
 
 
-def _unstarted(param: Tensor, plan: states.Plan) -> list[Entry]:
-    """The tensors of a parameter that has no state yet."""
-    where = sharding.local(param).detach()
-    same_axes = len(plan.shape) >= param.ndim
-    whole = Entry(
+def _entry(param: Tensor, plan: states.Plan) -> Entry:
+    """A parameter that has no gradient and no state yet."""
+    where = sharding.local(param)
+    same_axes = plan.place.rank >= param.ndim
+    found = sharding.sharding_of(param, same_axes=same_axes)
+    return Entry(
         param=where,
         grad=where,
         state={},
-        shape=plan.shape,
+        place=plan.place if found is None else plan.place._replace(cut=found.axis),
         part=plan.part,
-        axes=plan.axes,
-        lr=1.0,
-        weight_decay=0.0,
-        group=0,
-        sharding=sharding.sharding_of(param, same_axes=same_axes),
-        matrix=plan.matrix,
-        scalar=plan.seen.shape == (),
-        role=plan.role,
+        sharding=found,
     )
+
+
+def _opened(whole: Entry, plan: states.Plan) -> list[Entry]:
+    """The tensors that are stacked in one."""
     if plan.seen.unchanged:
         return [whole]
-    parts = views.opened(where, plan.seen)
-    return [whole._replace(param=p, grad=p) for p in parts]
+    parts = zip(
+        views.opened(whole.param, plan.seen),
+        views.opened(whole.grad, plan.seen),
+        views.parts(whole.state, plan.seen),
+        strict=True,
+    )
+    return [whole._replace(param=p, grad=g, state=s) for p, g, s in parts]

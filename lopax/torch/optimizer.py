@@ -10,33 +10,31 @@ import torch
 from torch import Tensor
 
 from lopax._core import routing
+from lopax._core.config import check_one_of
 from lopax._core.errors import ConfigError
 from lopax._core.numbers import whole_steps
 from lopax._core.routing import Route
-from lopax._core.run import Run
 from lopax.rules import form
-from lopax.torch import backends, restoring, sharding, views
+from lopax.torch import backends, restoring, step, views
 from lopax.torch import state as states
 from lopax.torch import theta as thetas
+from lopax.torch.backends import Job
 from lopax.torch.batch import NOTHING
 from lopax.torch.errors import HorizonNotGiven, LossNotGiven
 from lopax.torch.groups import (
     check_settings,
-    check_supported,
     named,
     with_names,
 )
 from lopax.torch.losses import (
     ObservedLosses,
-    agree,
     as_scalar,
-    meeting_place,
     processes,
 )
-from lopax.torch.operands import Operands
-from lopax.torch.plain import Entry, PlainBackend
-from lopax.torch.rows import gather, hand_out
-from lopax.torch.rule import Rule, known_settings
+from lopax.torch.observing import Observing
+from lopax.torch.plain import Entry
+from lopax.torch.rule import Rule
+from lopax.torch.settings import known_settings, with_settings
 from lopax.torch.watch import Watch
 
 # For bookkeeping, of which nothing belongs in a compiled graph.
@@ -53,7 +51,7 @@ class Info(NamedTuple):
     backends: Mapping[str, str] = NOTHING  # by device: which one, and if plain why
 
 
-class LearnedOptimizer(Operands):
+class LearnedOptimizer(Observing):
     """A learned rule as a torch optimizer; use a subclass, or `optimizer(name, ...)`.
 
     **Arguments:**
@@ -115,24 +113,21 @@ class LearnedOptimizer(Operands):
         self._routes = routing.checked(routes)
         routing.check_roles(self, self._routes, None, cls.roles)
         self._num_steps = 0 if num_steps is None else whole_steps(num_steps)
-        backends.check(backend)
+        check_one_of("backend", backend, backends.BACKENDS)
         if on_resume not in (None, "saved", "new"):
             raise ConfigError(f"on_resume = {on_resume!r}: must be 'saved' or 'new'")
         loaded = thetas.load(cls.name, theta, weights)
         asked = {**known_settings(cls, loaded.config), **settings, **config}
-        self._rule = Rule.create(cls, loaded.arrays, asked)
+        rule = with_settings(cls, asked)
+        self._rule = Rule(rule, thetas.to_torch(rule, loaded.arrays))
         if num_steps is None and self._rule.needs_horizon:
             raise HorizonNotGiven(cls.name)
         self._requested, self._compilable = backend, compilable
         self._process_group = process_group
         self._on_resume = on_resume
-        self._observed = ObservedLosses()
-        self._watch = Watch()
         self._shared: states.State = {}
         self._scale: Tensor | None = None
-        self._plans: dict[Any, states.Plan] = {}
-        self._starts: dict[Tensor, Tensor] = {}
-        self._per_device: dict[torch.device, tuple[Rule, backends.Backend]] = {}
+        self._make_anew()
         defaults = {"lr": lr, "weight_decay": weight_decay, "layout": layout}
         if cls.roles:
             defaults["role"] = None
@@ -156,39 +151,6 @@ class LearnedOptimizer(Operands):
     ) -> None:
         """Raises `ConfigError` for what a parameter group may not say."""
         check_settings(merged, self._rule.roles, running=running)
-
-    def observe(self, loss: Any, *, reduce: str = "mean") -> None:
-        """Records the loss the next `step()` will use, for loops that call it bare.
-
-        Several losses before one step (gradient accumulation) are averaged, or with
-        `reduce="sum"` added, for micro-batch losses already divided by their number.
-        Those from before the last `zero_grad()` belong to a step that never came
-        (`GradScaler` leaves steps out), and are forgotten.
-        """
-        self._observed.add(loss, reduce)
-
-    @torch.no_grad()
-    def observe_validation(self, loss: Any) -> None:
-        """Shows the loss on validation data to rules that take it (RNN-MLP), between
-        two steps; the others do not look. One that is not finite changes nothing."""
-        if not self._shared:
-            self._begin(self._home(loss))
-        shared = {k: v for k, v in self._shared.items() if k not in states.COUNTERS}
-        home = self._shared["iteration"].device
-        value = torch.as_tensor(as_scalar(loss), dtype=torch.float32, device=home)
-        seen = self._on(home, False)[0].observe_validation(
-            shared, torch.where(value.isfinite(), value, torch.zeros_like(value))
-        )
-        for name, new in seen.items():
-            shared[name].copy_(torch.where(value.isfinite(), new, shared[name]))
-
-    def forget_observed(self) -> None:
-        """Drops the losses recorded for a step that will not come."""
-        self._observed.take()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        super().zero_grad(set_to_none)
-        self._observed.gradients_are_gone()
 
     def step(  # type: ignore[override]
         self, closure: Callable[[], Any] | Any = None, *, loss: Any = None
@@ -229,7 +191,7 @@ class LearnedOptimizer(Operands):
                 )
             loss = loss if given is None else given
         observed = self._observed.take()
-        entries = self._entries()
+        entries = self._with_gradients()
         # A process that owns nothing takes part: the others wait for its loss.
         if entries or processes(self._process_group) > 1:
             given = observed if loss is None else loss
@@ -262,104 +224,31 @@ class LearnedOptimizer(Operands):
             raise LossNotGiven(self._rule.name)
 
     @_outside_graphs
-    def _entries(self) -> list[Entry]:
-        """The parameters with a gradient, and their states (made if missing)."""
-        entries = []
-        for index, group in enumerate(self.param_groups):
-            self._check_settings(group, running=True)
-            for place, (param, name) in enumerate(named(group)):
-                grad = param.grad
-                if grad is None:
-                    continue
-                if 0 in param.shape:  # nothing to step, but a state like any other's
-                    self._own(param, self._plan(param, name, group, index, place))
-                    continue
-                check_supported(param, grad)
-                plan = self._plan(param, name, group, index, place)
-                entries += self._each(param, grad, plan, group, index)
-        self._starts.clear()  # of parameters without a gradient
+    def _with_gradients(self) -> list[Entry]:
+        entries = self._entries()
         for e in entries:
             self._on(e.param.device, False)  # kernels are built outside graphs
         return entries
 
-    def _home(self, loss: Any) -> torch.device:
-        """Where what is shared belongs, for a process without a gradient."""
-        for group in self.param_groups:
-            for param in group["params"]:
-                return sharding.local(param).device
-        return meeting_place(self._process_group, loss)
-
-    def _update(self, entries: list[Entry], value: Any) -> None:
+    def _update(self, entries: list[Entry], loss: Any) -> None:
         if not self._shared:
-            self._begin(self._home(value))
-        shared = self._shared
-        home = shared["iteration"].device
+            self._begin(self._home(loss))
+        home = self._shared["iteration"].device
         by_device: dict[tuple[torch.device, bool], list[Entry]] = {}
         for e in entries:
             key = (e.param.device, e.sharding is not None or not e.addressable)
             by_device.setdefault(key, []).append(e)
-        jobs = [(*self._on(d, alone), p) for (d, alone), p in by_device.items()]
-
-        looks = [backend.begin(rule, part) for rule, backend, part in jobs]
-        jobs = [
-            (rule, backend, [e._replace(within=look.within) for e in part])
-            for (rule, backend, part), look in zip(jobs, looks, strict=True)
-        ]
-        none = torch.zeros((), dtype=torch.bool, device=home)
-        bad = torch.stack([none, *(look.bad.to(home) for look in looks)]).any()
-        loss = torch.as_tensor(value, dtype=torch.float32, device=home)
-        loss, bad = agree(loss, bad, self._process_group)
-        if self._process_group is not None:  # which need not hold all shards
-            bad = sharding.any_shard(bad, [e.sharding for e in entries])
-        finite = torch.isfinite(loss) & ~bad
-
-        members = [(rule, part) for rule, _, part in jobs]
-        old = {k: shared[k] for k in shared if k not in states.COUNTERS}
-        done = shared["iteration"].float() / shared["num_steps"].clamp_min(1).float()
-        run = Run(
-            loss=torch.where(finite, loss, torch.zeros_like(loss)),
-            fraction=done.clamp_max(1.0),  # past the end the schedule holds
-            updates=shared["iteration"] - shared["skipped"],
-            num_steps=shared["num_steps"],
-        )
-        rows = gather(members, home, old)
-        result = self._on(home, False)[0].advance(old, run, rows)
-        # What is not finite here would make every parameter so, now or later.
-        common = result.common
-        made = (*result.shared.values(), *result.told.values(), common.scale)
-        made = (*made, *result.carried.values(), *common.told.values())
-        for x in made if common.bound is None else (*made, common.bound):
-            finite = finite & torch.isfinite(x).all()
-        told = hand_out(members, result, finite)
-        for name, new in result.shared.items():
-            shared[name].copy_(torch.where(finite, new, shared[name]))
-        shared["iteration"] += 1
-        shared["skipped"] += ~finite
-        last = torch.zeros_like(common.scale) if self._scale is None else self._scale
-        self._scale = torch.where(finite, common.scale, last)  # of a step that counts
-
-        alive, halted = finite.float(), none
-        for (rule, backend, _), part in zip(jobs, told, strict=True):
-            device = part[0].param.device
-            held = backend.finish(rule, part, common.to(device), alive.to(device))
-            halted = halted | held.to(home)
-        shared["skipped"] += halted & finite
-        self._notice(entries, halted & finite)
+        jobs = [Job(*self._on(*key), part) for key, part in by_device.items()]
+        rule, group = self._on(home, False)[0], self._process_group
+        found = step.take(jobs, rule, self._shared, loss, group)
+        last = torch.zeros_like(found.scale) if self._scale is None else self._scale
+        self._scale = torch.where(found.finite, found.scale, last)  # of one that counts
+        self._notice(entries, found.held)
 
     @_outside_graphs
     def _notice(self, entries: list[Entry], held: Tensor) -> None:
         groups = self.param_groups
         self._watch.after_step(self._rule, self._shared, entries, groups, held)
-
-    def _on(self, device: torch.device, plain: bool) -> tuple[Rule, backends.Backend]:
-        """The rule and its backend on a device; shards, and what kernels cannot be
-        given, use the plain one."""
-        if device not in self._per_device:
-            rule = self._rule.to(device)
-            chosen = backends.choose(self._requested, rule, device)
-            self._per_device[device] = rule, chosen
-        rule, backend = self._per_device[device]
-        return rule, PlainBackend() if plain else backend
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -373,14 +262,14 @@ class LearnedOptimizer(Operands):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("_per_device", {})
-        self.__dict__.setdefault("_plans", {})
-        self.__dict__.setdefault("_starts", {})
-        self.__dict__.setdefault("_routes", ())
-        self.__dict__.setdefault("_kinds", {})
-        self.__dict__.setdefault("_on_resume", None)
-        self.__dict__.setdefault("_observed", ObservedLosses())
-        self.__dict__.setdefault("_watch", Watch())
+        if "_watch" not in self.__dict__:  # copied; torch calls it for state dicts, too
+            self._make_anew()
+
+    def _make_anew(self) -> None:
+        """What a copied or pickled optimizer does not take along."""
+        self._observed, self._watch = ObservedLosses(), Watch()
+        self._plans, self._starts = {}, {}
+        self._per_device = {}
 
 
 _KEPT = (

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lopax.rules.form import Place
 from lopax.torch import finite
 from lopax.torch.batch import NOTHING, Common, Steps, TensorBatch, complete
 from lopax.torch.rule import Rule
@@ -33,18 +34,14 @@ class Entry(NamedTuple):
     param: Tensor
     grad: Tensor
     state: dict[str, Tensor]
-    shape: tuple[int, ...]  # of the whole parameter, as the rule sees it
-    part: tuple[int, ...]  # of `param` and `grad`, likewise
-    axes: tuple[int, int] | None
-    lr: float | Tensor
-    weight_decay: float
-    group: int
+    place: Place  # of the whole parameter, as the rule sees it
+    part: tuple[int, ...]  # the shape of `param` and `grad`, likewise
     sharding: Sharding | None
-    matrix: tuple[int, ...] = (0,)  # see `geometry.matrix_axes`
-    scalar: bool = False
-    role: str = ""
+    lr: float | Tensor = 1.0
+    weight_decay: float = 0.0
+    group: int = 0
     told: Mapping[str, Tensor] = NOTHING  # what the rule's `advance` told this tensor
-    place: int = 0  # in a list of entries
+    row: int = 0  # in a list of entries
     addressable: bool = True  # a kernel may be given the addresses of all its arrays
     within: bool = False  # surely no element of the gradient is beyond the rule's bound
 
@@ -118,7 +115,7 @@ def _row_by_row(
     start: Callable[[list[Entry]], Steps], entries: Sequence[Entry]
 ) -> list[Tensor]:
     """A row of numbers for each entry, from one for each batch of them."""
-    every = [e._replace(place=i) for i, e in enumerate(entries)]
+    every = [e._replace(row=i) for i, e in enumerate(entries)]
     on_cpu = every and every[0].param.device.type == "cpu"
     groups = grouped(every, STACK_READ if on_cpu else STACK_TENSOR)
     shardings = [members[0].sharding for members in groups]
@@ -130,7 +127,7 @@ def _row_by_row(
     rows: list[Tensor | None] = [None] * len(entries)
     for members, part in zip(groups, found, strict=True):
         for e, row in zip(members, part.unbind(0), strict=True):
-            rows[e.place] = row
+            rows[e.row] = row
     return [r for r in rows if r is not None]
 
 
@@ -140,10 +137,10 @@ def grouped(entries: Sequence[Entry], most: int = STACK_TENSOR) -> list[list[Ent
     groups: dict[Any, list[list[Entry]]] = {}
     ordered: list[list[Entry]] = []
     for e in entries:
-        key = (e.group, e.shape, e.axes, e.param.shape, e.param.dtype, e.grad.dtype)
-        key = (*key, e.sharding, e.matrix, e.scalar, e.role)
+        dtypes = e.param.dtype, e.grad.dtype
+        key = (e.group, e.place, e.param.shape, *dtypes, e.sharding)
         open_groups = groups.setdefault(key, [])
-        size = math.prod(e.shape)  # of the whole: all processes must group alike
+        size = math.prod(e.place.shape)  # of the whole: all processes must group alike
         room = open_groups and (len(open_groups[-1]) + 1) * size <= STACK_TOTAL
         if size <= most and room:
             open_groups[-1].append(e)
@@ -162,7 +159,9 @@ def parts(rule: Rule, members: list[Entry]) -> Iterator[list[Entry]]:
     e, size = members[0], members[0].param.numel()
     once = {k: x for k, x in e.state.items() if x.numel() < size}
     many = {k: x for k, x in e.state.items() if k not in once}
-    splits = e.role in rule.elementwise and size > 2 * PART and finite.can_ask(e.param)
+    splits = (
+        e.place.role in rule.elementwise and size > 2 * PART and finite.can_ask(e.param)
+    )
     for x in (e.param, e.grad, *many.values()):  # there may be several of each element
         splits = splits and x.numel() % size == 0 and x.is_contiguous()
     if not splits:
@@ -176,8 +175,9 @@ def parts(rule: Rule, members: list[Entry]) -> Iterator[list[Entry]]:
         counts = {k: x.clone() for k, x in spare.items()} if at else once
         param, grad = e.param.view(size)[here], e.grad.view(size)[here]
         shape = (len(param),)
-        found = e._replace(param=param, grad=grad, state=counts | states, axes=None)
-        yield [found._replace(shape=shape, part=shape, matrix=(0,))]
+        place = e.place._replace(shape=shape, reading=(0,))
+        found = e._replace(param=param, grad=grad, state=counts | states)
+        yield [found._replace(place=place, part=shape)]
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
@@ -201,7 +201,7 @@ def _gradients(rule: Rule, members: Sequence[Entry]) -> Tensor:
     case, which it writes to."""
     clip, stacked = rule.grad_clip, _stack([e.grad for e in members]).float()
     if finite.can_ask(stacked):  # and a step with others is not done
-        written = rule.element_net(members[0].role) is not None
+        written = rule.element_net(members[0].place.role) is not None
         if not written and members[0].within:
             return stacked
         return stacked.clamp(-clip, clip)
@@ -240,12 +240,7 @@ def _as_batch(
         grads=grads,
         params=params,
         state=state,
-        shape=first.shape,
-        axes=first.axes,
-        matrix=first.matrix,
-        cut=None if first.sharding is None else first.sharding.axis,
-        scalar=first.scalar,
-        role=first.role,
+        place=first.place,
         told={k: _stack([e.told[k] for e in members]) for k in first.told},
     )
 

@@ -9,32 +9,23 @@ sent back the complete sum.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lopax._core.config import from_dict
-from lopax._core.errors import ConfigError
-from lopax._core.published import translate
 from lopax._core.routing import Route, role_of
 from lopax._core.run import Run
 from lopax.rules import element_plain, form, loss_history
 from lopax.rules.element_net import ElementNet, Numbers
 from lopax.rules.element_rule import ElementRule
 from lopax.rules.form import Place, StepContext, Steps
-from lopax.rules.ops import Ops, Shapes
+from lopax.rules.ops import Ops
 from lopax.torch import finite, structure
-from lopax.torch import theta as thetas
 from lopax.torch.batch import Advance, Common, Rows, TensorBatch
-from lopax.torch.geometry import Accumulator, reading_order
+from lopax.torch.geometry import Accumulator
 from lopax.torch.ops import TorchOps
-
-ELSEWHERE = ("backend", "start", "unrolled")
-"""Settings of rules that say how JAX computes, or how a fresh theta is made."""
 
 
 class Rule:
@@ -57,32 +48,9 @@ class Rule:
         # What is shared and the rows, of one tensor: their structure, and first rows
         # where those do not go by the tensor.
         self._like_shared = self._shared_of(1, None)
-        self._like_rows = self._rows_of(
-            self._like_shared, self._zeros(1, self.rule.num_starts)
-        )
+        starts = self._zeros(1, self.num_starts)
+        self._like_rows = self._rows_of(self._like_shared, starts)
         self._first_rows = structure.flat(self._like_rows)
-
-    @classmethod
-    def create(
-        cls,
-        told: type[form.Rule],
-        arrays: Mapping[str, np.ndarray],
-        settings: Mapping[str, Any],
-    ) -> Self:
-        """From arrays under lopax's or the published path names.
-
-        Raises `UnknownName`, `ConfigError`, `StructureMismatch`.
-        """
-        for name in ELSEWHERE:
-            if name in settings and hasattr(told.config_class, name):
-                raise ConfigError(
-                    f"{name} = {settings[name]!r}: this setting of {told.name!r} is "
-                    "for meta-training and JAX, and does nothing here: leave it out"
-                )
-        where = f"architecture {told.name!r}"
-        rule = told(from_dict(told.config_class, settings, where=where))
-        ours = translate(told.name, dict(arrays), rule.translate_published)
-        return cls(rule, thetas.to_torch(told.name, ours, theta_shapes(rule)))
 
     def to(self, device: Any) -> Self:
         """The same rule with its tensors on `device`."""
@@ -204,7 +172,7 @@ class Rule:
     def measure(self, batch: TensorBatch) -> Steps:
         """[B, S] numbers about the first values of tensors, whose state and gradients
         are not there yet."""
-        return self.rule.measure(self._ops(), place_of(batch, batch.cut), batch.params)
+        return self.rule.measure(self._ops(), batch.place, batch.params)
 
     def summarise(self, batch: TensorBatch, shared: Mapping[str, Tensor]) -> Steps:
         """[B, F] summaries of B tensors, for `advance`; nothing is changed.
@@ -218,7 +186,7 @@ class Rule:
         grads = batch.grads
         if self.sees_gradients:
             grads = _bounded(grads, self.rule.gradient_bound(xp, self._shared(shared)))
-        place, params = place_of(batch, batch.cut), batch.params
+        place, params = batch.place, batch.params
         return self.rule.summarise(xp, self.tree, place, grads, state, params)
 
     def advance(self, shared: dict[str, Tensor], run: Run, rows: Rows) -> Advance:
@@ -254,9 +222,7 @@ class Rule:
     ) -> dict[str, Tensor]:
         """What is shared after a look at the (finite) loss [] on validation data."""
         own = self._shared(shared)
-        return dict(
-            structure.flat(self.rule.observe_validation(self._ops(), own, loss))
-        )
+        return structure.flat(self.rule.observe_validation(self._ops(), own, loss))
 
     def step(self, batch: TensorBatch, common: Common, alive: Tensor) -> Steps:
         """What to add to the parameters, [B, *s]; updates `batch.state` in place.
@@ -266,15 +232,12 @@ class Rule:
         - `alive`: [] 1.0, or 0.0 for a skipped step, in which the state must not
             change and the update must be zero. The gradient is finite in any case.
         """
-        net = self.element_net(batch.role)
+        net = self.element_net(batch.place.role)
         if net is None:
             return (yield from self._own_step(batch, common, alive))
         xp, state, step = self._ops(alive), self._state(batch), batch.elements
         if step is None:
-            place, numbers = (
-                place_of(batch, batch.cut),
-                self.numbers(batch.told, common),
-            )
+            place, numbers = batch.place, self.numbers(batch.told, common)
             scale, factor = numbers.scale * alive, self.factor(place)
             scale = scale if factor == 1.0 else scale * factor
             numbers = numbers._replace(scale=scale)
@@ -297,7 +260,8 @@ class Rule:
         known = finite.can_ask(delta)
         if known and delta.data_ptr() == batch.grads.data_ptr():
             delta = delta.clone()  # what is written to must not be the user's gradient
-        for name, keeps, value in structure.of_state(self.rule.keeps(batch.role), new):
+        kept = self.rule.keeps(batch.place.role)
+        for name, keeps, value in structure.of_state(kept, new):
             old = batch.state.get(name)
             if old is None:
                 continue
@@ -312,33 +276,12 @@ class Rule:
 
     def _state(self, batch: TensorBatch) -> Any:
         """A batch's state as the rule's own."""
-        return structure.gathered(self.rule.keeps(batch.role), batch.state)
-
-
-def known_settings(
-    told: type[form.Rule], settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Of the settings saved with weights, those that matter in torch."""
-    names = {f.name for f in dataclasses.fields(told.config_class)} - {*ELSEWHERE}
-    return {k: v for k, v in settings.items() if k in names}
-
-
-def theta_shapes(rule: form.Rule) -> dict[str, tuple[int, ...]]:
-    """Shapes of the meta-parameters by path name."""
-    return dict(structure.paths(rule.init_theta(Shapes(), None)))
-
-
-def place_of(of: Any, cut: int | None = None) -> Place:
-    """What has the `shape`, `matrix`, `scalar` and `role` of a tensor, as its rule
-    knows it."""
-    layout = "out_in" if of.matrix[-1] == 0 else "in_out"
-    reading = reading_order(len(of.shape), layout)
-    return Place(of.shape, of.scalar, of.role, reading, cut)
+        return structure.gathered(self.rule.keeps(batch.place.role), batch.state)
 
 
 def _context(batch: TensorBatch, common: Common) -> StepContext:
-    place = place_of(batch, batch.cut)
-    return StepContext(place, common.scale, common.updates, batch.told, common.told)
+    told = batch.told, common.told
+    return StepContext(batch.place, common.scale, common.updates, *told)
 
 
 def _bounded(grads: Tensor, bound: Tensor | None) -> Tensor:

@@ -16,12 +16,7 @@ from lopax._core.errors import StructureMismatch
 from lopax._core.routing import Seen
 from lopax.rules.form import Place
 from lopax.torch import sharding
-from lopax.torch.geometry import (
-    Accumulator,
-    factored_axes,
-    matrix_axes,
-    reading_order,
-)
+from lopax.torch.geometry import Accumulator
 from lopax.torch.memory import Known, describe, is_plain_array, overlaps_itself
 from lopax.torch.rule import Rule
 
@@ -30,23 +25,12 @@ COUNTERS = ("num_steps", "iteration", "skipped")
 State = dict[str, Tensor]
 
 
-def accumulators(
-    rule: Rule, shape: tuple[int, ...], layout: str, role: str
-) -> dict[str, Accumulator]:
-    """The arrays of a parameter's own state; `shape`: as the rule sees it."""
-    reading = reading_order(len(shape), layout)
-    return rule.accumulators(Place(shape, role=role, reading=reading))
-
-
 class Plan(NamedTuple):
     """What follows from a parameter's shape and its group: made once, used every
     step."""
 
-    shape: tuple[int, ...]  # as the rule sees it
-    part: tuple[int, ...]  # of what is local, likewise
-    axes: tuple[int, int] | None
-    matrix: tuple[int, ...]
-    role: str
+    place: Place  # as the rule sees it
+    part: tuple[int, ...]  # the shape of what is local, likewise
     what: str  # the parameter's name in messages
     specs: dict[str, Accumulator]  # of the parameter's own arrays
     parts: dict[str, tuple[int, ...]]  # the shapes of what is local of them
@@ -57,26 +41,21 @@ class Plan(NamedTuple):
     def of(
         cls,
         rule: Rule,
-        shape: tuple[int, ...],
+        place: Place,
         part: tuple[int, ...],
-        layout: str,
-        role: str,
         what: str,
         seen: Seen,
     ) -> Plan:
-        """`shape`, `part`: as the rule sees them, of one tensor if it is a stack."""
+        """`place`, `part`: as the rule sees them, of one tensor if it is a stack."""
         specs = {
             name: spec._replace(stack=seen.copies)
-            for name, spec in accumulators(rule, shape, layout, role).items()
+            for name, spec in rule.accumulators(place).items()
         }
         return cls(
-            shape=shape,
+            place=place,
             part=part,
-            axes=factored_axes(shape, layout),
-            matrix=matrix_axes(len(shape), layout),
-            role=role,
-            specs=specs,
             what=what,
+            specs=specs,
             parts={k: spec.shape(part) for k, spec in specs.items()},
             known=Known(),
             seen=seen,
@@ -102,7 +81,7 @@ def init_shared(
 def init_param(param: Tensor, plan: Plan, shared: State) -> State:
     """A parameter's state before its first step."""
     own = {
-        name: sharding.start_for(param, plan.shape, plan.part, spec)
+        name: sharding.start_for(param, plan.place.shape, plan.part, spec)
         for name, spec in plan.specs.items()
     }
     return own | refer(shared)
@@ -150,7 +129,7 @@ def _refuse(state: State, plan: Plan) -> NoReturn:
         if isinstance(x, Tensor) and overlaps_itself(x):
             found[name] += " in expanded memory"
     raise StructureMismatch.between(
-        f"the optimizer's state of {plan.what} with shape {list(plan.shape)}",
+        f"the optimizer's state of {plan.what} with shape {list(plan.place.shape)}",
         {k: f"float32 {list(s)}" for k, s in plan.parts.items()},
         found,
         "Was the parameter, its data or its state replaced after the optimizer was "

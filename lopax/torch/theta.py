@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from lopax._core.errors import ConfigError, StructureMismatch
+from lopax._core.errors import ConfigError
+from lopax._core.published import check_theta, translate
 from lopax.pretrained.files import check_finite, settings_of
 from lopax.pretrained.index import list_weights, read_weights
+from lopax.rules import form
+from lopax.rules.ops import Shapes
+from lopax.torch import structure
 from lopax.torch.errors import WeightsNotGiven
 
 
@@ -39,7 +43,7 @@ def load(
     if theta is not None:
         if weights is not None:
             raise ConfigError("give theta= or weights=, not both")
-        return LoadedTheta(dict(_flatten(theta)), {})
+        return LoadedTheta({k: _array(x) for k, x in structure.paths(theta)}, {})
     if weights is None and name not in list_weights():
         raise WeightsNotGiven(name, list_weights())
     file = read_weights(name if weights is None else weights)
@@ -53,33 +57,26 @@ def load(
     return LoadedTheta(dict(file.arrays), dict(settings))
 
 
+def theta_shapes(rule: form.Rule) -> dict[str, tuple[int, ...]]:
+    """Shapes of the meta-parameters by path name."""
+    return dict(structure.paths(rule.init_theta(Shapes(), None)))
+
+
 def to_torch(
-    name: str,
-    arrays: Mapping[str, np.ndarray],
-    shapes: Mapping[str, tuple[int, ...]],
+    rule: form.Rule, arrays: Mapping[str, np.ndarray]
 ) -> dict[str, torch.Tensor]:
-    """float32 tensors on the CPU; raises `StructureMismatch` unless shapes fit."""
-    want = {k: f"[{','.join(map(str, s))}]" for k, s in shapes.items()}
+    """float32 tensors on the CPU from arrays under lopax's or the published names.
+
+    Raises `StructureMismatch` unless names and shapes fit.
+    """
+    arrays = translate(rule.name, dict(arrays), rule.translate_published)
+    want = {k: f"[{','.join(map(str, s))}]" for k, s in theta_shapes(rule).items()}
     have = {k: f"[{','.join(map(str, v.shape))}]" for k, v in arrays.items()}
-    if want != have:
-        raise StructureMismatch.between(
-            f"theta for architecture {name!r}",
-            want,
-            have,
-            "Was it trained with another architecture or other sizes?",
-        )
+    check_theta(rule.name, want, have)
     return {
         k: torch.from_numpy(np.array(v, dtype=np.float32)) for k, v in arrays.items()
     }
 
 
-def _flatten(
-    tree: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, np.ndarray]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}/")
-        else:
-            if isinstance(value, torch.Tensor):
-                value = value.detach().cpu()
-            yield f"{prefix}{key}", np.asarray(value)
+def _array(x: Any) -> np.ndarray:
+    return np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x)

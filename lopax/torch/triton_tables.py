@@ -78,6 +78,24 @@ def pointer(pointers, tensor, index: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
+def work_item(geometry, work):
+    """What a program does, of a list [programs, 2]: tensor, item, and the number of
+    the tensor's elements."""
+    place = work + tl.program_id(0) * 2
+    tensor, item = tl.load(place).to(tl.int64), tl.load(place + 1)
+    return tensor, item, field(geometry, tensor, AT_N)
+
+
+@triton.jit
+def arrays(pointers, tensor, PARAM: tl.constexpr, GRAD: tl.constexpr):
+    """Parameter, gradient, momenta and second moment."""
+    param = pointer(pointers, tensor, PARAM_AT, PARAM)
+    grad = pointer(pointers, tensor, GRAD_AT, GRAD)
+    momenta = pointer(pointers, tensor, MOMENTA_AT, tl.float32)
+    return param, grad, momenta, pointer(pointers, tensor, SECOND_AT, tl.float32)
+
+
+@triton.jit
 def clip(x, limit):
     return tl.minimum(tl.maximum(x, -limit), limit)
 

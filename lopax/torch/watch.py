@@ -185,7 +185,7 @@ class Watch:
         if not whole:
             return
         sizes = [e.param.detach().float().square().mean().sqrt() for e in whole]
-        usual = [limited_size(e.shape, e.matrix) for e in whole]
+        usual = [limited_size(e.place.shape, e.place.matrix) for e in whole]
         grown = [s.item() / u for s, u in zip(sizes, usual, strict=True)]
         worst = max(range(len(whole)), key=lambda i: grown[i])
         if not grown[worst] > GROWN:
