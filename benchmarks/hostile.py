@@ -291,8 +291,9 @@ def _interrupted(process: subprocess.Popen[bytes], said: Path) -> list[str]:
         process.wait()
         return ["Ctrl-C did not end it"]
     text = said.read_bytes()
-    # Before the command line has begun, it is Python that is interrupted.
-    if early or (code in (0, 130) and b"Traceback" not in text):
+    # Before the command line has begun, it is Python that is interrupted; when its work
+    # is done and Python shuts down, the signal itself (130 in a shell) ends it.
+    if early or (code in (0, 130, -signal.SIGINT) and b"Traceback" not in text):
         return []
     return [f"Ctrl-C: exit code {code}: {text[-300:].decode(errors='replace')}"]
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import optax
@@ -148,3 +152,14 @@ def test_the_default_number_of_workers_is_that_of_usable_cores(monkeypatch):
     assert workers.default_workers() == 3
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert workers.default_workers() == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks")
+def test_a_worker_does_not_hear_ctrl_c_even_while_it_starts():
+    text = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    found = []
+    for scope in (workers._children_without_interrupts(), contextlib.nullcontext()):
+        with scope:
+            child = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE)
+        found.append("SIGINT" in child.stdout.decode())
+    assert found == [True, False]

@@ -179,8 +179,9 @@ def test_tables_as_json_lines(capsys):
     assert capsys.readouterr().out.startswith("name\t")
 
 
-@pytest.mark.parametrize("where", ["finaliser", "collector"])
+@pytest.mark.parametrize("where", ["finaliser", "collector", "import"])
 def test_ctrl_c_is_not_lost_where_python_ignores_exceptions(where, monkeypatch, capsys):
+    """Nor raised where it would end in a crash: while jaxlib is imported."""
     from lopax.cli import listing
 
     class Finalised:
@@ -194,21 +195,59 @@ def test_ctrl_c_is_not_lost_where_python_ignores_exceptions(where, monkeypatch, 
     def work(argv):
         if where == "finaliser":
             Finalised()
+        elif where == "import":
+            text = "import signal\nsignal.raise_signal(signal.SIGINT)\nwhole = True"
+            module = {"__name__": "jaxlib.imported"}
+            exec(text, module)
+            imported.append(module["whole"])
         else:
             gc.callbacks.append(_xla_gc_callback)
             gc.collect()
         time.sleep(20)
         return 0
 
+    imported: list[bool] = []
     monkeypatch.setattr(listing, "main", work)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         assert main(["list", "tasks"]) == 130
+        assert imported == [True] * (where == "import")
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
     told = capsys.readouterr().err
     assert "interrupted" in told and "Traceback" not in told
+
+
+WAITS = """
+import ctypes, sys, time
+from lopax.cli import interrupts, listing, main
+
+def work(argv):
+    print("waits", file=sys.stderr, flush=True)
+    lock = ctypes.create_string_buffer(128)
+    for _ in range(2):  # for ever; no signal ends this
+        ctypes.CDLL(None).pthread_mutex_lock(lock)
+
+interrupts.GRACE = 0.2
+listing.main = work
+sys.argv = ["lopax", "list", "tasks"]
+main.entry_point()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a lock of zeros is glibc's")
+def test_ctrl_c_ends_a_command_that_waits_for_a_compiler():
+    command = [sys.executable, "-c", WAITS]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "waits\n"
+        time.sleep(1.0)  # until it does
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "\ninterrupted\n"
+        assert process.wait(timeout=60) == 130
+    assert time.monotonic() - started < 30.0
 
 
 def test_a_program_that_calls_a_command_keeps_its_handler(monkeypatch):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +17,13 @@ from optax_rules import assert_same, make, params_tree
 from quick_compile import quick_compilation  # noqa: F401
 
 import lopax
+from lopax._core.errors import ConfigError
+from lopax.architectures import ARCHITECTURES, architecture
+from lopax.optax import from_rule
+from lopax.pretrained import read_arrays
+from lopax.theta import load_optimizer
 
+WEIGHTS = Path(lopax.__file__).parent / "pretrained" / "weights"
 X = jnp.asarray(np.random.default_rng(0).normal(size=(32, 4)), jnp.float32)
 Y = X @ jnp.asarray([1.0, -2.0, 0.5, 3.0])
 
@@ -45,9 +55,32 @@ def test_a_saved_state_continues_to_the_bit(tmp_path):
     assert_same(some_steps(opt, again, 3), some_steps(opt, state, 3), 0, 0)
 
 
-def test_orbax(tmp_path):
+def switched(name: str) -> Iterator[Any]:
+    """The architecture as it is, as it is bundled, and with each of its switches in
+    the other position."""
+    yield architecture(name)
+    if name in lopax.list_weights():
+        yield load_optimizer(read_arrays(WEIGHTS / f"{name}.safetensors"), None, {})[0]
+    for field in dataclasses.fields(ARCHITECTURES[name].config):
+        if isinstance(field.default, bool):
+            with contextlib.suppress(ConfigError):  # two that exclude each other
+                yield architecture(name, **{field.name: not field.default})
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_array_of_a_state_is_empty(name):
+    """Orbax refuses to save arrays without elements."""
+    for rule in switched(name):
+        theta = rule.init_theta(jax.random.key(0))
+        for params in (params_tree(), {"b": jnp.zeros(3)}):
+            state = jax.eval_shape(from_rule(rule, theta, num_steps=9).init, params)
+            assert all(x.size for x in jax.tree.leaves(state)), rule.config
+
+
+@pytest.mark.parametrize("name", [None, "learned_muon"])
+def test_orbax(tmp_path, name):
     ocp = pytest.importorskip("orbax.checkpoint", reason="orbax is not installed")
-    opt = chain()
+    opt = chain() if name is None else lopax.optimizer(name, num_steps=40)
     _, state = some_steps(opt, opt.init(params_tree()), 3)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", state)

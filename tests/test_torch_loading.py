@@ -259,7 +259,10 @@ def test_a_run_of_another_length(name, way, backend):
         warnings.simplefilter("always")
         longer.load_state_dict(snapshot(optimizer))
     warned = [str(w.message) for w in seen if "a run of 20 steps" in str(w.message)]
-    assert len(warned) == (asked is None and follows)
+    assert len(warned) == len(seen) == (asked is None and follows)
+    # In the name of the program's own line.
+    assert all(w.category is lt.HorizonWarning for w in seen)
+    assert all(w.filename == __file__ for w in seen)
     for told in ("set_num_steps(60)", 'on_resume="new"', "5 are done"):
         assert all(told in text for text in warned)
     if way == "later":

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim import lr_scheduler, swa_utils
 from torch_common import (
     NAMES,
     NEEDS_LOSS,
@@ -209,6 +210,32 @@ def test_a_learning_rate_is_taken_for_a_mistake(name, way):
             optimizer.step(loss=1.0)
     assert [w.category for w in told] == [lt.StepSizeWarning]
     assert "lr = 0.001" in str(told[0].message)
+
+
+SCHEDULES = {
+    "one cycle": lambda o, lr: lr_scheduler.OneCycleLR(
+        o, lr, total_steps=110, cycle_momentum=False
+    ),
+    "warm-up": lambda o, lr: lr_scheduler.LinearLR(o, 1e-3, 1.0, 50),
+    "cosine": lambda o, lr: lr_scheduler.CosineAnnealingLR(o, 110),
+    "exponential": lambda o, lr: lr_scheduler.ExponentialLR(o, 0.9),
+    "averaging": lambda o, lr: swa_utils.SWALR(o, swa_lr=0.1 * lr, anneal_epochs=5),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("lr", [1.0, 1e-3])
+def test_a_schedule_is_judged_by_what_it_goes_down_from(schedule, lr):
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = lt.optimizer("celo_adam", [weight], num_steps=110, lr=lr)
+    scheduler = SCHEDULES[schedule](optimizer, lr)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(101):
+            weight.grad = torch.ones(4)
+            optimizer.step(loss=1.0)
+            scheduler.step()
+    assert [w.category for w in told] == [lt.StepSizeWarning] * (lr != 1.0)
 
 
 def test_growth_without_a_bound_is_linear_and_said():

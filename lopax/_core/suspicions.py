@@ -31,7 +31,7 @@ def of_attention(rule: str, name: str, factor: str) -> str:
     return (
         f"{name!r} looks like attention. The bundled schedule of {rule!r} makes steps "
         "about three times too large for transformers, which then stay at the loss of "
-        f"letter pairs: begin with {factor}={suggested}, or use 'celo'."
+        f"letter pairs: begin with {factor}={suggested}, or use 'learned_muon'."
     )
 
 

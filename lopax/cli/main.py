@@ -54,6 +54,14 @@ def usage() -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command and returns its exit code."""
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        interrupts.say()
+        return interrupts.CODE
+
+
+def _run(argv: Sequence[str], own: bool = False) -> int:
     args = list(argv)
     debug = "--debug" in args
     stdio.JSON.set("--json" in args)
@@ -68,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         if args[0] not in COMMANDS:
             raise UnknownName("command", args[0], COMMANDS)
-        with interrupts.kept():
+        with interrupts.kept(own):
             module = importlib.import_module(f"lopax.cli.{COMMANDS[args[0]][0]}")
             return module.main(args[1:])
     except ModuleNotFoundError as error:
@@ -86,9 +94,6 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
     except stdio.OutputLost as lost:
         return stdio.give_up(lost)
     except Exception as error:
@@ -106,7 +111,10 @@ def _fail(error: Exception, debug: bool) -> int:
 def entry_point() -> None:
     stdio.prepare()
     try:
-        code = main(sys.argv[1:])
+        code = _run(sys.argv[1:], own=True)
+    except KeyboardInterrupt:
+        interrupts.say()
+        interrupts.leave()
     except SystemExit as stop:  # of the parser: --help, bad usage
         code = stop.code if isinstance(stop.code, int) else 1
     sys.exit(stdio.finish(code))

@@ -15,7 +15,7 @@ from lopax.cli.place import PlaceFlags
 from lopax.cli.stdio import say
 
 ABOUT = """Sweep a baseline's learning rate on a task (name or Python file) and print
-the final smoothed training loss for each value.
+the final smoothed training loss for each value. Stopped, it begins anew.
 
 TASK may also be a suite and BASELINE a set (`published`, `contemporary`, `tuning_free`,
 `baselines`): then all are tuned, resumably, in RESULTS, and ARCHIVE gets the chosen

@@ -129,12 +129,12 @@ class Adaptive(NamedTuple):
 class Shared(NamedTuple):
     usual: Any  # [] log ratio of the network's size to the usual, see `unit_ratios`
     alone: Any  # [] 1 if the network has no matrix, else 0
-    signal: Any  # [3] what is kept of how gradients agree with momenta
+    signal: Any  # [3] what is kept of how gradients agree with momenta, or None
 
 
 class Carried(NamedTuple):  # of each tensor, from step to step
     unit: Any  # [N] ratio of the tensor's size to the usual
-    traces: Any  # [N, 6] running averages of its features
+    traces: Any  # [N, 6] running averages of its features; None without a network
 
 
 class LearnedMuon(form.Rule):
@@ -190,16 +190,14 @@ class LearnedMuon(form.Rule):
         self, xp: Ops, theta: Any, num_steps: Array, starts: Array
     ) -> Shared:
         usual, alone = unit_ratios.usual(xp, starts), unit_ratios.alone(xp, starts)
-        return Shared(usual, alone, xp.zeros((3 if self.has_signal else 0,)))
+        return Shared(usual, alone, xp.zeros((3,)) if self.has_signal else None)
 
     def init_rows(self, xp: Ops, theta: Any, shared: Shared, starts: Array) -> Carried:
         # Without matrices, vectors take their place, at a matrix's size.
         larger = xp.exp(theta["size"][0] - theta["size"][1]) / self.config.vector_mult
-        traces = NUM_TRACES if self.has_network else 0
-        return Carried(
-            unit_ratios.with_vectors(xp, starts, shared.usual, shared.alone, larger),
-            xp.zeros((starts.shape[0], traces)),
-        )
+        unit = unit_ratios.with_vectors(xp, starts, shared.usual, shared.alone, larger)
+        size = (starts.shape[0], NUM_TRACES)
+        return Carried(unit, xp.zeros(size) if self.has_network else None)
 
     def summarise(
         self,

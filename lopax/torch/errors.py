@@ -17,7 +17,8 @@ class LossNotGiven(MissingLoss):
             "it. Give it in one of three ways:\n"
             "    optimizer.step(loss=loss)          # in your own loop\n"
             "    optimizer.observe(loss)            # anywhere before step()\n"
-            "    optimizer.step(closure)            # a closure that returns the loss",
+            "    optimizer.step(closure)            # a closure that returns the loss\n"
+            "In the Hugging Face Trainer lopax.torch.hugging_face.attach does it.",
         )
 
 

@@ -5,7 +5,6 @@ Everything is validated before anything is changed.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from lopax._core.errors import StructureMismatch
 from lopax._core.numbers import whole_steps
+from lopax._core.warned import HorizonWarning, say
 from lopax.torch import sharding
 from lopax.torch import state as states
 from lopax.torch.groups import Group, named
@@ -225,12 +225,11 @@ class Resumable(torch.optim.Optimizer):
         if self._on_resume == "new":
             self.set_num_steps(mine)
             return
-        warnings.warn(
+        say(
             f"the loaded state is of a run of {saved} steps, of which {done} are done, "
             f"and this optimizer was made for {mine}: the saved {saved} count, and the "
             f"schedule ends there. optimizer.set_num_steps({mine}) after loading, or "
             'on_resume="new" where the optimizer is made, goes on with the new length; '
             'on_resume="saved" silences this.',
-            UserWarning,
-            stacklevel=5,
+            HorizonWarning,
         )

@@ -143,7 +143,9 @@ class Watch:
             scheduled = "initial_lr" in group
             if written and scheduled:
                 continue
-            lr = float(group["initial_lr"] if scheduled else group["lr"])
+            # OneCycleLR begins with a fraction of what it goes up to.
+            start = group["initial_lr" if scheduled else "lr"]
+            lr = float(group.get("max_lr", start) if scheduled else start)
             if far_from_one(lr) and self._first("lr"):
                 say(
                     f"lr = {lr:g}: for {rule.name!r} lr is a factor on every step, "
@@ -199,8 +201,8 @@ class Watch:
         say(
             f"{name} is {grown[worst]:.0f} times as large as such a parameter usually "
             "starts. Has the loss no lower bound (a critic's, a GAN's)? Steps of "
-            f"{rule.name!r} follow a parameter's size; use a smaller lr, or a rule "
-            "whose steps do not, such as 'celo2'.",
+            f"{rule.name!r} follow a parameter's size; use a rule whose steps do not, "
+            "such as 'learned_muon' with lr=0.1.",
             GrowthWarning,
         )
 

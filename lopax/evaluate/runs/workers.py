@@ -7,10 +7,12 @@ the store writes to it, so nothing is stored twice.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -66,7 +68,9 @@ def _run_pool(
     try:
         futures = {}
         for index, job in left.items():
-            futures[pool.submit(execute, pack(job), options)] = index
+            with _children_without_interrupts():
+                future = pool.submit(execute, pack(job), options)
+            futures[future] = index
             started[index] = time.perf_counter()
             reporter.tell("started", job)
         for future in concurrent.futures.as_completed(futures):
@@ -85,6 +89,20 @@ def _run_pool(
     return died
 
 
+@contextlib.contextmanager
+def _children_without_interrupts() -> Iterator[None]:
+    """Processes that are started meanwhile never see Ctrl-C, which a terminal sends to
+    all of them: not even before they can say so themselves (`_settle`)."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _stop(pool: concurrent.futures.ProcessPoolExecutor) -> None:
     """Ends the workers without waiting for what they are doing."""
     processes = list((getattr(pool, "_processes", None) or {}).values())
@@ -97,8 +115,6 @@ def _settle(threads: int) -> None:
     """Set up once per worker: its share of the cores, one thread for each operation
     (the workers are the parallelism), Ctrl-C is the parent's business, and the end of
     the parent is theirs."""
-    import signal
-
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     flags = os.environ.get("XLA_FLAGS", "")
