@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import lopax
 from lopax._core.errors import ConfigError
@@ -93,6 +95,45 @@ def test_torch_moves_in_the_same_steps_and_goes_on_after_a_restart(name: str) ->
             far = float(jnp.abs(ours[k] - start[k]).max())
             gap = np.abs(p.detach().numpy() - ours[k]).max()
             assert gap <= 2e-3 * far + 1e-7, (i, k)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_sharded_matrices_move_alike_and_a_restart_in_mid_period_changes_no_bit(
+    name: str,
+) -> None:
+    """Three devices' shards; saved as host arrays after each step of a period."""
+    extra = {"backend": "plain"} if name == "celo2" else {}
+    rule = architecture(name, orthogonalize_every=3, **extra)
+    theta = rule.init_theta(jax.random.key(0))
+    mesh = Mesh(np.asarray(jax.devices()[:3]), ("d",))
+    specs = {"w": P("d"), "kernel": P("d"), "b": P()}
+
+    def placed(tree: dict[str, Any]) -> dict[str, Any]:
+        return {
+            k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in tree.items()
+        }
+
+    @jax.jit
+    def step(grads: Any, state: Any, params: Any) -> Any:
+        return rule.update(theta, grads, state, params, value=1.0)[:2]
+
+    plain, split = arrays(0), placed(arrays(0))
+    states = [jax.jit(rule.init)(theta, p, 20) for p in (plain, split)]
+    for i in range(5):
+        grads = arrays(1 + i)
+        if i:  # after 1, 2, 3 and 4 updates, of a period of three
+            saved = jax.tree.map(np.array, states[0])
+            restored = jax.tree.map(jnp.asarray, saved)
+            again = step(grads, restored, plain)
+        want, states[0] = step(grads, states[0], plain)
+        found, states[1] = step(placed(grads), states[1], split)
+        if i:
+            same = jax.tree.map(np.array_equal, again, (want, states[0]))
+            assert all(jax.tree.leaves(same)), i
+        for k in plain:
+            assert bool(want[k].any()) == (i % 3 == 0 or k == "b"), (i, k)
+            size = float(jnp.abs(want[k]).max())
+            np.testing.assert_allclose(found[k], want[k], rtol=1e-3, atol=1e-4 * size)
 
 
 def test_numbers_that_are_none_are_refused() -> None:
