@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evaluate_study import fake_study
@@ -197,7 +198,7 @@ def test_ctrl_c_is_not_lost_where_python_ignores_exceptions(where, monkeypatch, 
             Finalised()
         elif where == "import":
             text = "import signal\nsignal.raise_signal(signal.SIGINT)\nwhole = True"
-            module = {"__name__": "jaxlib.imported"}
+            module: dict[str, Any] = {"__name__": "jaxlib.imported"}
             exec(text, module)
             imported.append(module["whole"])
         else:
