@@ -121,15 +121,13 @@ def test_sharded_matrices_move_alike_and_a_restart_in_mid_period_changes_no_bit(
     states = [jax.jit(rule.init)(theta, p, 20) for p in (plain, split)]
     for i in range(5):
         grads = arrays(1 + i)
-        if i:  # after 1, 2, 3 and 4 updates, of a period of three
-            saved = jax.tree.map(np.array, states[0])
-            restored = jax.tree.map(jnp.asarray, saved)
-            again = step(grads, restored, plain)
+        # After 0, 1, 2, 3 and 4 updates, of a period of three.
+        saved = jax.tree.map(np.array, states[0])
+        again = step(grads, jax.tree.map(jnp.asarray, saved), plain)
         want, states[0] = step(grads, states[0], plain)
         found, states[1] = step(placed(grads), states[1], split)
-        if i:
-            same = jax.tree.map(np.array_equal, again, (want, states[0]))
-            assert all(jax.tree.leaves(same)), i
+        same = jax.tree.map(np.array_equal, again, (want, states[0]))
+        assert all(jax.tree.leaves(same)), i
         for k in plain:
             assert bool(want[k].any()) == (i % 3 == 0 or k == "b"), (i, k)
             size = float(jnp.abs(want[k]).max())
