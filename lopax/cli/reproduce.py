@@ -41,7 +41,6 @@ def main(argv: Sequence[str]) -> int:
     """Exit code 0 if the rule passed, 1 if not."""
     args = flags.parse(ReproduceFlags, argv, "reproduce", ABOUT)
     from lopax import reproductions
-    from lopax._core.single_writer import single_writer
     from lopax.cli.console import table
     from lopax.meta.distributed import request_cpu_devices
 
@@ -54,10 +53,7 @@ def main(argv: Sequence[str]) -> int:
     note(f"about {study.minutes:.0f} minutes in all; runs in {folder}")
     seeds = study.meta_seeds if args.meta_seeds is None else args.meta_seeds
     started = time.monotonic()
-    with single_writer(folder):
-        found = study.carry_out(
-            folder, meta_seeds=range(seeds), share=args.share, say=note
-        )
+    found = study.carry_out(folder, meta_seeds=range(seeds), share=args.share, say=note)
     for title, columns, rows in found.tables:
         table(f"{study.name}: {title}", list(columns), [list(row) for row in rows])
     for check in found.checks:

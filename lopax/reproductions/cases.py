@@ -19,7 +19,6 @@ from lopax.reproductions.outcome import (
     Panel,
     Reproduction,
     Table,
-    check_share,
 )
 
 
@@ -76,23 +75,21 @@ class CaseStudy(Reproduction):
     panels: Callable[[CaseResults], Sequence[Panel]] | None = None
     """Of the plot; None: a panel for each measure and curve."""
 
-    def carry_out(
+    def found(
         self,
         folder: Path,
-        *,
-        meta_seeds: Sequence[int] = (0, 1, 2),
-        share: float = 1.0,
-        say: Callable[[str], None] = print,
+        meta_seeds: Sequence[int],
+        share: float,
+        say: Callable[[str], None],
     ) -> Outcome:
-        check_share(share)
         measured: dict[str, list[Measured]] = {}
         for seed in meta_seeds:
             for variant, function in self.variants.items():
                 key = config_hash([dict(self.settings), variant, seed, share], 8)
                 where = folder / f"{_slug(variant)}-{seed}-{key}"
                 case = Case(seed, share, self.settings, where, say)
-                found = _once(function, case, f"{variant}, meta-seed {seed}")
-                measured.setdefault(variant, []).append(found)
+                one = _once(function, case, f"{variant}, meta-seed {seed}")
+                measured.setdefault(variant, []).append(one)
         return self.outcome(CaseResults(measured=measured))
 
     def outcome(self, results: CaseResults) -> Outcome:

@@ -13,6 +13,7 @@ import numpy as np
 
 from lopax._core.config import check_choice
 from lopax._core.errors import ConfigError
+from lopax._core.single_writer import single_writer
 
 SIZES = ("small", "paper")
 """As small as the claim can be tried, in minutes; or the paper's own setting, as far as
@@ -82,7 +83,6 @@ class Reproduction(abc.ABC):
     def __post_init__(self) -> None:
         check_choice(self, "size", SIZES)
 
-    @abc.abstractmethod
     def carry_out(
         self,
         folder: Path,
@@ -97,7 +97,23 @@ class Reproduction(abc.ABC):
 
         - `share`: of the meta-training; below one the rule is not expected to pass.
         - `say`: told a line at a time what is being done.
+
+        Raises `ConfigError` for another share, and `FolderInUse` if another process
+        works in `folder`.
         """
+        check_share(share)
+        with single_writer(folder):
+            return self.found(folder, meta_seeds, share, say)
+
+    @abc.abstractmethod
+    def found(
+        self,
+        folder: Path,
+        meta_seeds: Sequence[int],
+        share: float,
+        say: Callable[[str], None],
+    ) -> Outcome:
+        """`carry_out`, in a folder that is this process's own."""
 
 
 def check_share(share: float) -> None:

@@ -98,16 +98,15 @@ class RecipeStudy(Reproduction):
     meta_window: int = 20
     """Outer steps at the end over which the meta-loss is averaged."""
 
-    def carry_out(
+    def found(
         self,
         folder: Path,
-        *,
-        meta_seeds: Sequence[int] = (0, 1, 2),
-        share: float = 1.0,
-        say: Callable[[str], None] = print,
+        meta_seeds: Sequence[int],
+        share: float,
+        say: Callable[[str], None],
     ) -> Outcome:
-        found = self.results(folder, meta_seeds=meta_seeds, share=share, say=say)
-        return self.outcome(found)
+        results = self.results(folder, meta_seeds=meta_seeds, share=share, say=say)
+        return self.outcome(results)
 
     def results(
         self,
