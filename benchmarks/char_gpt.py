@@ -8,9 +8,9 @@ of 128 with four heads, 64 characters of context, batches of 12, the embedding t
 the output layer, no dropout, gradients clipped to 1; hand-made optimizers with its
 schedule (100 steps of warm-up, cosine to a tenth). `muon@RATE` is `torch.optim.Muon`
 for the blocks' matrices and AdamW for the rest; a learned optimizer takes settings, as
-`learned_muon:orthogonalizer=auto`. Prints the loss on held-out text after
-the last step, and the cost of a whole training step over that of AdamW's: medians,
-measured in turn.
+`learned_muon:orthogonalizer=auto` or `celo_adam:lr=0.3`. Prints the loss on held-out
+text after the last step, and the cost of a whole training step over that of AdamW's:
+medians, measured in turn.
 """
 
 from __future__ import annotations

@@ -31,17 +31,15 @@ class Result:
     ok: bool = True
 
 
-LITERALS = ("true", "false")
-
-
 def settings_of(spec: str) -> tuple[str, dict[str, Any]]:
     """`celo2:orthogonalizer=auto` as a rule's name and its settings."""
     name, *parts = spec.split(":")
     settings: dict[str, Any] = {}
     for key, _, value in (part.partition("=") for part in parts):
-        low = value.lower()
-        literal = low in LITERALS or low.isdigit()
-        settings[key] = json.loads(low) if literal else value
+        try:
+            settings[key] = json.loads(value.lower())  # a number, true, false
+        except ValueError:
+            settings[key] = value
     return name, settings
 
 
