@@ -42,9 +42,8 @@ def main() -> int:
         "adam": adam,
         "optim4rl": evaluate.optimizer_specs(["optim4rl"])[0],
     }
-    results = []
+    seeds, results = list(range(args.seeds)), []
     for environment in ENVIRONMENTS:
-        seeds = list(range(args.seeds))
         returns = {
             name: [
                 r.auc for r in play(SETTINGS, spec, environment, args.updates, seeds)
@@ -53,20 +52,16 @@ def main() -> int:
         }
         low, best = returns["no learning"][0], float(np.nanmax(returns["adam"]))
         for name, found in returns.items():
-            rates = RATES if name == "adam" else (None,)
-            for rate, value in zip(rates, found, strict=True):
-                label = name if rate is None else f"{name} {rate:g}"
-                ratio = (value - low) / (best - low)
-                case = f"{environment}, {label}"
-                metric = "mean return over training"
+            labels = [f"adam {rate:g}" for rate in RATES] if name == "adam" else [name]
+            for label, value in zip(labels, found, strict=True):
                 results.append(
                     Result(
                         benchmark="agents",
-                        case=case,
-                        metric=metric,
+                        case=f"{environment}, {label}",
+                        metric="mean return over training",
                         value=value,
                         reference=best,
-                        ratio=ratio,
+                        ratio=(value - low) / (best - low),
                     )
                 )
     return finish(results)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -31,6 +32,26 @@ def test_recipes_are_found_from_any_folder(tmp_path, monkeypatch):
     initial_theta(run)
     with pytest.raises(FileFormatError, match=r"no recipe at .*recipes/celo2\.toml"):
         meta.load_recipe("recipes/cello.toml")
+
+
+def test_every_recipe_finds_what_it_starts_from():
+    runs = [meta.load_recipe(path) for path in sorted(ROOT.glob("recipes/*.toml"))]
+    starting = [run for run in runs if run.start_from is not None]
+    assert len(starting) > 5
+    for run in starting:
+        initial_theta(run)
+
+
+def test_nothing_that_a_run_writes_is_kept():
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git repository: nothing says which files are kept")
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    written = (".run.json", ".npz", ".lock", "report.html", "metrics.jsonl")
+    meant = ("tests/", "lopax/evaluate/shipped/")
+    kept = [n for n in listed.stdout.splitlines() if not n.startswith(meant)]
+    assert kept and [n for n in kept if n.endswith(written)] == []
 
 
 def test_a_file_where_one_stands_comes_before_the_installed_recipe(

@@ -49,10 +49,8 @@ class SeenTree:
 
     def states_apart(self, states: Sequence[Any]) -> list[Any]:
         """The states of the tensors that the rule sees, from the stored ones."""
-        pairs = zip(states, self.views, strict=True)
-        return [
-            one for whole, view in pairs for one in stacks.states_apart(whole, view)
-        ]
+        seen = map(stacks.states_apart, states, self.views)
+        return [state for of_one in seen for state in of_one]
 
     def states_together(self, states: Sequence[Any]) -> list[Any]:
         """The inverse of `states_apart`."""

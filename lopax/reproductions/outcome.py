@@ -98,8 +98,8 @@ class Reproduction(abc.ABC):
         - `share`: of the meta-training; below one the rule is not expected to pass.
         - `say`: told a line at a time what is being done.
 
-        Raises `ConfigError` for another share, and `FolderInUse` if another process
-        works in `folder`.
+        Raises `ConfigError` unless 0 < `share` <= 1, and `FolderInUse` if another
+        process works in `folder`.
         """
         check_share(share)
         with single_writer(folder):
