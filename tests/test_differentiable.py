@@ -49,11 +49,18 @@ def cases() -> tuple[list[str], Any]:
     return list(found), jax.tree.map(lambda *xs: jnp.stack(xs), *found.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_of_parameters_meta_parameters_and_gradients(name: str) -> None:
+# As users get them, by a kernel where there is one, whose derivative is the plain
+# form's; that form itself with one rule.
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [(name, {}) for name in NAMES] + [("celo", {"backend": "plain"})],
+)
+def test_of_parameters_meta_parameters_and_gradients(
+    name: str, settings: dict[str, Any]
+) -> None:
     rule, theta = rule_of(name), theta_of(name)
-    if hasattr(getattr(rule, "config", None), "backend"):
-        rule = lopax.architecture(name, **{**SETTINGS[name], "backend": "plain"})
+    if settings:
+        rule = lopax.architecture(name, **{**SETTINGS[name], **settings})
 
     def end(params: Any, theta: Any, slopes: Any, curvature: Any) -> Any:
         def loss_fn(params: Any) -> Any:
