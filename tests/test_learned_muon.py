@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick_compile import quick_jit
 
 import lopax
-from lopax._core.errors import ConfigError, MissingHorizon
+from lopax._core.errors import ConfigError, MissingHorizon, MissingLoss
 from lopax.architectures import architecture
 from lopax.architectures.described import XP
 from lopax.pretrained import read_weights
+from lopax.pretrained.files import read_arrays
 from lopax.rules import form, unit_ratios
 from lopax.rules.form import Place
 
@@ -49,10 +51,10 @@ def gradients(seed: int, scale: float = 1.0) -> list[Any]:
 def updates_of(rule: Any, theta: Any, params: Any, grads: list[Any]) -> list[Any]:
     """The updates of a run of `len(grads)` steps."""
     state = rule.init(theta, params, len(grads))
-    step = jax.jit(lambda g, s, p: rule.update(theta, g, s, p)[:2])
+    step = jax.jit(lambda g, s, p, v: rule.update(theta, g, s, p, value=v)[:2])
     found = []
-    for grad in grads:
-        updates, state = step(grad, state, params)
+    for i, grad in enumerate(grads):
+        updates, state = step(grad, state, params, 2.0 - 0.1 * i)
         found.append(updates)
         params = optax.apply_updates(params, updates)
     return found
@@ -90,9 +92,13 @@ def by_hand(grads: list[Any]) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("learned", [True, False])
-def test_theta_of_zero_is_the_hand_made_optimizer(learned: bool) -> None:
-    rule = architecture("learned_muon", learned=learned)
+WHOLE = {"history": True, "elements": 3}
+"""The parts that are not there unless they are asked for."""
+
+
+@pytest.mark.parametrize("settings", [{}, {"learned": False}, WHOLE])
+def test_theta_of_zero_is_the_hand_made_optimizer(settings: dict[str, Any]) -> None:
+    rule = architecture("learned_muon", **settings)
     theta = rule.init_theta(jax.random.key(3))
     grads = gradients(1)
     found = updates_of(rule, theta, tree(0), grads)
@@ -102,23 +108,38 @@ def test_theta_of_zero_is_the_hand_made_optimizer(learned: bool) -> None:
 
 
 def test_every_part_of_theta_acts() -> None:
-    rule = architecture("learned_muon")
+    rule = architecture("learned_muon", **WHOLE)
     theta = rule.init_theta(jax.random.key(3))
-    grads = gradients(2)
-    start = updates_of(rule, theta, tree(0), grads)[-3]
+    grads = jax.tree.map(lambda *xs: jnp.stack(xs), *gradients(2)[:-2])
+    losses = 2.0 - 0.1 * jnp.arange(STEPS - 2.0)
+
+    @quick_jit
+    def last(theta: Any) -> Any:
+        """The last update of a run that is cut short."""
+
+        def step(carry: Any, given: Any) -> Any:
+            (params, state), (grad, loss) = carry, given
+            moves, state, _ = rule.update(theta, grad, state, params, value=loss)
+            return (optax.apply_updates(params, moves), state), moves
+
+        start = tree(0), rule.init(theta, tree(0), STEPS)
+        moves = jax.lax.scan(step, start, (grads, losses))[1]
+        return jax.tree.map(lambda x: x[-1], moves)
+
+    start = last(theta)
 
     def moved(path: Any, leaf: Any) -> Any:
         changed = jax.tree_util.tree_map_with_path(
             lambda p, x: x + 0.3 if p == path else x, theta
         )
-        after = updates_of(rule, changed, tree(0), grads)[-3]
-        gaps = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), after, start)
+        gaps = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), last(changed), start)
         return max(float(g) for g in jax.tree.leaves(gaps))
 
     effects = jax.tree_util.tree_map_with_path(moved, theta)
     for path, effect in jax.tree_util.tree_leaves_with_path(effects):
         name = jax.tree_util.keystr(path)
-        if "hidden" in name:  # behind a layer of zeros
+        behind = ("hidden", "w0", "b0", "w1", "b1")
+        if any(part in name for part in behind):  # behind a layer of zeros
             assert effect < 1e-7, name
         elif "horizon" in name:
             assert effect > 0.0, name
@@ -205,15 +226,49 @@ def test_zero_initialised_tensors_move_from_the_first_step() -> None:
 
 
 def test_an_extended_run_is_a_run_of_that_length() -> None:
-    rule = architecture("learned_muon")
+    rule = architecture("learned_muon", history=True)
     theta = rule.init_theta(jax.random.key(3))
     params, grads = tree(0), gradients(1)[0]
     short = lopax.extend(rule.init(theta, params, 10), 1000)
     long = rule.init(theta, params, 1000)
-    a, _, _ = rule.update(theta, grads, short, params)
-    b, _, _ = rule.update(theta, grads, long, params)
+    a, _, _ = rule.update(theta, grads, short, params, value=1.0)
+    b, _, _ = rule.update(theta, grads, long, params, value=1.0)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_the_history_of_the_loss_is_heard_if_it_is_asked_for() -> None:
+    """Also where the network in the direction makes a step, and only then."""
+    params, grads = tree(0), gradients(1)[0]
+    for history in (False, True):
+        rule = architecture("learned_muon", history=history, elements=3)
+        assert rule.needs_loss is history
+        theta = rule.init_theta(jax.random.key(3))
+        state = rule.init(theta, params, 10)
+        if history:
+            with pytest.raises(MissingLoss, match="learned_muon"):
+                rule.update(theta, grads, state, params)
+        else:
+            assert "history" not in theta
+            rule.update(theta, grads, state, params)
+
+
+def test_a_trained_celo2_fits_into_the_direction() -> None:
+    """Alone in it, its network gives the directions of Celo2."""
+    celo2 = architecture("celo2", step_mult=0.05)
+    given = celo2.init_theta(jax.random.key(5))
+    given["rule"]["w2"] = given["rule"]["w2"] + 0.3
+    params = {"w": tree(0)["dense"]["w"]}
+    grads = [{"w": g["dense"]["w"]} for g in gradients(4)]
+    theirs = updates_of(celo2, given, params, grads)
+    rule = architecture("learned_muon", elements=8, network=False, signal=False)
+    theta = rule.init_theta(jax.random.key(3))
+    much = jax.tree.map(lambda x: 1e4 * x, given["rule"])
+    theta["elements"] = {**given["rule"], "w2": much["w2"], "b2": much["b2"]}
+    ours = updates_of(rule, theta, params, grads)
+    one, other = (jnp.ravel(u[0]["w"]) for u in (theirs, ours))
+    cosine = jnp.vdot(one, other) / jnp.linalg.norm(one) / jnp.linalg.norm(other)
+    assert cosine > 0.999
 
 
 def test_bad_settings_and_a_missing_horizon() -> None:
@@ -295,3 +350,8 @@ def test_the_bundled_weights_are_what_their_tool_makes() -> None:
     assert made.arrays.keys() == bundled.arrays.keys()
     for name, values in made.arrays.items():
         np.testing.assert_array_equal(values, bundled.arrays[name], err_msg=name)
+    start, kept = tool["with_elements"](made), read_arrays(tool["ELEMENTS"])
+    assert start.header["config"] == kept.header["config"]
+    assert start.arrays.keys() == kept.arrays.keys() > made.arrays.keys()
+    for name, values in start.arrays.items():
+        np.testing.assert_array_equal(values, kept.arrays[name], err_msg=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,24 +22,39 @@ def test_bundled_weights_train_untuned() -> None:
     assert roles["0/weight"] == "matrix" and roles["0/bias"] == "vector"
 
 
-def test_bundled_weights_give_the_numbers_of_jax() -> None:
+PARTS = {"history": True, "elements": 3, "blend": True}
+
+
+@pytest.mark.parametrize("settings", [{}, PARTS])
+def test_numbers_are_those_of_jax(settings: dict[str, Any]) -> None:
+    """Of the bundled weights, and of parts that they do not have."""
     jax = pytest.importorskip("jax")
     import lopax
 
+    given = {"settings": settings}
+    if settings:
+        rule = lopax.architecture("learned_muon", **settings)
+        theta = rule.init_theta(jax.random.key(0))
+        # Not zero, so that all parts act.
+        theta = jax.tree.map(lambda x: x + 0.05, theta)
+        given["theta"] = {
+            k: np.asarray(v) for k, v in rule.theta_to_arrays(theta).items()
+        }
     model = small_model()
-    optimizer = lt.LearnedMuon(model, num_steps=8)
+    optimizer = lt.LearnedMuon(model, num_steps=8, **given)
     params = {k: v.detach().numpy().T for k, v in model.named_parameters()}
-    theirs = lopax.optimizer("learned_muon", num_steps=8)
+    theirs = lopax.optimizer("learned_muon", num_steps=8, **given)
     state = theirs.init(params)
     update = jax.jit(theirs.update)
     start = copy.deepcopy(params)
     for step in range(8):
         optimizer.zero_grad()
-        loss_of(model, step).backward()
+        loss = loss_of(model, step)
+        loss.backward()
         grads = {k: v.grad.numpy().T for k, v in model.named_parameters()}
-        updates, state = update(grads, state, params)
+        updates, state = update(grads, state, params, value=loss.item())
         params = {k: params[k] + np.asarray(u) for k, u in updates.items()}
-        optimizer.step()
+        optimizer.step(loss=loss.item())
     for name, p in model.named_parameters():
         moved = np.linalg.norm(params[name] - start[name])
         error = np.linalg.norm(p.detach().numpy().T - params[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -23,6 +23,8 @@ import lopax.torch as lt
 from lopax._core.errors import ConfigError
 from lopax.native.blocks import Blocks
 from lopax.pretrained.files import write_arrays
+from lopax.rules.form import EACH
+from lopax.torch import structure
 from lopax.torch.geometry import place_of
 from lopax.torch.settings import known_settings
 
@@ -326,3 +328,18 @@ def test_plain_rule_compiles_once(name):
     assert counts[-1] == counts[2] > 0, counts
     for p, q in zip(params, twins, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+
+
+def test_two_arrays_of_one_name_are_refused() -> None:
+    """A state dict would keep one of them."""
+
+    class Inner(NamedTuple):
+        momenta: Any
+
+    class Outer(NamedTuple):
+        momenta: Any
+        inner: Any
+
+    for outer in (EACH, None):
+        with pytest.raises(ConfigError, match="Outer keeps are called 'momenta'"):
+            structure.arrays(Outer(outer, Inner(EACH)))

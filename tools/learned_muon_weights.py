@@ -1,13 +1,14 @@
 """Makes the bundled weights of Learned Muon from where its search ended.
 
-    python tools/learned_muon_weights.py [--out FILE]
+    python tools/learned_muon_weights.py [--out FILE] [--elements]
 
 `recipes/learned_muon_search.toml` gives `recipes/states/learned_muon_kept.safetensors`:
 sixty per cent of the way that search went from zero. From it the bundled weights have
 all but `blend`, and beside it what was chosen by hand on `validation`: `signal`, for
 which all sizes are smaller, and the `horizon` of matrices, which
 `recipes/learned_muon_again.toml` found. `docs/architectures/learned_muon.md` tells what
-was tried.
+was tried. `--elements` makes the start of `recipes/learned_muon_elements.toml` instead:
+these numbers, and the bundled Celo2's network with a last layer of zeros.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from lopax.pretrained.files import WeightsFile, read_arrays, write_arrays
 
 ROOT = Path(__file__).parents[1]
 STATE = ROOT / "recipes" / "states" / "learned_muon_kept.safetensors"
-BUNDLED = ROOT / "lopax" / "pretrained" / "weights" / "learned_muon.safetensors"
+WEIGHTS = ROOT / "lopax" / "pretrained" / "weights"
+BUNDLED = WEIGHTS / "learned_muon.safetensors"
+ELEMENTS = ROOT / "recipes" / "states" / "learned_muon_elements_start.safetensors"
 SMALLER = 0.6
 SIGNAL = (1.0, 0.5)
 HORIZON = (-0.167, 0.0, 0.0)
@@ -43,12 +46,25 @@ def made() -> WeightsFile:
     return WeightsFile(header, kept)
 
 
+def with_elements(weights: WeightsFile) -> WeightsFile:
+    """The same with Celo2's per-element network, of which nothing is heard yet."""
+    celo2 = read_arrays(WEIGHTS / "celo2.safetensors")
+    found = {k.replace("rule/", "elements/"): v for k, v in celo2.arrays.items()}
+    for last in ("elements/w2", "elements/b2"):
+        found[last] = np.zeros_like(found[last])
+    units = found["elements/w1"].shape[-1]
+    config = {**weights.header["config"], "elements": units}
+    return WeightsFile({**weights.header, "config": config}, weights.arrays | found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=BUNDLED)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--elements", action="store_true")
     args = parser.parse_args()
-    weights = made()
-    write_arrays(args.out, weights.arrays, weights.header)
+    weights = with_elements(made()) if args.elements else made()
+    out = args.out or (ELEMENTS if args.elements else BUNDLED)
+    write_arrays(out, weights.arrays, weights.header)
 
 
 if __name__ == "__main__":

@@ -54,14 +54,15 @@ class Described(TensorRule[Shared, Told, Any]):
         super().__init_subclass__(**kwargs)
         rule = cls.rule_class
         cls.name, cls.reference = rule.name, rule.reference
-        cls.needs_loss, cls.roles = rule.needs_loss, rule.roles
+        cls.roles = rule.roles
         cls.takes_validation = rule.takes_validation
         cls.sees_tensors = rule.sees_tensors
 
     def __init__(self, config: Any = None):
         self.rule = self.rule_class(config)
         self.config = self.rule.config
-        self.needs_horizon = self.rule.needs_horizon  # pyright: ignore[reportAttributeAccessIssue]
+        self.needs_loss = self.rule.needs_loss
+        self.needs_horizon = self.rule.needs_horizon
         self.grad_clip = self.rule.grad_clip  # pyright: ignore[reportAttributeAccessIssue]
         self.unrolled: bool | None = getattr(self.config, "unrolled", None)
         self.xp = cast(Ops, JaxOps(self.unrolled))

@@ -107,7 +107,7 @@ class Celo(ElementRule):
     name: ClassVar[str] = "celo"
     reference: ClassVar[str] = "Moudgil et al., 2025, arXiv 2501.12670"
     config_class: ClassVar[type] = CeloConfig
-    needs_loss: ClassVar[bool] = True
+    needs_loss = True
     needs_horizon = True
     config: CeloConfig
 

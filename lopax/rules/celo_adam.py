@@ -52,7 +52,7 @@ class CeloAdam(form.Rule):
     reference: ClassVar[str] = "Moudgil et al., 2025, arXiv 2501.12670"
     sees_tensors: ClassVar[bool] = False
     config_class: ClassVar[type] = CeloAdamConfig
-    needs_loss: ClassVar[bool] = True
+    needs_loss = True
     needs_horizon = True
     config: CeloAdamConfig
 

@@ -100,7 +100,7 @@ class Rule(abc.ABC):
     name: ClassVar[str]
     reference: ClassVar[str]
     config_class: ClassVar[type]
-    needs_loss: ClassVar[bool] = False
+    needs_loss: bool = False
     needs_horizon: bool = False
     grad_clip: ClassVar[float] = 1000.0
     """Gradients are clipped to +- this before anything sees them."""

@@ -14,20 +14,24 @@ start, acts alone, and can be left out of training by its name:
   run (two time scales whose mixture changes, as the record runs of a 124M GPT found);
 - `signal`: larger steps where the next gradient goes against the momentum, and where
   it goes with it: in between there is noise (`momentum_features.confirmed`);
+- `history`: sizes by the history of the loss, through the features of Celo's scheduler;
 - `blend`: how much of the direction that is not orthogonalised is mixed in;
+- `elements`: Celo2's per-element network, added to a matrix's direction before that is
+  orthogonalised (`element_direction`);
 - `network`: a small network per tensor, from features any tensor has (agreement of
   gradient and momenta, signal to noise, step against weight, shape, role, time) to a
-  log size, a mixture of the momenta and a blend. Its last layer is zero at first.
+  log size, a mixture of the momenta and a blend.
 
-Where a network's weights are far from the usual size of their shapes, or it has no
-matrix at all, steps follow the weights (`unit_ratios`).
+The last layers of both networks are zero at first. Where weights are far from the
+usual size of their shapes, or none is a matrix, steps follow them (`unit_ratios`).
 Roles, by name or rank (`_core.routing`): "matrix" (a convolution's kernel is one of
-window x in by out), "vector" and "embedding". Needs the horizon, not the loss.
+window x in by out), "vector" and "embedding". Needs the horizon; `history` the loss.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, NamedTuple
 
 from lopax._core import polar, routing
@@ -35,8 +39,10 @@ from lopax._core.config import check_choice, check_range
 from lopax._core.routing import Route
 from lopax._core.run import Run
 from lopax.rules import (
+    element_direction,
     form,
     layers,
+    loss_history,
     momentum_features,
     muon_numbers,
     orthogonal_step,
@@ -55,6 +61,7 @@ from lopax.rules.form import (
     Steps,
 )
 from lopax.rules.momentum_features import NUM_TRACES, ROLES
+from lopax.rules.muon_numbers import Carried, Shared
 from lopax.rules.ops import Array, Draw, Ops
 
 
@@ -91,6 +98,11 @@ class LearnedMuonConfig:
     signal: bool = True
     """Measure what of the momentum the next gradient confirms. False: theta has no
     `signal`, and nothing is summed for it."""
+    history: bool = False
+    """Let sizes follow the history of the loss, which must then be given."""
+    elements: int = 0
+    """Units a layer of the per-element network in a matrix's direction, which then
+    keeps Celo2's accumulators, too; 0: none."""
     blend: bool = True
     """Mix in the direction that is not orthogonalised. False: theta has no `blend`, the
     network no such output, and steps of matrices are a little cheaper."""
@@ -104,16 +116,16 @@ class LearnedMuonConfig:
     default_role: str = "matrix"
 
     def __post_init__(self) -> None:
-        check_range(self, "step_mult", above=0.0)
+        for name in ("step_mult", "vector_mult", "embedding_mult"):
+            check_range(self, name, above=0.0)
         check_range(self, "warmup", low=0.0, below=1.0)
-        check_range(self, "vector_mult", above=0.0)
-        check_range(self, "embedding_mult", above=0.0)
         check_range(self, "nesterov", low=0.0, high=1.0)
         check_range(self, "second_decay", low=0.0, below=1.0)
         check_decays(self, "decays", number=None)
         check_choice(self, "orthogonalizer", polar.CHOICES)
         check_range(self, "orthogonalize_every", low=1)
         check_range(self, "hidden", low=1)
+        check_range(self, "elements", low=0)
         check_range(self, "weight_decay", low=0.0)
         routing.check_roles(self, self.routes, self.default_role, ROLES)
 
@@ -124,17 +136,7 @@ class Adaptive(NamedTuple):
     momenta: Any  # [K, *s]
     second: Any  # [*s] for vectors and embeddings, nothing for matrices
     step: Any
-
-
-class Shared(NamedTuple):
-    usual: Any  # [] log ratio of the network's size to the usual, see `unit_ratios`
-    alone: Any  # [] 1 if the network has no matrix, else 0
-    signal: Any  # [3] what is kept of how gradients agree with momenta, or None
-
-
-class Carried(NamedTuple):  # of each tensor, from step to step
-    unit: Any  # [N] ratio of the tensor's size to the usual
-    traces: Any  # [N, 6] running averages of its features; None without a network
+    elements: Any  # what the per-element network of a matrix keeps, or nothing
 
 
 class LearnedMuon(form.Rule):
@@ -150,37 +152,39 @@ class LearnedMuon(form.Rule):
     num_starts = 2
     config: LearnedMuonConfig
 
-    @property
-    def decays(self) -> tuple[float, ...]:
-        return self.config.decays if self.config.learned else self.config.decays[:1]
+    @functools.cached_property
+    def acts(self) -> LearnedMuonConfig:
+        """The settings; without `learned` those of a rule without parts to learn."""
+        if self.config.learned:
+            return self.config
+        off = dict.fromkeys(("network", "signal", "history", "blend"), False)
+        decays = self.config.decays[:1]
+        return dataclasses.replace(self.config, decays=decays, elements=0, **off)
 
     @property
-    def has_network(self) -> bool:
-        return self.config.learned and self.config.network
-
-    @property
-    def has_signal(self) -> bool:
-        return self.config.learned and self.config.signal
-
-    @property
-    def has_blend(self) -> bool:
-        return self.config.learned and self.config.blend
+    def needs_loss(self) -> bool:  # type: ignore[override]
+        return self.acts.history
 
     @property
     def summaries_need_gradients(self) -> bool:  # type: ignore[override]
-        return self.has_signal or self.has_network
+        return self.acts.signal or self.acts.network
 
     def init_theta(self, draw: Draw, key: Any) -> Any:
         c = self.config
-        found = muon_numbers.zeros(draw, 1 + len(c.decays), c.signal, c.blend)
+        parts = c.signal, c.history, c.blend
+        found = muon_numbers.zeros(draw, 1 + len(c.decays), *parts)
         if c.network:
             net = momentum_features.init_network(draw, key, c.hidden, 2 + c.blend)
             found["network"] = net
+        if c.elements:
+            found["elements"] = element_direction.init_theta(draw, key, c.elements)
         return found
 
     def keeps(self, role: str) -> Adaptive:
         second = None if role == "matrix" else EACH
-        return Adaptive(Keeps(copies=len(self.decays)), second, COUNT)
+        has_elements = self.acts.elements and role == "matrix"
+        elements = element_direction.KEEPS if has_elements else None
+        return Adaptive(Keeps(copies=len(self.acts.decays)), second, COUNT, elements)
 
     def measure(self, xp: Ops, place: Place, param: Array) -> Steps:
         kind = unit_ratios.KINDS[place.role]
@@ -190,14 +194,16 @@ class LearnedMuon(form.Rule):
         self, xp: Ops, theta: Any, num_steps: Array, starts: Array
     ) -> Shared:
         usual, alone = unit_ratios.usual(xp, starts), unit_ratios.alone(xp, starts)
-        return Shared(usual, alone, xp.zeros((3,)) if self.has_signal else None)
+        signal = xp.zeros((3,)) if self.acts.signal else None
+        losses = loss_history.init(xp, num_steps) if self.acts.history else None
+        return Shared(usual, alone, signal, losses)
 
     def init_rows(self, xp: Ops, theta: Any, shared: Shared, starts: Array) -> Carried:
         # Without matrices, vectors take their place, at a matrix's size.
         larger = xp.exp(theta["size"][0] - theta["size"][1]) / self.config.vector_mult
         unit = unit_ratios.with_vectors(xp, starts, shared.usual, shared.alone, larger)
         size = (starts.shape[0], NUM_TRACES)
-        return Carried(unit, xp.zeros(size) if self.has_network else None)
+        return Carried(unit, xp.zeros(size) if self.acts.network else None)
 
     def summarise(
         self,
@@ -208,45 +214,40 @@ class LearnedMuon(form.Rule):
         state: Adaptive,
         param: Array,
     ) -> Steps:
-        """The tensor's features of this step, before the common ones."""
-        given, num = (place, grad, state.momenta), len(self.decays)
-        asked = {"signal": self.has_signal, "network": self.has_network}
+        given, num = (place, grad, state.momenta), len(self.acts.decays)
+        asked = {"signal": self.acts.signal, "network": self.acts.network}
         return momentum_features.summary(xp, *given, num, param, **asked)
 
     def advance(
         self, xp: Ops, theta: Any, shared: Shared, run: Run, rows: Rows
     ) -> Advance:
-        c, done, summaries = self.config, run.fraction, rows.summaries
+        c, done, summaries = self.acts, run.fraction, rows.summaries
         horizon = xp.maximum(run.num_steps * xp.constant(1.0), 1.0)
         scale = c.step_mult * time_features.warm_up(xp, c.warmup, done, horizon)
         scale = scale * (1.0 - done)
         roles = summaries[:, -len(ROLES) :]
         mults = xp.constant((1.0, c.vector_mult, c.embedding_mult))
         sizes = scale * xp.sum(roles * mults, axis=-1) * rows.carried.unit
-        start = [c.nesterov, 1.0 - c.nesterov, *(0.0 for _ in self.decays[1:])]
+        start = [c.nesterov, 1.0 - c.nesterov, *(0.0 for _ in c.decays[1:])]
         if not c.learned:
             weights = xp.broadcast_to(xp.constant(start), (rows.count, len(start)))
             return Advance(shared, scale, told={"sizes": sizes, "weights": weights})
         carried = rows.carried
         log_sizes = muon_numbers.log_sizes(xp, theta, summaries, roles, done, horizon)
         weights = muon_numbers.weights(xp, theta, start, done, rows.count)
-        blends = theta["blend"] if self.has_blend else 0.0
-        if self.has_signal:
-            signal, seen = momentum_features.signal(
-                xp, shared.signal, summaries, self.decays[0], run, horizon
-            )
-            log_sizes = log_sizes + xp.sum(theta["signal"] * seen)
-            shared = shared._replace(signal=signal)
-        if self.has_network:
-            traces, out = momentum_features.network(
-                xp, theta["network"], carried.traces, summaries, sizes, run, horizon
-            )
+        blends = theta["blend"] if c.blend else 0.0
+        given = shared, summaries, c.decays[0], run, horizon
+        heard, shared = muon_numbers.listened(xp, theta, *given)
+        log_sizes = log_sizes + heard
+        if c.network:
+            given = carried.traces, summaries, sizes, run, horizon
+            traces, out = momentum_features.network(xp, theta["network"], *given)
             carried = carried._replace(traces=traces)
             log_sizes = log_sizes + out[:, 0]
             weights = weights + muon_numbers.toward_slowest(xp, out[:, 1:2], len(start))
-            blends = blends + 0.3 * out[:, 2] if self.has_blend else blends
+            blends = blends + 0.3 * out[:, 2] if c.blend else blends
         told = {"sizes": sizes * xp.exp(log_sizes), "weights": weights}
-        if self.has_blend:
+        if c.blend:
             told["blends"] = xp.broadcast_to(blends, (rows.count,))
         return Advance(shared, scale, carried, told)
 
@@ -259,30 +260,32 @@ class LearnedMuon(form.Rule):
         state: Adaptive,
         param: Array,
     ) -> Steps:
-        c, place, told = self.config, at.place, at.told
-        decays = xp.constant(self.decays)
+        c, place, told = self.acts, at.place, at.told
+        decays = xp.constant(c.decays)
         momenta = xp.ema(state.momenta, place.layered(grad), place.per_layer(decays))
         reached = layers.reached(xp, place, momenta)
         steps = state.step + 1.0
-        unbiased = told["weights"][..., 1:] / (1.0 - decays ** steps[..., None])
-        layers_of = range(len(self.decays))
+        more = None
+        if c.elements and place.role == "matrix":
+            given = theta["elements"], grad, state.elements, param
+            more, kept = yield from element_direction.found(xp, place, *given)
+            state = state._replace(elements=kept)
 
         def direction() -> Array:
-            return xp.mix(
-                [place.column(told["weights"][..., 0])]
-                + [place.column(unbiased[..., k]) for k in layers_of],
-                [grad, *(place.layer(momenta, k) for k in layers_of)],
-            )
+            correction = 1.0 - decays ** steps[..., None]
+            given = told["weights"], correction, grad, momenta
+            return muon_numbers.mixed(xp, place, *given)
 
         second, sizes = state.second, -told["sizes"]
         if place.role == "matrix":
             every, far = c.orthogonalize_every, sizes * float(c.orthogonalize_every)
 
             def moved() -> Steps:
-                blends = told["blends"] if self.has_blend else None
-                return orthogonal_step.step(
-                    xp, place, direction(), far, c.orthogonalizer, blends
-                )
+                blends, way = told["blends"] if c.blend else None, direction()
+                if more is not None:
+                    way = yield from element_direction.added(xp, place, way, more)
+                given = way, far, c.orthogonalizer, blends
+                return (yield from orthogonal_step.step(xp, place, *given))
 
             delta = yield from xp.every(every, at.updates, moved, grad.shape)
         else:

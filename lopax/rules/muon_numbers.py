@@ -6,17 +6,37 @@ All are zero at the start, where the rule is the hand-made optimizer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from lopax.rules import momentum_features, time_features
+from lopax._core.run import Run
+from lopax.rules import loss_history, momentum_features, time_features
 from lopax.rules.momentum_features import ROLES, TYPICAL_STEPS
 from lopax.rules.ops import Array, Draw, Ops
+from lopax.rules.place import Place
 
 KNOTS = 9
 
 
-def zeros(draw: Draw, weights: int, signal: bool, blend: bool) -> dict[str, Any]:
-    """Theta without its network, for directions that are a sum of so many arrays."""
+class Shared(NamedTuple):
+    """What the tensors of a network share."""
+
+    usual: Any  # [] log ratio of the network's size to the usual, see `unit_ratios`
+    alone: Any  # [] 1 if the network has no matrix, else 0
+    signal: Any  # [3] what is kept of how gradients agree with momenta, or None
+    losses: Any  # a `LossHistory`, or None
+
+
+class Carried(NamedTuple):
+    """What is carried of each tensor from step to step."""
+
+    unit: Any  # [N] ratio of the tensor's size to the usual
+    traces: Any  # [N, 6] running averages of its features; None without a network
+
+
+def zeros(
+    draw: Draw, weights: int, signal: bool, history: bool, blend: bool
+) -> dict[str, Any]:
+    """Theta without its networks, for directions that are a sum of so many arrays."""
     found = {
         "size": draw.full((len(ROLES),)),
         "horizon": draw.full((len(ROLES),)),
@@ -26,6 +46,8 @@ def zeros(draw: Draw, weights: int, signal: bool, blend: bool) -> dict[str, Any]
     }
     if signal:
         found["signal"] = draw.full((2,))
+    if history:
+        found["history"] = draw.full((loss_history.NUM_FEATURES,))
     if blend:
         found["blend"] = draw.full(())
     return found
@@ -50,11 +72,58 @@ def log_sizes(
     return found + roles[:, 0] * shaped + schedule
 
 
+def listened(
+    xp: Ops,
+    theta: Any,
+    shared: Shared,
+    summaries: Array,
+    decay: float,
+    run: Run,
+    horizon: Array,
+) -> tuple[Array, Shared]:
+    """([] what is added to all log sizes for what the gradients [N, F] and the losses
+    have said so far, what is kept of it)."""
+    found = xp.constant(0.0)
+    if shared.signal is not None:
+        given = summaries, decay, run, horizon
+        signal, seen = momentum_features.signal(xp, shared.signal, *given)
+        found = found + xp.sum(theta["signal"] * seen)
+        shared = shared._replace(signal=signal)
+    if shared.losses is not None:
+        losses = loss_history.update(xp, shared.losses, run.loss)
+        found = found + xp.sum(theta["history"] * loss_history.features(xp, losses))
+        shared = shared._replace(losses=losses)
+    return found, shared
+
+
 def weights(xp: Ops, theta: Any, start: Sequence[float], done: Any, rows: int) -> Array:
     """[rows, K] weights of the gradient and of each momentum in the direction."""
     learned = theta["momenta"]
     found = learned["start"] + learned["slope"] * done + xp.constant(start)
     return xp.broadcast_to(found, (rows, len(start)))
+
+
+def mixed(
+    xp: Ops,
+    place: Place,
+    weights: Array,
+    correction: Array,
+    grad: Array,
+    momenta: Array,
+) -> Array:
+    """[*lead, *s] a tensor's direction.
+
+    **Arguments:**
+
+    - `weights`: [*lead, 1 + K] of the gradient [*lead, *s] and of each momentum;
+    - `correction`: [*lead, K] what the momenta [*lead, K, *s] are divided by, so that
+        they are means.
+    """
+    unbiased = weights[..., 1:] / correction
+    number = range(unbiased.shape[-1])
+    columns = [weights[..., 0], *(unbiased[..., k] for k in number)]
+    arrays = [grad, *(place.layer(momenta, k) for k in number)]
+    return xp.mix([place.column(w) for w in columns], arrays)
 
 
 def toward_slowest(xp: Ops, out: Array, number: int) -> Array:

@@ -33,13 +33,13 @@ def step(
     sizes = sizes * math.sqrt(max(1.0, out / fan_in))
     if blends is None:
         return place.column(sizes) * moved
-    plain, unit = yield from _unit(xp, place, direction)
+    plain, unit = yield from unit_norm(xp, place, direction)
     whole = sizes * blends * unit * math.sqrt(min(fan_in, out))
     shares = [place.column(w) for w in (sizes * (1.0 - blends), whole)]
     return xp.mix(shares, [moved, plain])
 
 
-def _unit(xp: Ops, place: Place, x: Array) -> Steps:
+def unit_norm(xp: Ops, place: Place, x: Array) -> Steps:
     """(y, w) with w y = x over its Frobenius norm, w [*lead]; zero for zero."""
     (size,) = yield [place.total(xp, xp.abs(x))]
     size = size / place.size

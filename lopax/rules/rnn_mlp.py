@@ -86,7 +86,7 @@ class RNNMLP(form.Rule):
     name: ClassVar[str] = "rnn_mlp"
     reference: ClassVar[str] = "Metz et al., 2020, arXiv 2009.11243"
     config_class: ClassVar[type] = RNNMLPConfig
-    needs_loss: ClassVar[bool] = True
+    needs_loss = True
     takes_validation: ClassVar[bool] = True
     num_summaries = BEFORE_LOSS + AFTER_LOSS + 1
     config: RNNMLPConfig

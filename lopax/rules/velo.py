@@ -108,7 +108,7 @@ class VeLO(ElementRule):
     name: ClassVar[str] = "velo"
     reference: ClassVar[str] = "Metz et al., 2022, arXiv 2211.09760"
     config_class: ClassVar[type] = VeLOConfig
-    needs_loss: ClassVar[bool] = True
+    needs_loss = True
     needs_horizon = True
     summaries_need_gradients: bool = False
     config: VeLOConfig

@@ -107,7 +107,7 @@ class Rule:
     def accumulators(self, place: Place) -> dict[str, Accumulator]:
         """The arrays (float32) of one tensor's state."""
         found, starts = {}, self.rule.starts(self._ops(), self.tree)
-        for name, keeps in structure.arrays(self.rule.keeps(place.role)):
+        for name, keeps in structure.arrays(self.rule.keeps(place.role)).items():
             axes = keeps.axes(place)
             if axes is None:
                 continue

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lopax._core.errors import ConfigError
 from lopax.rules.form import Keeps
 
 
@@ -69,9 +70,26 @@ def gathered(keeps: Any, arrays: Mapping[str, Tensor]) -> Any:
     return type(keeps)(*found)
 
 
-def arrays(keeps: Any) -> Iterator[tuple[str, Keeps]]:
-    """The arrays of a tensor's state by name."""
-    return ((name, k) for name, k, _ in of_state(keeps, keeps))
+def arrays(keeps: Any) -> dict[str, Keeps]:
+    """The arrays of a tensor's state by name. Raises `ConfigError` if a name is there
+    twice, at whatever depth: in a state dict only one of the two would be left."""
+    names = list(_fields(keeps))
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ConfigError(
+            f"two fields of what {type(keeps).__name__} keeps are called {twice[0]!r}: "
+            "a tensor's arrays are known by their names alone; give them names of "
+            "their own"
+        )
+    return {name: k for name, k, _ in of_state(keeps, keeps)}
+
+
+def _fields(keeps: Any) -> Iterator[str]:
+    for name, value in keeps._asdict().items():
+        if value is None or isinstance(value, Keeps):
+            yield name
+        else:
+            yield from _fields(value)
 
 
 def of_state(keeps: Any, state: Any) -> Iterator[tuple[str, Keeps, Any]]:
