@@ -92,7 +92,7 @@ def by_hand(grads: list[Any]) -> list[Any]:
     return found
 
 
-WHOLE = {"history": True, "elements": 3}
+WHOLE = {"history": True, "outputs": True, "elements": 3}
 """The parts that are not there unless they are asked for."""
 
 
@@ -251,6 +251,31 @@ def test_the_history_of_the_loss_is_heard_if_it_is_asked_for() -> None:
         else:
             assert "history" not in theta
             rule.update(theta, grads, state, params)
+
+
+def test_outputs_are_brought_to_steps_of_one_length() -> None:
+    """By NorMuon's rule, at a power of one; the step keeps its norm."""
+    rule = architecture("learned_muon", outputs=True, network=False, signal=False)
+    theta = rule.init_theta(jax.random.key(3))
+    params = {"w": tree(0)["dense"]["w"], "kernel": tree(0)["conv"]["kernel"]}
+    rough = jnp.exp(jnp.linspace(-2.0, 2.0, 24))[:, None]  # few inputs count
+    first = gradients(4)[0]
+    grads = [{"w": rough * first["dense"]["w"], "kernel": first["conv"]["kernel"]}]
+
+    def lengths(power: float) -> Any:
+        given = {**theta, "outputs": jnp.asarray(power)}
+        last = updates_of(rule, given, params, STEPS * grads)[-3]
+        return [
+            np.linalg.norm(np.reshape(last[k], (-1, last[k].shape[-1])), axis=0)
+            for k in ("w", "kernel")
+        ]
+
+    for start, half, one in zip(*map(lengths, (0.0, 0.5, 1.0)), strict=True):
+        spreads = [np.std(np.log(x)) for x in (start, half, one)]
+        assert spreads[2] < 0.5 * spreads[0] and spreads[2] < spreads[1] < spreads[0]
+        np.testing.assert_allclose(
+            np.linalg.norm(one), np.linalg.norm(start), rtol=0.05
+        )
 
 
 def test_a_trained_celo2_fits_into_the_direction() -> None:

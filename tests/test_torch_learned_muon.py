@@ -22,7 +22,7 @@ def test_bundled_weights_train_untuned() -> None:
     assert roles["0/weight"] == "matrix" and roles["0/bias"] == "vector"
 
 
-PARTS = {"history": True, "elements": 3, "blend": True}
+PARTS = {"history": True, "outputs": True, "elements": 3, "blend": True}
 
 
 @pytest.mark.parametrize("settings", [{}, PARTS])
@@ -73,7 +73,7 @@ def test_steps_follow_the_scale_of_the_network() -> None:
         for p in model.parameters():
             generator = torch.Generator().manual_seed(p.numel())
             p.grad = torch.randn(p.shape, generator=generator)
-        optimizer.step()
+        optimizer.step(loss=1.0)
         sizes.append((values(model) - before).norm().item())
     assert 300.0 < sizes[1] / sizes[0] < 3000.0
 

@@ -11,6 +11,7 @@ import torch
 
 import lopax.torch as lt
 from lopax._core.config import from_dict
+from lopax.rules.form import Rule
 from lopax.torch import fused_cpu
 from lopax.torch.errors import BackendUnavailable
 from lopax.torch.theta import theta_shapes
@@ -18,7 +19,6 @@ from lopax.torch.theta import theta_shapes
 NAMES = rule_table.names("torch")
 FUSED_CPU = rule_table.names("torch", "fused")
 FUSED_CUDA = rule_table.names("torch", "triton")
-NEEDS_LOSS = tuple(n for n in NAMES if lt.RULES[n].rule_class.needs_loss)
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "celo": {"trained_horizon": 20},  # less than the runs of the tests
@@ -49,9 +49,24 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "optim4rl": {"units": 2},
     "linear_optim": {"units": 2},
     "l2lgd2": {"units": 2},
-    "learned_muon": {"routes": ({"role": "vector", "max_rank": 1}, {"role": "matrix"})},
+    "learned_muon": {  # with all its parts
+        "routes": ({"role": "vector", "max_rank": 1}, {"role": "matrix"}),
+        "history": True,
+        "outputs": True,
+        "elements": 2,
+    },
 }
 """Settings with which the tests make a rule, over its defaults."""
+
+
+def rule_of(name: str, **settings: Any) -> Rule:
+    """The rule as the tests make it, `settings` over theirs."""
+    kind = lt.RULES[name].rule_class
+    config = {**SETTINGS.get(name, {}), **settings}
+    return kind(from_dict(kind.config_class, config))
+
+
+NEEDS_LOSS = tuple(n for n in NAMES if rule_of(n).needs_loss)
 
 
 START = {
@@ -78,11 +93,9 @@ def random_theta(name: str, seed: int = 0, **settings: Any) -> dict[str, np.ndar
 
     `settings`: over those of the tests.
     """
-    rule = lt.RULES[name].rule_class
     generator = np.random.default_rng(seed)
     arrays = {}
-    config = from_dict(rule.config_class, {**SETTINGS.get(name, {}), **settings})
-    for path, shape in theta_shapes(rule(config)).items():
+    for path, shape in theta_shapes(rule_of(name, **settings)).items():
         fan_in = shape[-2] if len(shape) >= 2 else 25
         if path.startswith("decays/"):  # offsets, in which a decay is exponential
             fan_in = 1000

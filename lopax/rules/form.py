@@ -33,10 +33,12 @@ class Keeps(NamedTuple):
     each: bool = True  # an entry per element; else the tensor has one
     units: int = 0
     counts: bool = False  # the updates made of this tensor before; the driver counts
-    line: str = ""  # one of `LINES`: an entry per row or column, not per element
+    line: str = ""  # one of `LINES`: an entry per row, column or output, not element
 
     def axes(self, place: Place) -> tuple[int, ...] | None:
         """The tensor's axes that the array has; None: the tensor has no such array."""
+        if self.line == "output":
+            return place.reading[-1:]
         if self.line == "vector":
             return place.all_axes if place.factored is None else None
         if self.line and place.factored is None:
@@ -48,9 +50,10 @@ class Keeps(NamedTuple):
         return place.all_axes if self.each else ()
 
 
-LINES = ("row", "col", "vector")
+LINES = ("row", "col", "vector", "output")
 """What a factored moment keeps: an entry per row (all but the largest axis), per column
-(all but the second largest), or, of vectors, which have neither, per element."""
+(all but the second largest), or, of vectors, which have neither, per element. "output":
+an entry per index of the output's axis alone."""
 
 
 EACH = Keeps()

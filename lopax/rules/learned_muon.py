@@ -15,6 +15,8 @@ start, acts alone, and can be left out of training by its name:
 - `signal`: larger steps where the next gradient goes against the momentum, and where
   it goes with it: in between there is noise (`momentum_features.confirmed`);
 - `history`: sizes by the history of the loss, through the features of Celo's scheduler;
+- `outputs`: the power of an output's size that its weights are divided by, as NorMuon
+  does (`output_norms`);
 - `blend`: how much of the direction that is not orthogonalised is mixed in;
 - `elements`: Celo2's per-element network, added to a matrix's direction before that is
   orthogonalised (`element_direction`);
@@ -44,8 +46,8 @@ from lopax.rules import (
     layers,
     loss_history,
     momentum_features,
+    muon_matrix,
     muon_numbers,
-    orthogonal_step,
     time_features,
     unit_ratios,
 )
@@ -103,6 +105,9 @@ class LearnedMuonConfig:
     elements: int = 0
     """Units a layer of the per-element network in a matrix's direction, which then
     keeps Celo2's accumulators, too; 0: none."""
+    outputs: bool = False
+    """Let theta say how far the outputs of a matrix are brought to steps of one length.
+    A matrix then keeps a number for each of its outputs."""
     blend: bool = True
     """Mix in the direction that is not orthogonalised. False: theta has no `blend`, the
     network no such output, and steps of matrices are a little cheaper."""
@@ -136,7 +141,7 @@ class Adaptive(NamedTuple):
     momenta: Any  # [K, *s]
     second: Any  # [*s] for vectors and embeddings, nothing for matrices
     step: Any
-    elements: Any  # what the per-element network of a matrix keeps, or nothing
+    parts: muon_matrix.Parts
 
 
 class LearnedMuon(form.Rule):
@@ -157,7 +162,7 @@ class LearnedMuon(form.Rule):
         """The settings; without `learned` those of a rule without parts to learn."""
         if self.config.learned:
             return self.config
-        off = dict.fromkeys(("network", "signal", "history", "blend"), False)
+        off = dict.fromkeys(("network", *muon_numbers.PARTS), False)
         decays = self.config.decays[:1]
         return dataclasses.replace(self.config, decays=decays, elements=0, **off)
 
@@ -171,8 +176,7 @@ class LearnedMuon(form.Rule):
 
     def init_theta(self, draw: Draw, key: Any) -> Any:
         c = self.config
-        parts = c.signal, c.history, c.blend
-        found = muon_numbers.zeros(draw, 1 + len(c.decays), *parts)
+        found = muon_numbers.zeros(draw, 1 + len(c.decays), c)
         if c.network:
             net = momentum_features.init_network(draw, key, c.hidden, 2 + c.blend)
             found["network"] = net
@@ -181,10 +185,9 @@ class LearnedMuon(form.Rule):
         return found
 
     def keeps(self, role: str) -> Adaptive:
-        second = None if role == "matrix" else EACH
-        has_elements = self.acts.elements and role == "matrix"
-        elements = element_direction.KEEPS if has_elements else None
-        return Adaptive(Keeps(copies=len(self.acts.decays)), second, COUNT, elements)
+        momenta, matrix = Keeps(copies=len(self.acts.decays)), role == "matrix"
+        parts = muon_matrix.keeps(self.acts) if matrix else muon_matrix.NOTHING
+        return Adaptive(momenta, None if matrix else EACH, COUNT, parts)
 
     def measure(self, xp: Ops, place: Place, param: Array) -> Steps:
         kind = unit_ratios.KINDS[place.role]
@@ -265,36 +268,24 @@ class LearnedMuon(form.Rule):
         momenta = xp.ema(state.momenta, place.layered(grad), place.per_layer(decays))
         reached = layers.reached(xp, place, momenta)
         steps = state.step + 1.0
-        more = None
-        if c.elements and place.role == "matrix":
-            given = theta["elements"], grad, state.elements, param
-            more, kept = yield from element_direction.found(xp, place, *given)
-            state = state._replace(elements=kept)
 
         def direction() -> Array:
             correction = 1.0 - decays ** steps[..., None]
             given = told["weights"], correction, grad, momenta
             return muon_numbers.mixed(xp, place, *given)
 
-        second, sizes = state.second, -told["sizes"]
+        second, parts = state.second, state.parts
         if place.role == "matrix":
-            every, far = c.orthogonalize_every, sizes * float(c.orthogonalize_every)
-
-            def moved() -> Steps:
-                blends, way = told["blends"] if c.blend else None, direction()
-                if more is not None:
-                    way = yield from element_direction.added(xp, place, way, more)
-                given = way, far, c.orthogonalizer, blends
-                return (yield from orthogonal_step.step(xp, place, *given))
-
-            delta = yield from xp.every(every, at.updates, moved, grad.shape)
+            delta, parts = yield from muon_matrix.step(
+                xp, theta, c, at, direction, grad, parts, param, steps
+            )
         else:
             d = c.second_decay
             second = xp.ema(second, xp.square(grad), d)
             known = 1.0 - xp.constant(d) ** steps
-            size = place.column(sizes * xp.sqrt(known))
+            size = place.column(-told["sizes"] * xp.sqrt(known))
             delta = xp.adam(size, direction(), second, place.column(1e-16 * known), 0.0)
         delta = layers.held(xp, delta, reached)
         if c.weight_decay:
             delta = delta - c.weight_decay * at.scale * param
-        return delta, state._replace(momenta=momenta, second=second)
+        return delta, Adaptive(momenta, second, state.step, parts)

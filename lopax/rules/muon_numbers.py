@@ -23,7 +23,7 @@ class Shared(NamedTuple):
     usual: Any  # [] log ratio of the network's size to the usual, see `unit_ratios`
     alone: Any  # [] 1 if the network has no matrix, else 0
     signal: Any  # [3] what is kept of how gradients agree with momenta, or None
-    losses: Any  # a `LossHistory`, or None
+    loss: Any  # a `LossHistory`, or None
 
 
 class Carried(NamedTuple):
@@ -33,9 +33,16 @@ class Carried(NamedTuple):
     traces: Any  # [N, 6] running averages of its features; None without a network
 
 
-def zeros(
-    draw: Draw, weights: int, signal: bool, history: bool, blend: bool
-) -> dict[str, Any]:
+PARTS: dict[str, tuple[int, ...]] = {
+    "signal": (2,),
+    "history": (loss_history.NUM_FEATURES,),
+    "outputs": (),
+    "blend": (),
+}
+"""Parts of theta that are there if the setting of their name is true: their shapes."""
+
+
+def zeros(draw: Draw, weights: int, settings: Any) -> dict[str, Any]:
     """Theta without its networks, for directions that are a sum of so many arrays."""
     found = {
         "size": draw.full((len(ROLES),)),
@@ -44,13 +51,8 @@ def zeros(
         "schedule": draw.full((KNOTS,)),
         "momenta": {"start": draw.full((weights,)), "slope": draw.full((weights,))},
     }
-    if signal:
-        found["signal"] = draw.full((2,))
-    if history:
-        found["history"] = draw.full((loss_history.NUM_FEATURES,))
-    if blend:
-        found["blend"] = draw.full(())
-    return found
+    parts = {k: draw.full(n) for k, n in PARTS.items() if getattr(settings, k)}
+    return found | parts
 
 
 def log_sizes(
@@ -89,10 +91,10 @@ def listened(
         signal, seen = momentum_features.signal(xp, shared.signal, *given)
         found = found + xp.sum(theta["signal"] * seen)
         shared = shared._replace(signal=signal)
-    if shared.losses is not None:
-        losses = loss_history.update(xp, shared.losses, run.loss)
+    if shared.loss is not None:
+        losses = loss_history.update(xp, shared.loss, run.loss)
         found = found + xp.sum(theta["history"] * loss_history.features(xp, losses))
-        shared = shared._replace(losses=losses)
+        shared = shared._replace(loss=losses)
     return found, shared
 
 
