@@ -124,16 +124,20 @@ def shards(rank: int, folder: str) -> None:
     from torch.distributed.tensor import DTensor
 
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
-    for name in NAMES:
+    seldom = {"orthogonalize_every": 2}  # stopped between two of its moves
+    cases = [(name, {}) for name in NAMES]
+    cases += [(name, seldom) for name in ("celo2", "learned_muon")]
+    for name, settings in cases:
         reference, model = Shapes(), Shapes()
         fully_shard(model, mesh=mesh)
-        optimizer = make(name, model.parameters(), weight_decay=0.1)
+        optimizer = make(name, model.parameters(), weight_decay=0.1, **settings)
         other = make(
             name,
             reference.parameters(),
             weight_decay=0.1,
             backend="plain",
             process_group=False,
+            **settings,
         )
         for step in range(5):
             one_step(model, optimizer, step)
@@ -157,11 +161,12 @@ def shards(rank: int, folder: str) -> None:
         assert torch.equal(before, whole(model))
         assert int(optimizer.info().skipped) == 1
 
-        checkpoint(name, model, optimizer, Path(folder, name), mesh)
+        path = Path(folder, f"{name}_{len(settings)}")
+        checkpoint(name, settings, model, optimizer, path, mesh)
     refusals(mesh)
 
 
-def checkpoint(name, model, optimizer, path: Path, mesh) -> None:
+def checkpoint(name, settings, model, optimizer, path: Path, mesh) -> None:
     import torch.distributed.checkpoint
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
     from torch.distributed.fsdp import fully_shard
@@ -178,7 +183,7 @@ def checkpoint(name, model, optimizer, path: Path, mesh) -> None:
     with torch.no_grad():
         for p in fresh.parameters():
             p.mul_(0.5)
-    resumed = make(name, fresh.parameters(), weight_decay=0.1)
+    resumed = make(name, fresh.parameters(), weight_decay=0.1, **settings)
     weights, state = get_state_dict(fresh, resumed)
     dcp.load({"model": weights, "optimizer": state}, checkpoint_id=path)
     set_state_dict(fresh, resumed, model_state_dict=weights, optim_state_dict=state)
