@@ -6,6 +6,7 @@ may be brought nearer to steps of one length. Both are off unless they are asked
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lopax.rules import element_direction, orthogonal_step, output_norms
@@ -39,7 +40,7 @@ def step(
     theta: Any,
     settings: LearnedMuonConfig,
     at: StepContext,
-    direction: Any,
+    direction: Callable[[], Array],
     grad: Array,
     parts: Parts,
     param: Array,
