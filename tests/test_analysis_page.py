@@ -9,14 +9,17 @@ import jax
 import numpy as np
 import pytest
 
-from lopax import meta, save_theta
+from lopax import analysis, meta, save_theta
+from lopax._core.errors import NotApplicable
+from lopax._core.task import SingleTask
 from lopax.analysis import explain as explaining
+from lopax.analysis.sections import start
 from lopax.architectures import architecture
 from lopax.cli.main import main
 from lopax.nets import dense_mlp
 from lopax.reproductions import mechanisms, mechanisms_measures
 from lopax.reproductions.cases import Case, CaseResults, Measured
-from lopax.tasks import RotatedQuadratics
+from lopax.tasks import RotatedQuadratics, task
 
 QUICK = ["--num-steps", "20", "--seeds", "1", "--task", "digits_mlp_32"]
 
@@ -45,6 +48,34 @@ def test_the_bundled_weights_are_explained(tmp_path, capsys):
     # Celo-Adam's direction is Adam's.
     assert re.search(r"where Adam would go \(mean cosine (0\.9\d|1\.00)\)", shown.out)
     assert not list(tmp_path.glob(".page*"))
+
+
+def test_what_was_learned_on_top_of_a_hand_made_optimizer(tmp_path):
+    """Told against theta = 0, exactly, and trained without one part after the other."""
+    rule = architecture("learned_muon", network=False, outputs=True)
+    theta = rule.init_theta(jax.random.key(0))
+    for sizes in analysis.against_start(rule, theta).sizes.values():
+        np.testing.assert_allclose(sizes, 1.0)
+    theta["size"] = np.log(np.array([2.0, 0.5, 3.0], np.float32))
+    theta["signal"] = np.array([1.0, 0.0], np.float32)
+    theta["momenta"]["slope"] = np.array([0.2, 0.0, -0.1], np.float32)
+    found = analysis.against_start(rule, theta, confirmed=-0.5)
+    for role, size in zip(found.sizes, (2.0, 0.5, 3.0), strict=True):
+        np.testing.assert_allclose(found.sizes[role], size * np.exp(0.5), rtol=0.01)
+    np.testing.assert_allclose(found.hand_made, [0.05, 0.95, 0.0], atol=1e-6)
+    last = found.hand_made + found.fractions[-1] * np.array([0.2, 0.0, -0.1])
+    np.testing.assert_allclose(found.weights[-1], last, atol=1e-5)
+
+    single = task("digits_mlp_32")
+    given = single, "digits", SingleTask(single), 20, (0,)
+    section = start.learned(explaining.Subject(rule, theta, *given))
+    assert section.grid is not None
+    parts = [row[0] for row in section.grid.rows]
+    assert parts == ["all of theta", "size", "momenta", "signal"]
+    assert "2.00, 2.00 and 2.00 for matrices" in section.text[0]
+    celo = architecture("celo_adam")
+    with pytest.raises(NotApplicable, match="learned_muon"):
+        analysis.against_start(celo, celo.init_theta(jax.random.key(0)))
 
 
 def test_per_element_networks_have_a_section(tmp_path, monkeypatch):

@@ -3,7 +3,8 @@
 For coordinate-wise recurrent rules the tools of Maheswaranathan et al. (2020, arXiv
 2011.02159): update functions, implicit schedule, state PCA, fixed points, momentum
 modes, adaptation. For per-element networks: feature importance. For rules with Celo's
-scheduler: its curves. For every rule: directions compared with hand-made ones, the
+scheduler: its curves. For rules that start as a hand-made optimizer: what was learned
+on top of it. For every rule: directions compared with hand-made ones, the
 response to one gradient, and what rescaling does. `lopax explain` writes it all on one
 page.
 """
@@ -15,6 +16,11 @@ from lopax.analysis.directions import REFERENCES, Directions, compare_directions
 from lopax.analysis.elements import NamedInputs, element_net, has_element_net
 from lopax.analysis.fixed_points import FixedPoints, find_fixed_points
 from lopax.analysis.importance import Importance, feature_importance
+from lopax.analysis.learned_part import (
+    against_start,
+    has_hand_made_start,
+    worth_of_parts,
+)
 from lopax.analysis.linearise import (
     HeavyBall,
     Linearisation,
@@ -71,6 +77,7 @@ __all__ = [
     "UpdateFunction",
     "Visited",
     "adaptation_curve",
+    "against_start",
     "compare_directions",
     "element_net",
     "feature_importance",
@@ -78,6 +85,7 @@ __all__ = [
     "gradient_descent_optimum",
     "gradient_response",
     "has_element_net",
+    "has_hand_made_start",
     "has_scheduler",
     "heavy_ball_optimum",
     "implicit_schedule",
@@ -96,4 +104,5 @@ __all__ = [
     "typical_losses",
     "update_function",
     "visit",
+    "worth_of_parts",
 ]

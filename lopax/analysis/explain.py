@@ -20,8 +20,9 @@ from lopax._core.types import Theta
 from lopax._version import __version__
 from lopax.analysis.elements import has_element_net
 from lopax.analysis.explanation import Explanation, Say, Section, Subject
+from lopax.analysis.learned_part import has_hand_made_start
 from lopax.analysis.scheduler_curves import has_scheduler
-from lopax.analysis.sections import common, elements, recurrent, schedule
+from lopax.analysis.sections import common, elements, recurrent, schedule, start
 from lopax.analysis.views import is_recurrent
 from lopax.tasks import RotatedQuadratics, task
 
@@ -48,6 +49,13 @@ ANALYSES = (
         schedule.schedule,
         "Scheduler curves need Celo's learned scheduler (celo in phase 2, celo_adam); "
         "the size of this rule's steps over a run is under “Where it goes”.",
+    ),
+    Analysis(
+        "learned part",
+        has_hand_made_start,
+        start.learned,
+        "What was learned on top of a hand-made optimizer exists for rules that start "
+        "as one (learned_muon).",
     ),
     Analysis(
         "feature importance",
