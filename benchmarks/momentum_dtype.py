@@ -1,9 +1,10 @@
-"""What momenta in bfloat16 cost in final loss, on tasks whose data are embedded.
+"""What narrow momenta cost in final loss, and their bytes.
 
-    python benchmarks/momentum_dtype.py [--quick] [--rules celo ...]
+    python benchmarks/momentum_dtype.py [--quick] [--rules celo ...] [--suite NAME]
 
-The bundled weights, the same seeds and batches for both; the value is the mean over
-seeds of the training loss over the last tenth of the run.
+The bundled weights, the same seeds and batches for all formats; the value is the mean
+over seeds of the training loss over the last tenth of the run. Without a suite, on
+tasks whose data are embedded.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from harness import Result, finish
 
 import lopax
 from lopax._core.tree import count_bytes, count_elements
+from lopax.tasks import suites
 
 TASKS = ("digits_mlp_32", "digits_mlp_128x128", "digits_conv")
 TARGET = 1.02
@@ -47,43 +49,67 @@ def losses(task: Any, opt: Any, seeds: int, steps: int) -> np.ndarray:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under 50 seconds")
+    parser.add_argument("--quick", action="store_true", help="about two minutes")
     parser.add_argument("--rules", nargs="+", default=["celo"])
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "int8"])
+    parser.add_argument("--suite", help="its tasks and lengths, instead of the digits")
+    parser.add_argument("--tasks", nargs="+", help="of these names only")
+    parser.add_argument("--seeds", type=int)
     args = parser.parse_args()
     seeds, steps = (3, 300) if args.quick else (8, 2_000)
+    seeds = args.seeds or seeds
     results = []
-    for name in TASKS:
-        task = lopax.tasks.task(name)
+    for name, task, length in _tasks(args.suite, steps):
+        if args.tasks and name not in args.tasks:
+            continue
         params = jax.eval_shape(lambda t=task: t.init(jax.random.key(0)))[0]
         for rule in args.rules:
-            final, held = {}, {}
-            for dtype in ("float32", "bfloat16"):
+
+            def measured(
+                dtype: str, rule: str = rule, task: Any = task, steps: int = length
+            ) -> tuple[np.ndarray, Any]:
                 opt = lopax.optimizer(rule, num_steps=steps, momentum_dtype=dtype)
-                final[dtype] = losses(task, opt, seeds, steps)
-                held[dtype] = count_bytes(jax.eval_shape(opt.init, params))
-            ratio = float(final["bfloat16"].mean() / final["float32"].mean())
-            spread = float(final["float32"].std() / final["float32"].mean())
-            results += [
-                Result(
-                    benchmark="momentum_dtype",
-                    case=f"{rule}/{name}",
-                    metric=f"final loss (seeds differ by {100 * spread:.1f} %)",
-                    value=float(final["bfloat16"].mean()),
-                    reference=float(final["float32"].mean()),
-                    ratio=ratio,
-                    target=TARGET,
-                    ok=ratio <= max(TARGET, 1.0 + spread),
-                ),
-                Result(
-                    benchmark="momentum_dtype",
-                    case=f"{rule}/{name}",
-                    metric="state bytes/parameter",
-                    value=held["bfloat16"] / count_elements(params),
-                    reference=held["float32"] / count_elements(params),
-                    ratio=held["bfloat16"] / held["float32"],
-                ),
-            ]
+                return losses(task, opt, seeds, steps), opt
+
+            wide, opt = measured("float32")
+            full = count_bytes(jax.eval_shape(opt.init, params))
+            spread = float(wide.std() / wide.mean())
+            for dtype in args.dtypes:
+                final, opt = measured(dtype)
+                held = count_bytes(jax.eval_shape(opt.init, params))
+                ratio = float(final.mean() / wide.mean())
+                what = f"{dtype}: final loss (seeds differ by {100 * spread:.1f} %)"
+                results.append(
+                    Result(
+                        benchmark="momentum_dtype",
+                        case=f"{rule}/{name}",
+                        metric=what,
+                        value=float(final.mean()),
+                        reference=float(wide.mean()),
+                        ratio=ratio,
+                        target=TARGET,
+                        ok=ratio <= max(TARGET, 1.0 + spread),
+                    )
+                )
+                results.append(
+                    Result(
+                        benchmark="momentum_dtype",
+                        case=f"{rule}/{name}",
+                        metric=f"{dtype}: state bytes/parameter",
+                        value=held / count_elements(params),
+                        reference=full / count_elements(params),
+                        ratio=held / full,
+                    )
+                )
     return finish(results)
+
+
+def _tasks(suite: str | None, steps: int) -> list[tuple[str, Any, int]]:
+    """Names, tasks and lengths of their runs."""
+    if suite is None:
+        return [(name, lopax.tasks.task(name), steps) for name in TASKS]
+    found = suites.suite(suite).tasks
+    return [(t.name, t.make(), t.num_steps) for t in found]
 
 
 if __name__ == "__main__":

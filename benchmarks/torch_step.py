@@ -175,9 +175,10 @@ def steps_for(
 
     def learned(spec: str, backend: str) -> Any:
         name, settings = settings_of(spec)
+        kept = {"momentum_dtype": settings.pop("momentum_dtype", "float32")}
         theta = random_theta(name, settings)
         given = {"theta": theta, "backend": backend, "settings": settings}
-        return lt.optimizer(name, named, num_steps=100_000, lr=1e-6, **given)
+        return lt.optimizer(name, named, num_steps=100_000, lr=1e-6, **kept, **given)
 
     kind = {"fused": True} if device == "cuda" else {"foreach": True}
     adamw = torch.optim.AdamW(params, lr=1e-6, **kind)  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ class OptimizerFacts(NamedTuple):
     meta_parameters: int
     bytes_per_parameter: float  # state, for a 512x512 matrix
     narrow_bytes_per_parameter: float | None  # with momentum_dtype="bfloat16", if any
+    int8_bytes_per_parameter: float | None  # with "int8"
     needs_loss: bool
     needs_horizon: bool
     has_weights: bool
@@ -51,7 +52,7 @@ def _facts(name: str, has_weights: bool) -> OptimizerFacts:
         packing = narrow_momenta.choose(rule, dtype)
         params = {"w": jax.ShapeDtypeStruct((side, side), jnp.float32)}
         state = jax.eval_shape(
-            lambda t, p: packing.pack(rule.init(t, p, 1)), theta, params
+            lambda t, p: packing.start(rule.init(t, p, 1), p), theta, params
         )
         return count_bytes(state)
 
@@ -66,6 +67,7 @@ def _facts(name: str, has_weights: bool) -> OptimizerFacts:
         meta_parameters=count_elements(theta),
         bytes_per_parameter=per_parameter("float32"),
         narrow_bytes_per_parameter=per_parameter("bfloat16") if narrow else None,
+        int8_bytes_per_parameter=per_parameter("int8") if narrow else None,
         needs_loss=rule.needs_loss,
         needs_horizon=rule.needs_horizon,
         has_weights=has_weights,

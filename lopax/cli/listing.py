@@ -34,6 +34,7 @@ def _optimizers(pattern: str) -> Rows:
             f"{f.meta_parameters:,}",
             f"{f.bytes_per_parameter:.1f}",
             _bytes(f.narrow_bytes_per_parameter),
+            _bytes(f.int8_bytes_per_parameter),
             "yes" if f.needs_loss else "no",
             "yes" if f.needs_horizon else "no",
             "yes" if f.has_weights else "no",
@@ -42,7 +43,7 @@ def _optimizers(pattern: str) -> Rows:
         for f in optimizer_facts(pattern)
     ]
     columns = ["name", "meta-parameters", "state B/param", "bf16 momenta"]
-    return [*columns, "loss", "num_steps", "bundled weights", "source"], rows
+    return [*columns, "int8", "loss", "num_steps", "bundled weights", "source"], rows
 
 
 def _bytes(value: float | None) -> str:

@@ -69,7 +69,8 @@ def optimizer(
     - `accumulate_beyond`: the longest run the rule can be trusted with. If `num_steps`
         is larger, ceil(num_steps / accumulate_beyond) gradients and losses are
         averaged for every step of the rule; in between, the updates are zero.
-    - `momentum_dtype`: "float32" or "bfloat16", what momenta are kept in.
+    - `momentum_dtype`: "float32", "bfloat16" or "int8" (in blocks, of tensors with
+        two or more axes), what momenta are kept in between steps.
     - `routes`: `lopax.Route`s that say which axes of a tensor are a stack of layers or
         experts and which belong to the output, and for rules with roles the role.
     - `report`: keep per-tensor diagnostics of the last step in the state, for

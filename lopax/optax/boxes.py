@@ -9,6 +9,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from lopax.blocks.narrow_momenta import InBlocks
+
 _NNX_NAMES = ("out_sharding", "sharding", "sharding_names", "optimizer_sharding")
 
 
@@ -20,6 +22,8 @@ def around(box: Any, axes: tuple[int | None, ...], x: Any) -> Any:
 
     - `axes`: for each axis of `x` the axis of the boxed tensor it is, or None.
     """
+    if isinstance(x, InBlocks):  # their units have axes of their own
+        return x._replace(codes=around(box, axes, x.codes))
     if not jnp.size(x):
         return x
     if hasattr(type(box), "replace_boxed"):

@@ -81,7 +81,7 @@ def _chained(
 ) -> optax.GradientTransformationExtraArgs:
     """The rule and the links, with the state of `lopax.optimizer`."""
     narrow = narrow_momenta.choose(rule, momentum_dtype)
-    storage = Storage(rule, theta)
+    storage = Storage(rule, theta, narrow.apart)
 
     @lifting.own_arithmetic
     def init_fn(params: Params) -> OptimizerState:
@@ -90,7 +90,9 @@ def _chained(
             return OptimizerState(storage.placeholder(params), 0, 0, 0, 0, 0, nothing)  # type: ignore[arg-type]
         named = by_name(params, leaves.trained(params))
         return OptimizerState(
-            rule=storage.fresh(narrow.pack(rule.init(theta, named, num_steps)), params),
+            rule=storage.fresh(
+                narrow.start(rule.init(theta, named, num_steps), named), params
+            ),
             count=jnp.zeros((), jnp.int32),
             step_scale=jnp.zeros((), jnp.float32),
             in_a_row=jnp.zeros((), jnp.int32),
@@ -122,7 +124,8 @@ def _chained(
     ) -> tuple[Updates, OptimizerState]:
         named = by_name(params, leaves.trained(params))
         grads = by_name(params, leaves.gradients(params, updates))
-        kept = narrow.unpack(storage.unpack(state.rule, params))
+        stored = storage.unpack(state.rule, params)
+        kept = narrow.unpack(stored)
         factors = [link.factor_at(state.count) for link in links]
         if extra.get("value") is not None or not rule.needs_loss:
             extra["value"] = _unless_finite(extra.get("value"), factors)
@@ -132,8 +135,12 @@ def _chained(
         for link, factor in zip(links, factors, strict=True):
             made = link(made, factor)
         moves = made.as_given(moves)
+        packed = narrow.pack(rule_state, named)
+        if hasattr(stored, "tensors"):
+            held = narrow.hold(found.skipped, stored.tensors, packed.tensors)
+            packed = packed._replace(tensors=held)
         after = OptimizerState(
-            rule=storage.pack(narrow.pack(rule_state), params, state.rule),
+            rule=storage.pack(packed, params, state.rule),
             count=state.count + 1,
             step_scale=jnp.where(found.skipped, state.step_scale, scale),
             in_a_row=jnp.where(found.skipped, state.in_a_row + 1, 0),

@@ -72,8 +72,11 @@ def _names(params: Params) -> list[str]:
 class Storage:
     """How the states of one rule with one theta are kept."""
 
-    def __init__(self, rule: LearnedOptimizer, theta: Theta):
-        self._rule, self._theta = rule, theta
+    def __init__(
+        self, rule: LearnedOptimizer, theta: Theta, apart: tuple[str, ...] = ()
+    ):
+        """`apart`: fields that are not kept like their tensor, whatever they are."""
+        self._rule, self._theta, self._apart = rule, theta, apart
 
     def fresh(self, state: Any, params: Params) -> Any:
         """A new state as it is kept, with the parameters' boxes around it."""
@@ -139,11 +142,16 @@ class Storage:
         if not isinstance(rule, TensorRule):
             return 0
         shared = self._shared
-        like = dict.fromkeys(rule.param_like, params)
+        like = dict.fromkeys(self._like, params)
         return OptState(0, 0, 0, jax.tree.map(lambda _: 0, shared), Kept(like, 0))  # type: ignore[arg-type]
 
     def _applies(self, state: Any) -> bool:
         return isinstance(state, OptState) and isinstance(self._rule, TensorRule)
+
+    @property
+    def _like(self) -> tuple[str, ...]:
+        fields: tuple[str, ...] = self._rule.param_like  # type: ignore[attr-defined]
+        return tuple(field for field in fields if field not in self._apart)
 
     def _places(self, params: Params) -> dict[str, Leaf]:
         named = by_name(params, leaves.trained(params))
@@ -161,7 +169,7 @@ class Storage:
     def _pack(self, state: Any, params: Params, nodes: dict[str, Any]) -> Any:
         if not self._applies(state):
             return state
-        fields: tuple[str, ...] = self._rule.param_like  # type: ignore[attr-defined]
+        fields = self._like
         named = by_name(params, leaves.trained(params))
         like = {
             field: in_place(

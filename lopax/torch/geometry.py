@@ -14,6 +14,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+
 from lopax.rules.form import Place
 
 View = Callable[[tuple[int, ...]], tuple[int, ...]]
@@ -61,6 +63,7 @@ class Accumulator(NamedTuple):
     start: Any = None  # [*shape] tensor with the first values; default: zeros
     stack: int | None = None  # of so many tensors that are stacked, in front
     behind: tuple[int, ...] = ()  # numbers of its own for each of its elements
+    dtype: torch.dtype = torch.float32
 
     def shape(self, tensor: tuple[int, ...]) -> tuple[int, ...]:
         lead = (self.copies,) if self.copies else ()

@@ -18,8 +18,6 @@ from lopax._core.errors import StructureMismatch
 from lopax.torch import sharding
 from lopax.torch.errors import UnsupportedParameter
 
-_FLOAT32 = torch.float32
-
 
 @functools.cache
 def _ordinary(kind: type) -> bool:
@@ -46,13 +44,13 @@ class Known:
     def __init__(self) -> None:
         self.arrays: dict[str, Tensor] = {}
         self._device: torch.device | None = None
-        self._rows: list[tuple[str, Tensor, torch.Size, int, Any]] = []
+        self._rows: list[tuple[str, Tensor, torch.Size, int, Any, torch.dtype]] = []
 
     def keep(self, arrays: dict[str, Tensor], device: torch.device) -> None:
         """Of arrays whose addresses kernels may have."""
         self.arrays, self._device = arrays, device
         self._rows = [
-            (name, x, x.shape, x.data_ptr(), 4 * (x.storage_offset() + x.numel()))
+            (name, x, x.shape, x.data_ptr(), _reach(x), x.dtype)
             for name, x in arrays.items()
         ]
 
@@ -60,12 +58,12 @@ class Known:
         """Whether `state` still has these arrays."""
         if device != self._device:
             return False
-        for name, x, shape, place, size in self._rows:
+        for name, x, shape, place, size, dtype in self._rows:
             if (
                 state.get(name) is not x
                 or x.data_ptr() != place
                 or x.shape != shape
-                or x.dtype is not _FLOAT32
+                or x.dtype is not dtype
                 or not x.is_contiguous()
                 or x.untyped_storage().nbytes() < size
             ):
@@ -73,15 +71,25 @@ class Known:
         return True
 
 
-def is_plain_array(x: Tensor, shape: tuple[int, ...], device: torch.device) -> bool:
-    """Whether a kernel may be given the address of `x` as a float32 array [*shape]."""
+def _reach(x: Tensor) -> Any:
+    """The bytes a storage must have for a contiguous tensor."""
+    return x.itemsize * (x.storage_offset() + x.numel())
+
+
+def is_plain_array(
+    x: Tensor,
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> bool:
+    """Whether a kernel may be given the address of `x` as an array [*shape]."""
     return (
-        x.dtype is _FLOAT32
+        x.dtype is dtype
         and x.shape == shape
         and x.is_contiguous()
         and x.device == device
         and not x.is_neg()
-        and x.untyped_storage().nbytes() >= 4 * (x.storage_offset() + x.numel())
+        and x.untyped_storage().nbytes() >= _reach(x)
         and _ordinary(type(x))
     )
 
@@ -145,11 +153,16 @@ def check_operands(param: Tensor, grad: Tensor, what: str) -> bool:
     return _ordinary(type(param)) and _ordinary(type(grad))
 
 
+def described(dtype: torch.dtype, shape: Any) -> str:
+    """What `describe` says of an ordinary tensor."""
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+
+
 def describe(x: object) -> str:
     """A tensor as an error message shows it."""
     if not isinstance(x, Tensor):
         return type(x).__name__
-    text = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+    text = described(x.dtype, x.shape)
     if sharding.is_dtensor(x):
         return sharding.spread(text, x.placements)  # type: ignore[attr-defined]
     if x.layout != torch.strided:

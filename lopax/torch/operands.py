@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from lopax.torch.geometry import View, place_of, seen
 from lopax.torch.groups import Group, called, check_supported, named
 from lopax.torch.losses import meeting_place
 from lopax.torch.memory import check_operands
+from lopax.torch.narrow_backend import NarrowBackend
 from lopax.torch.plain import Entry, PlainBackend, measurements
 from lopax.torch.rule import Rule
 
@@ -28,6 +29,7 @@ class Operands(restoring.Resumable):
     _plans: dict[Any, states.Plan]
     _starts: dict[Tensor, Tensor]
     _requested: str
+    _momentum_dtype: str
     _process_group: Any
     _per_device: dict[torch.device, tuple[Rule, backends.Backend]]
 
@@ -64,12 +66,17 @@ class Operands(restoring.Resumable):
             sharding.refuse_flattened(param)
             see, found = self._view(group), self._seen(param, name, group)
             shape, role = see(found.shape), self._role(param, name, group)
+            place_seen = place_of(shape, group["layout"], role, found.shape == ())
+            same_axes = place_seen.rank >= param.ndim
+            cut = sharding.sharding_of(param, same_axes=same_axes)
             self._plans[key] = states.Plan.of(
                 self._rule,
-                place_of(shape, group["layout"], role, found.shape == ()),
+                place_seen,
                 see(tuple(part)) if found.unchanged else shape,
                 called(name, *place),
                 found,
+                self._momentum_dtype,
+                0 if cut is None else cut.axis,
             )
         return self._plans[key]
 
@@ -134,10 +141,15 @@ class Operands(restoring.Resumable):
         given, use the plain one."""
         if device not in self._per_device:
             rule = self._rule.to(device)
-            chosen = backends.choose(self._requested, rule, device)
-            self._per_device[device] = rule, chosen
+            self._per_device[device] = (
+                rule,
+                self._backend(lambda: backends.choose(self._requested, rule, device)),
+            )
         rule, backend = self._per_device[device]
-        return rule, PlainBackend() if plain else backend
+        return rule, self._backend(PlainBackend) if plain else backend
+
+    def _backend(self, make: Callable[[], backends.Backend]) -> backends.Backend:
+        return make() if self._momentum_dtype == "float32" else NarrowBackend(make)
 
     def _home(self, loss: Any) -> torch.device:
         """Where what is shared belongs, for a process without a gradient."""

@@ -9,13 +9,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from lopax._core import narrow as formats
 from lopax._core import routing
 from lopax._core.config import check_one_of
 from lopax._core.errors import ConfigError
 from lopax._core.numbers import whole_steps
 from lopax._core.routing import Route
 from lopax.rules import form
-from lopax.torch import backends, restoring, step, views
+from lopax.torch import backends, narrow, restoring, step, views
 from lopax.torch import state as states
 from lopax.torch import theta as thetas
 from lopax.torch.backends import Job
@@ -49,6 +50,7 @@ class Info(NamedTuple):
     skipped: Tensor  # [] int32, steps skipped because something was not finite
     roles: Mapping[str, str] = NOTHING  # of the parameters by name, see `roles()`
     backends: Mapping[str, str] = NOTHING  # by device: which one, and if plain why
+    momentum_dtype: str = "float32"  # what momenta are kept in between steps
 
 
 class LearnedOptimizer(Observing):
@@ -73,6 +75,8 @@ class LearnedOptimizer(Observing):
         compiler, CUDA with Triton), or "auto" (fused where it can be had).
     - `compilable`: let `torch.compile` trace the step, which takes it a minute or more;
         otherwise a compiled program calls it as it is.
+    - `momentum_dtype`: "float32", "bfloat16" or "int8" (in blocks, of tensors with two
+        or more axes), what momenta are kept in between steps.
     - `process_group`: over which the loss is averaged; None: the default group, if
         torch.distributed is initialised; False: no communication.
     - `on_resume`: whose `num_steps` counts if a state of a run of another length is
@@ -102,6 +106,7 @@ class LearnedOptimizer(Observing):
         layout: str = "out_in",
         backend: str = "auto",
         compilable: bool = False,
+        momentum_dtype: str = "float32",
         process_group: Any = None,
         on_resume: str | None = None,
         routes: Sequence[Route] = (),
@@ -122,6 +127,8 @@ class LearnedOptimizer(Observing):
         self._rule = Rule(rule, thetas.to_torch(rule, loaded.arrays))
         if num_steps is None and self._rule.needs_horizon:
             raise HorizonNotGiven(cls.name)
+        formats.check(momentum_dtype, cls.name, narrow.has_momenta(rule))
+        self._momentum_dtype = momentum_dtype
         self._requested, self._compilable = backend, compilable
         self._process_group = process_group
         self._on_resume = on_resume
@@ -213,7 +220,7 @@ class LearnedOptimizer(Observing):
         shared = self._shared
         counts = shared["iteration"], shared["skipped"]
         used = {str(d): b.describe() for d, (_, b) in self._per_device.items()}
-        return Info(self._scale, *counts, self.roles(), used)
+        return Info(self._scale, *counts, self.roles(), used, self._momentum_dtype)
 
     def _without_loss(self) -> None:
         """A bare step with every lr at zero only makes the state.
@@ -274,7 +281,7 @@ class LearnedOptimizer(Observing):
 
 _KEPT = (
     *("_rule", "_num_steps", "_requested", "_compilable"),
-    *("_process_group", "_on_resume"),
+    *("_process_group", "_on_resume", "_momentum_dtype"),
     *("_shared", "_scale", "_routes", "_kinds"),
 )
 """What a copied or pickled optimizer takes along; backends are found anew."""

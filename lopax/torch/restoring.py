@@ -14,10 +14,10 @@ from torch import Tensor
 from lopax._core.errors import StructureMismatch
 from lopax._core.numbers import whole_steps
 from lopax._core.warned import HorizonWarning, say
-from lopax.torch import sharding
+from lopax.torch import narrow_saved, sharding
 from lopax.torch import state as states
 from lopax.torch.groups import Group, named
-from lopax.torch.memory import describe
+from lopax.torch.memory import describe, described
 from lopax.torch.rule import Rule
 from lopax.torch.state import SHARED, Plan, State
 from lopax.torch.state_dicts import check_kind, in_order
@@ -29,7 +29,8 @@ _HINT = (
 
 
 def restore(saved: Any, param: Tensor, plan: Plan, like: State) -> State:
-    """Copies of saved tensors on the parameter's device, in the dtype they have.
+    """Copies of saved tensors on the parameter's device, in the dtype they have, but
+    for momenta that were kept in another format than the plan says.
 
     (`torch.optim.Optimizer` would cast them to the parameter's dtype, and would share
     memory with the state dict where no cast is needed.)
@@ -43,9 +44,10 @@ def restore(saved: Any, param: Tensor, plan: Plan, like: State) -> State:
     want = {k: describe(v) for k, v in states.refer(like).items()}
     for name, spec in plan.specs.items():
         placements = sharding.placements_for(param, spec)
-        text = f"float32 {list(spec.shape(plan.place.shape))}"
+        text = described(spec.dtype, spec.shape(plan.place.shape))
         want[name] = sharding.spread(text, placements)
     found = saved if isinstance(saved, Mapping) else {"": saved}
+    found = narrow_saved.converted(found, param, plan)
     have = {k: describe(v) for k, v in found.items()}
     if want != have:
         raise StructureMismatch.between(
@@ -149,6 +151,7 @@ class Resumable(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores a state dict; it stays usable, and state keeps its float32.
+        Momenta are brought to this optimizer's `momentum_dtype`, whatever it was.
 
         Everything is checked first: a dict that is refused changes nothing. Parameters
         are matched by name where the optimizer and the dict have names. If the dict is

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lopax.torch.backends import Job
 from lopax.torch.batch import Advance, Rows
+from lopax.torch.narrow_backend import opened
 from lopax.torch.plain import summaries
 
 
@@ -27,7 +28,8 @@ def gather(
     found: list[Tensor] = []
     for job in jobs:
         there = {k: v.to(job.device) for k, v in shared.items()}
-        found += [r.to(home) for r in summaries(job.rule, job.entries, there)]
+        for entries in opened(job.entries):
+            found += [r.to(home) for r in summaries(job.rule, entries, there)]
     return Rows(len(every), torch.stack(found), rows)
 
 

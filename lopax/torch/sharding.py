@@ -113,18 +113,25 @@ def match_gradient(param: Tensor, grad: Tensor) -> Tensor:
 def start_for(
     param: Tensor, shape: tuple[int, ...], part: tuple[int, ...], spec: Accumulator
 ) -> Tensor:
-    """The first values (float32) of one array of a parameter's state, sharded as the
+    """The first values of one array of a parameter's state, sharded as the
     parameter; `shape` of the whole and `part` of what is local as the rule sees them.
     """
     device = local(param).device
-    zeros = torch.zeros(spec.shape(part), dtype=torch.float32, device=device)
+    zeros = torch.zeros(spec.shape(part), dtype=spec.dtype, device=device)
     if spec.start is not None:
         zeros += spec.start.to(device)
     if not is_dtensor(param):
         return zeros
-    whole = spec.shape(shape)
+    return spread_as(zeros, param, spec, spec.shape(shape))
+
+
+def spread_as(
+    local: Tensor, param: Tensor, spec: Accumulator, whole: tuple[int, ...]
+) -> Tensor:
+    """An array of shape `whole` of a parameter's state, from what is local of it,
+    spread as the parameter, a `DTensor`, is."""
     return _dtensor().DTensor.from_local(
-        zeros,
+        local,
         param.device_mesh,  # type: ignore[attr-defined]
         placements_for(param, spec),
         run_check=False,

@@ -15,9 +15,15 @@ from torch import Tensor
 from lopax._core.errors import StructureMismatch
 from lopax._core.routing import Seen
 from lopax.rules.form import Place
-from lopax.torch import sharding
+from lopax.torch import narrow, sharding
 from lopax.torch.geometry import Accumulator
-from lopax.torch.memory import Known, describe, is_plain_array, overlaps_itself
+from lopax.torch.memory import (
+    Known,
+    describe,
+    described,
+    is_plain_array,
+    overlaps_itself,
+)
 from lopax.torch.rule import Rule
 
 SHARED = "shared_"
@@ -36,6 +42,7 @@ class Plan(NamedTuple):
     parts: dict[str, tuple[int, ...]]  # the shapes of what is local of them
     known: Known  # what was checked in the last step
     seen: Seen  # how the tensors are made of the parameter
+    row_axis: int = 0  # the axis that blocks of bytes do not cross
 
     @classmethod
     def of(
@@ -45,12 +52,13 @@ class Plan(NamedTuple):
         part: tuple[int, ...],
         what: str,
         seen: Seen,
+        momentum_dtype: str = "float32",
+        row_axis: int = 0,
     ) -> Plan:
         """`place`, `part`: as the rule sees them, of one tensor if it is a stack."""
-        specs = {
-            name: spec._replace(stack=seen.copies)
-            for name, spec in rule.accumulators(place).items()
-        }
+        wide = rule.accumulators(place)
+        kept = narrow.specs(wide, place.shape, momentum_dtype, row_axis)
+        specs = {name: spec._replace(stack=seen.copies) for name, spec in kept.items()}
         return cls(
             place=place,
             part=part,
@@ -59,6 +67,7 @@ class Plan(NamedTuple):
             parts={k: spec.shape(part) for k, spec in specs.items()},
             known=Known(),
             seen=seen,
+            row_axis=row_axis,
         )
 
 
@@ -106,14 +115,14 @@ def check(state: State, plan: Plan, device: torch.device) -> tuple[State, bool]:
         whole = state.get(name)
         if not isinstance(whole, Tensor):
             _refuse(state, plan)
-        x = sharding.local(whole)
-        if not is_plain_array(x, shape, device):
-            if describe(x) != f"float32 {list(shape)}" or overlaps_itself(x):
+        x, dtype = sharding.local(whole), plan.specs[name].dtype
+        if not is_plain_array(x, shape, device, dtype):
+            if describe(x) != described(dtype, shape) or overlaps_itself(x):
                 _refuse(state, plan)
             if x.device != device:
                 state[name] = whole.to(device)
                 x = sharding.local(state[name])
-            addressable &= is_plain_array(x, shape, device)
+            addressable &= is_plain_array(x, shape, device, dtype)
         addressable &= x is state[name]  # not a shard
         arrays[name] = x
     if addressable:
@@ -130,7 +139,7 @@ def _refuse(state: State, plan: Plan) -> NoReturn:
             found[name] += " in expanded memory"
     raise StructureMismatch.between(
         f"the optimizer's state of {plan.what} with shape {list(plan.place.shape)}",
-        {k: f"float32 {list(s)}" for k, s in plan.parts.items()},
+        {k: described(plan.specs[k].dtype, s) for k, s in plan.parts.items()},
         found,
         "Was the parameter, its data or its state replaced after the optimizer was "
         "made? Make a new optimizer; or `del optimizer.state[param]` begins anew for "
