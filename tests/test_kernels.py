@@ -194,6 +194,32 @@ def test_derivative_is_the_plain_rules():
 
 
 @needs_kernel
+@pytest.mark.parametrize("together", [False, True])
+def test_a_step_that_is_not_finite_is_taken_back(together):
+    """The kernel says which of a batch of steps it was."""
+    rule = architecture("celo", lstm=4, backend="fused")
+    theta = rule.init_theta(jax.random.key(0))
+    broken = theta["rule"] | {"b2": jnp.full(2, jnp.nan)}
+    thetas = [theta, theta | {"rule": broken}]
+    state = rule.init(theta, PARAMS, 50)
+
+    def step(theta):
+        kept = jax.tree.map(jnp.array, state)
+        return rule.update(theta, grads_at(0), kept, PARAMS, value=jnp.float32(1.0))
+
+    if together:
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *thetas)
+        updates, _, info = jax.jit(jax.vmap(step))(stacked)
+        found = [jax.tree.map(lambda x, i=i: x[i], (updates, info)) for i in range(2)]
+    else:
+        found = [(u, info) for u, _, info in map(jax.jit(step), thetas)]
+    for (updates, info), fails in zip(found, (False, True), strict=True):
+        assert bool(info.skipped) == fails
+        moved = [np.any(u) for u in jax.tree.leaves(updates)]
+        assert not any(moved) if fails else all(moved)
+
+
+@needs_kernel
 def test_the_caller_s_state_is_not_overwritten():
     """The kernel works in place; XLA must copy a state that is still needed."""
     rule = architecture("celo", backend="fused", phase=1)

@@ -255,9 +255,10 @@ def test_one_update_that_is_not_finite_leaves_every_state(name, monkeypatch):
     inner = rule.step_or_keep
 
     def broken(self: Any, theta: Any, context: Any, leaf: Any, *args: Any) -> Any:
-        delta, state = inner(self, theta, context, leaf, *args)
+        delta, state, seen = inner(self, theta, context, leaf, *args)
         made.append(self.by_kernel(leaf))
-        return (delta * jnp.nan if leaf.name == "w" else delta), state
+        factor = jnp.nan if leaf.name == "w" else 1.0
+        return delta * factor, state, None if seen is None else seen * factor
 
     monkeypatch.setattr(rule, "step_or_keep", broken)
     start = opt.init(params)

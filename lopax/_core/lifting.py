@@ -184,10 +184,12 @@ def flaws(grads: Sequence[Any], value: Any) -> Any:
     would be inlined by XLA into the loop of every tensor, so that program size and
     compile time grew with the square of their number.
     """
-    zeros = [jnp.sum(g * 0.0).astype(jnp.float32) for g in grads]
+    zeros = [jnp.sum(g * 0.0) if g.ndim else g for g in grads]
     if value is not None:
-        zeros.append(scalar_loss(value) * 0.0)
-    return jnp.stack(zeros) != 0.0 if zeros else jnp.zeros((0,), bool)
+        zeros.append(scalar_loss(value))
+    if not zeros:
+        return jnp.zeros((0,), bool)
+    return jnp.stack([x.astype(jnp.float32) for x in zeros]) * 0.0 != 0.0
 
 
 def guarded(

@@ -166,14 +166,17 @@ class TensorHooks(LearnedOptimizer, Generic[Shared, Context, TensorState]):
         param: Any,
         finite: Flag,
         bound: Any,
-    ) -> tuple[Any, TensorState]:
-        """The step, `lifting.guarded`.
+    ) -> tuple[Any, TensorState, Any]:
+        """The step, `lifting.guarded`, and what a fused kernel saw of it: [] float32,
+        finite if the step is. None where nobody has looked.
 
-        Rules with a fused kernel clip and choose inside it, which saves passes over
+        Rules with such a kernel clip and choose inside it, which saves passes over
         gradient and state.
         """
 
         def step(grad: Any) -> tuple[Any, TensorState]:
             return self.step(theta, context, index, grad, state, param)
 
-        return lifting.guarded(step, grad, state, finite, bound, self.long_step(index))
+        apart = self.long_step(index)
+        delta, new = lifting.guarded(step, grad, state, finite, bound, apart)
+        return delta, new, None

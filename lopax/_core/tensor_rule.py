@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lopax._core import leaves, lifting, placing, stacks
+from lopax._core import leaves, lifting, placing, stacks, zeroing
 from lopax._core import tree as trees
 from lopax._core.errors import MissingHorizon, MissingLoss, MissingParams
 from lopax._core.optimizer import Info, OptState
 from lopax._core.places import Leaf, numbered
 from lopax._core.seen_tree import SeenTree
 from lopax._core.tensor_hooks import Context, Shared, TensorHooks, TensorState
-from lopax._core.types import Count, Flag, Params, Theta, Updates
+from lopax._core.types import Count, Params, Theta, Updates
 
 INIT_TOGETHER = 24
 """From so many tensors on, their first states are made by one program, if they lie on
@@ -147,15 +147,14 @@ class TensorRule(TensorHooks[Shared, Context, TensorState]):
             [self.group_key(leaf) for leaf in places],
             list(zip(raw, states, ps, strict=True)),
         )
-        deltas = tree.together([d for d, _ in stepped])
+        deltas = tree.together([d for d, _, _ in stepped])
         deltas = [d.astype(p.dtype) for d, p in zip(deltas, tensors, strict=True)]
-        made = finite & lifting.all_finite(deltas, None)
-        deltas = [jnp.where(made, d, jnp.zeros((), d.dtype)) for d in deltas]
-        news = tree.states_together([new for _, new in stepped])
-
-        def keep_unless(made: Flag, of: Sequence[Leaf], new: Any, old: Any) -> Any:
-            by_kernel = any(self.by_kernel(leaf) for leaf in of)
-            return new if by_kernel else trees.select(made, new, old)
+        looked = [d for d in deltas if d.dtype != jnp.float32]  # may be infinite now
+        looked += [d if seen is None else seen for d, _, seen in stepped]
+        made = finite & lifting.all_finite(looked, None)
+        by_kernel = [any(map(self.by_kernel, places[part])) for part in tree.members]
+        deltas = zeroing.zero_unless(made, deltas, by_kernel)
+        news = tree.states_together([new for _, new, _ in stepped])
 
         new_state = OptState(
             iteration=state.iteration + 1,
@@ -164,8 +163,8 @@ class TensorRule(TensorHooks[Shared, Context, TensorState]):
             shared=trees.select(made, shared, state.shared),
             tensors=treedef.unflatten(
                 [
-                    keep_unless(made, places[part], new, old)
-                    for part, new, old in zip(tree.members, news, held, strict=True)
+                    new if written else trees.select(made, new, old)
+                    for written, new, old in zip(by_kernel, news, held, strict=True)
                 ]
             ),
         )

@@ -223,7 +223,7 @@ class Described(TensorRule[Shared, Told, Any]):
         param: Array,
         finite: Flag,
         bound: Any,
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Array, Any, Array | None]:
         at = self._context(context, index) if self.by_kernel(index) else None
         found = None if at is None else self._numbers(theta, at)
         if at is None or found is None:
@@ -231,14 +231,14 @@ class Described(TensorRule[Shared, Told, Any]):
                 theta, context, index, grad, state, param, finite, bound
             )
         (net, numbers), flat = found, self._seen(param)
-        delta, new = elements.step_or_keep(
+        delta, new, seen = elements.step_or_keep(
             *(net, at.place, numbers, self._seen(grad), state, flat),
             *(finite, bound, self.unrolled),
         )
         if not cast(ElementRule, self.rule).only_elements:
             delta = self._finished(theta, at, delta, new, flat)
-            delta = jnp.where(finite, delta, 0.0)
-        return delta.reshape(grad.shape), new
+            delta, seen = jnp.where(finite, delta, 0.0), None
+        return delta.reshape(grad.shape), new, seen
 
     def _context(self, context: Told, leaf: Leaf) -> StepContext:
         told = {name: rows[int(leaf)] for name, rows in context.told.items()}

@@ -69,7 +69,7 @@ def step_or_keep(
     finite: Flag,
     bound: float,
     unrolled: bool | None = None,
-) -> tuple[Array, Moments]:
+) -> tuple[Array, Moments, Array]:
     """`TensorRule.step_or_keep` for `element_plain.step`, by the kernel.
 
     The plain form is what runs on every platform but the CPU, and for derivatives.
@@ -78,14 +78,14 @@ def step_or_keep(
     """
     momenta, second, factored = numbers.decays
     rates = [jnp.asarray(d, jnp.float32) for d in (momenta, factored, second)]
-    delta, momenta, second, *lines = _program(net, place, bound, unrolled)(
+    delta, momenta, second, *lines, seen = _program(net, place, bound, unrolled)(
         *(grad, param, state.momenta, state.second, *state.factored),
         *(numbers.network[name] for name in ARRAYS),
         jnp.concatenate(rates),
         jnp.asarray(numbers.scale, jnp.float32),
         finite.astype(jnp.float32),
     )
-    return delta, Moments(momenta, second, Factored(*lines))
+    return delta, Moments(momenta, second, Factored(*lines)), seen
 
 
 @functools.lru_cache(maxsize=128)
@@ -109,7 +109,7 @@ def _program(
 
         # No program apart: JAX 0.10 cannot turn its derivative round in here.
         delta, new = guarded(step, grad, state, keep != 0, bound)
-        return delta, new.momenta, new.second, *new.factored
+        return delta, new.momenta, new.second, *new.factored, jnp.sum(delta * 0.0)
 
     def kernel(*operands: Array) -> tuple[Array, ...]:
         grad, param, state = operands[0], operands[1], operands[2:7]

@@ -49,11 +49,13 @@ static int32_t sum_slice(const Tensor *t, const float *g, float *u, float *w) {
       bad |= add_squares(g + i, t->c, limit, u + i, w);
     return bad;
   }
-  memset(sums, 0, sizeof sums);
+  memset(sums, 0, sizeof(float) * (size_t)width);
   for (int64_t i = 0; i < length; i += width) {
     int64_t count = length - i < width ? length - i : width;
     bad |= add_squares(g + i, count, limit, u + i, sums);
   }
+  for (; t->c == 1 && width > 4; width /= 2) /* side by side, not one after another */
+    for (int64_t i = 0; i < width / 2; i++) sums[i] += sums[i + width / 2];
   for (int64_t c = 0; c < t->c; c++) {
     double total = 0.0;
     for (int64_t i = c; i < width; i += t->c) total += sums[i];
@@ -205,6 +207,7 @@ static void factor(void *job, Tensor *t, int64_t item) {
   Parts p = parts_of(t);
   join_bands(t, &p);
   if (t->unreached > 0) t->unreached = 0;
+  t->guard = t->guard != 0;
   if (t->vector) { /* row and column channels are the same array */
     lines(t, t->row, p.sum_w, p.nw, 1, 3, p.hidden_w, 1);
   } else if (t->row_over_x) {
@@ -225,6 +228,14 @@ typedef struct {
   float *second, *momenta[DECAYS], *out;
 } Block;
 
+/* Fetches what the loops want soon: the streams are more than processors foresee. */
+INLINE void ahead(const Block *x, int64_t i) {
+  i += 8 * LANES;
+  __builtin_prefetch(x->grad + i), __builtin_prefetch(x->param + i);
+  __builtin_prefetch(x->second + i);
+  for (int k = 0; k < DECAYS; k++) __builtin_prefetch(x->momenta[k] + i);
+}
+
 /* For each block of a band: its elements `x`, and its view `v`. */
 #define EACH_BLOCK(WITH_HIDDEN)                                                \
   Parts p = parts_of(t);                                                       \
@@ -242,6 +253,8 @@ typedef struct {
     float *m = t->momenta + e;                                                 \
     const Block x = {t->grad + e, t->param + e, t->second + e,                 \
                      {m, m + t->n, m + 2 * t->n}, t->out + e};
+
+#define EACH_FULL for (; i + LANES <= length; i += LANES)
 
 /* The terms that channels are products of, by the names of tables.h; with `flat` the W
    arrays have one value for the block. */
@@ -265,6 +278,7 @@ typedef struct {
 INLINE void update_lanes(const Block *x, const View *v, const Rates *r, int64_t i,
                          int64_t count, int flat, Lanes *squares,
                          float each[ELEMENTS][BLOCK + LANES]) {
+  ahead(x, i);
   const float eps = r->eps;
   Lanes grad = within(load(x->grad + i, count), r->limit);
   Lanes param = load(x->param + i, count), second = load(x->second + i, count);
@@ -297,24 +311,20 @@ static void update(void *job, Tensor *t, int64_t item) {
   const Rates r = {{1.0f - t->decays[0], 1.0f - t->decays[1], 1.0f - t->decays[2]},
                    1.0f - t->decays[2 * DECAYS], t->rule->limit, t->rule->second_eps};
   (void)job;
-  Lanes total[ELEMENTS] = {{0}};
+  Lanes total[ELEMENTS] = {{0}}, sum[ELEMENTS] = {{0}};
+  int64_t summed = 0; /* elements in `sum`, not yet in `total`: few terms are exact */
   /* Where matrices alternate: by place in a block. */
   float each[ELEMENTS][BLOCK + LANES];
   if (stack_c(t) > 1) memset(each, 0, sizeof each);
   EACH_BLOCK(0)
-    Lanes sum[ELEMENTS] = {{0}};
-    if (flat)
-      for (; i + LANES <= length; i += LANES)
-        update_lanes(&x, &v, &r, i, LANES, 1, sum, NULL);
-    else if (period == 1)
-      for (; i + LANES <= length; i += LANES)
-        update_lanes(&x, &v, &r, i, LANES, 0, sum, NULL);
-    else
-      for (; i + LANES <= length; i += LANES)
-        update_lanes(&x, &v, &r, i, LANES, 0, NULL, each);
+    if (flat) EACH_FULL update_lanes(&x, &v, &r, i, LANES, 1, sum, NULL);
+    else if (period == 1) EACH_FULL update_lanes(&x, &v, &r, i, LANES, 0, sum, NULL);
+    else EACH_FULL update_lanes(&x, &v, &r, i, LANES, 0, NULL, each);
     if (i < length)
       update_last(&x, &v, &r, i, length - i, total, period > 1 ? each : NULL);
-    for (int c = 0; c < ELEMENTS; c++) total[c] += sum[c]; /* each of few terms */
+    if ((summed += length) >= FLAT || e + length >= stop)
+      for (int c = summed = 0; c < ELEMENTS; c++)
+        total[c] += sum[c], sum[c] = (Lanes){0};
   }
   float *squares = p.squares + item * ELEMENTS * period;
   for (int c = 0; c < ELEMENTS; c++)
@@ -371,15 +381,19 @@ static void fold(void *job, Tensor *t, int64_t item) {
 
 /* What the last pass makes of a step. */
 typedef struct {
-  float limit, eps, exp_mult, lr, shrink;
+  float limit, eps, exp_mult, size, lr, shrink;
   int hold, reach; /* no step where there never was a gradient; look for such elements */
   int add, guard;
-  int32_t unreached, bad; /* found */
+  LanesInt unreached, bad; /* found */
 } Finish;
 
-/* The channels of lanes. */
-INLINE void channels(const Block *x, const View *v, float normal[ELEMENTS][COPY],
-                     const Finish *s, int64_t i, int64_t count, int flat, Lanes *ch) {
+/* The heads of lanes: the step, and the exponent of its size. */
+typedef float Heads[2][FLAT + LANES];
+INLINE void network_lanes(const Block *x, const View *v, const Folded *f,
+                          float normal[ELEMENTS][COPY], const Finish *s, int64_t i,
+                          int64_t count, int flat, Heads heads) {
+  __asm__ volatile("" ::: "memory"); /* or weights would be loaded, and spilled, before */
+  ahead(x, i);
   const float eps = s->eps;
   Lanes grad = within(load(x->grad + i, count), s->limit);
   Lanes param = load(x->param + i, count), second = load(x->second + i, count);
@@ -387,86 +401,75 @@ INLINE void channels(const Block *x, const View *v, float normal[ELEMENTS][COPY]
   Lanes momenta1 = load(x->momenta[1] + i, count);
   Lanes momenta2 = load(x->momenta[2] + i, count);
   TERMS
-#define KEEP(c, value) ch[c] = value;
-  EACH_CHANNEL(KEEP)
-  if (!flat && normal)
-    for (int c = 0; c < ELEMENTS; c++) ch[c] *= load(normal[c] + i, count);
+  Lanes h[PADDED], sum[UNITS], o0 = splat(f->b2[0]), o1 = splat(f->b2[1]);
+  for (int set = 0; set < SETS; set++) {
+    EACH_UNIT(j) {
+      int k = set * UNITS + j;
+      sum[j] = load(v->hidden_u[k] + i, count);
+      sum[j] += flat ? splat(v->flat[k]) : load(v->hidden_w[k] + i, count);
+    }
+#define FEED(c, value)                                                         \
+  {                                                                            \
+    Lanes z = value;                                                           \
+    if (normal) z *= load(normal[c] + i, count);                               \
+    EACH_UNIT(j) sum[j] += f->w0[set][c][j] * z;                               \
+  }
+    EACH_CHANNEL(FEED)
+    EACH_UNIT(j) h[set * UNITS + j] = rectified(sum[j]);
+  }
+  for (int set = 0; set < SETS; set++) {
+    EACH_UNIT(j) sum[j] = splat(f->b1[set * UNITS + j]);
+    UNROLLED(8) for (int k = 0; k < PADDED; k++)
+      EACH_UNIT(j) sum[j] += f->w1[set][k][j] * h[k];
+    EACH_UNIT(j) {
+      Lanes z = rectified(sum[j]);
+      o0 += f->w2[0][set * UNITS + j] * z;
+      o1 += f->w2[1][set * UNITS + j] * z;
+    }
+  }
+  store(heads[0] + i, o0, LANES), store(heads[1] + i, o1, LANES);
 }
 
-/* What becomes of a step: scaled, held, decayed, added, guarded. */
-INLINE void finish_lanes(const Block *x, Finish *s, Lanes step, int64_t i,
-                         int64_t count) {
+OUTLINE void network_last(const Block *x, const View *v, const Folded *f,
+                          float normal[ELEMENTS][COPY], const Finish *s, int64_t i,
+                          int64_t count, Heads heads) {
+  if (normal) network_lanes(x, v, f, normal, s, i, count, 0, heads);
+  else network_lanes(x, v, f, NULL, s, i, count, v->is_flat, heads);
+}
+
+/* From the heads to the step, which is scaled, held, decayed, added, guarded. */
+INLINE void finish_lanes(const Block *x, Finish *s, Heads heads, int64_t i,
+                         int64_t left) {
+  int64_t count = left < LANES ? left : LANES;
+  Lanes step = s->size * load(heads[0] + i, LANES), size = load(heads[1] + i, LANES);
+  if (s->exp_mult != 0.0f) step *= exponential(s->exp_mult * size);
   if (s->hold | s->reach) { /* where there never was a gradient, all of them are zero */
-    LanesInt reached = load(x->second + i, count) != 0.0f;
-    for (int k = 0; k < DECAYS; k++) reached |= load(x->momenta[k] + i, count) != 0.0f;
+    LanesInt reached = (LanesInt)load(x->second + i, count);
+    for (int k = 0; k < DECAYS; k++) reached |= (LanesInt)load(x->momenta[k] + i, count);
+    reached = reached << 1 != 0; /* without the sign of zero */
     if (s->hold) step = (Lanes)((LanesInt)step & reached);
-    if (s->reach) s->unreached |= any((LanesInt)first((Lanes)~reached, count));
+    if (s->reach) s->unreached |= (LanesInt)first((Lanes)~reached, count);
   }
   step = s->lr * step;
   if (s->shrink != 0.0f) step -= s->shrink * load(x->param + i, count);
   if (s->add) step += load(x->param + i, count);
-  if (s->guard) {
-    LanesInt lost = not_finite_lanes(step);
-    if (any(lost)) { /* what is not finite stays, or is no step */
-      LanesInt kept = (LanesInt)load(x->param + i, count) & -s->add;
-      s->bad = 1;
-      step = (Lanes)(((LanesInt)step & ~lost) | (kept & lost));
-    }
+  if (s->guard) { /* what is not finite stays, or is no step */
+    LanesInt lost = ((LanesInt)step & 0x7f800000) == 0x7f800000, kept = {0};
+    if (s->add) kept = (LanesInt)load(x->param + i, count);
+    s->bad |= (LanesInt)first((Lanes)lost, count);
+    step = (Lanes)(((LanesInt)step & ~lost) | (kept & lost));
   }
   store(x->out + i, step, count);
 }
 
-/* The steps of `many` neighbouring vectors of lanes, which share what is loaded of the
-   network: as many as have their sums in registers. */
-#define MANY (SETS == 1 ? 2 : 1)
-#define EACH_VECTOR(u) UNROLLED(2) for (int u = 0; u < many; u++)
-INLINE void apply_lanes(const Block *x, const View *v, const Folded *f,
-                        float normal[ELEMENTS][COPY], Finish *s, int64_t i,
-                        int64_t count, int flat, int many) {
-  Lanes ch[MANY][ELEMENTS], h[MANY][PADDED], sum[MANY][UNITS], o0[MANY], o1[MANY];
-  EACH_VECTOR(u) channels(x, v, normal, s, i + u * LANES, count, flat, ch[u]);
-  for (int set = 0; set < SETS; set++) {
-    EACH_VECTOR(u) EACH_UNIT(j) {
-      int k = set * UNITS + j;
-      sum[u][j] = load(v->hidden_u[k] + i + u * LANES, count);
-      const float *w = v->hidden_w[k] + i + u * LANES;
-      sum[u][j] += flat ? splat(v->flat[k]) : load(w, count);
-    }
-    UNROLLED(18) for (int c = 0; c < ELEMENTS; c++)
-      EACH_UNIT(j) EACH_VECTOR(u) sum[u][j] += f->w0[set][c][j] * ch[u][c];
-    EACH_VECTOR(u) EACH_UNIT(j) h[u][set * UNITS + j] = rectified(sum[u][j]);
-  }
-  EACH_VECTOR(u) o0[u] = splat(f->b2[0]), o1[u] = splat(f->b2[1]);
-  for (int set = 0; set < SETS; set++) {
-    EACH_VECTOR(u) EACH_UNIT(j) sum[u][j] = splat(f->b1[set * UNITS + j]);
-    UNROLLED(8) for (int k = 0; k < PADDED; k++)
-      EACH_UNIT(j) EACH_VECTOR(u) sum[u][j] += f->w1[set][k][j] * h[u][k];
-    EACH_VECTOR(u) EACH_UNIT(j) {
-      Lanes z = rectified(sum[u][j]);
-      o0[u] += f->w2[0][set * UNITS + j] * z;
-      o1[u] += f->w2[1][set * UNITS + j] * z;
-    }
-  }
-  EACH_VECTOR(u) {
-    o0[u] *= f->size;
-    if (s->exp_mult != 0.0f) o0[u] *= exponential(s->exp_mult * o1[u]);
-    finish_lanes(x, s, o0[u], i + u * LANES, count);
-  }
-}
-
-OUTLINE void apply_last(const Block *x, const View *v, const Folded *f,
-                        float normal[ELEMENTS][COPY], Finish *s, int64_t i,
-                        int64_t count) {
-  apply_lanes(x, v, f, normal, s, i, count, v->is_flat, 1);
-}
-
 static void apply(void *job, Tensor *t, int64_t item) {
   const Rule *r = t->rule;
-  Finish s = {r->limit, r->second_eps, r->exp_mult, t->lr,
+  Folded f = *parts_of(t).folded;
+  Finish s = {r->limit, r->second_eps, r->exp_mult, f.size, t->lr,
               t->lr * ((Job *)job)->decay * t->decay, r->hold, t->unreached >= 0,
               t->add != 0, t->guard != 0};
-  Folded f = *parts_of(t).folded;
   float copies[ELEMENTS][COPY], (*normal)[COPY] = stack_c(t) > 1 ? copies : NULL;
+  Heads heads;
   EACH_BLOCK(1)
     if (e == (a * t->x + x0) * slice && stack_a(t) * period > 1) /* once */
       for (int c = 0; c < ELEMENTS; c++) {
@@ -475,17 +478,14 @@ static void apply(void *job, Tensor *t, int64_t item) {
         else
           for (int j = 0; j < PADDED; j++) f.w0[j / UNITS][c][j % UNITS] *= normals[0];
       }
-    if (flat)
-      for (; i + MANY * LANES <= length; i += MANY * LANES)
-        apply_lanes(&x, &v, &f, NULL, &s, i, LANES, 1, MANY);
-    else
-      for (; i + MANY * LANES <= length; i += MANY * LANES)
-        apply_lanes(&x, &v, &f, normal, &s, i, LANES, 0, MANY);
-    for (; i < length; i += LANES)
-      apply_last(&x, &v, &f, normal, &s, i, length - i < LANES ? length - i : LANES);
+    if (flat) EACH_FULL network_lanes(&x, &v, &f, NULL, &s, i, LANES, 1, heads);
+    else if (!normal) EACH_FULL network_lanes(&x, &v, &f, NULL, &s, i, LANES, 0, heads);
+    else EACH_FULL network_lanes(&x, &v, &f, normal, &s, i, LANES, 0, heads);
+    if (i < length) network_last(&x, &v, &f, normal, &s, i, length - i, heads);
+    for (i = 0; i < length; i += LANES) finish_lanes(&x, &s, heads, i, length - i);
   }
-  if (s.bad) atomic_store(&((Job *)job)->bad, 1);
-  if (s.unreached && t->unreached == 0)
+  if (any(s.bad)) __atomic_store_n(&t->guard, 2, __ATOMIC_RELAXED);
+  if (any(s.unreached) && t->unreached == 0)
     __atomic_store_n(&t->unreached, 1, __ATOMIC_RELAXED);
 }
 
@@ -532,7 +532,7 @@ int elements_begin(Tensor *tensors, int64_t count, Parallel parallel, void *pool
 }
 
 /* The step; after `elements_begin` (`summed`), or without. 1 if a guarded result was not
-   finite. */
+   finite; `guard` of the tensors it was in is 2. */
 int elements_finish(Tensor *tensors, int64_t count, float decay, int summed,
                      Parallel parallel, void *pool) {
   Job job = {.tensors = tensors, .count = count, .decay = decay, .summed = summed};
@@ -543,5 +543,6 @@ int elements_finish(Tensor *tensors, int64_t count, float decay, int summed,
   each_band(&job, update, 1);
   each_tensor(&job, fold_large);
   each_band(&job, apply, 1);
-  return atomic_load(&job.bad);
+  for (int64_t i = 0; i < count; i++) job.bad |= tensors[i].guard == 2;
+  return job.bad;
 }

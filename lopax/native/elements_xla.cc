@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <thread>
@@ -77,7 +78,7 @@ using Floats = ffi::Span<const float>;
 ffi::Error Step(ffi::ThreadPool pool, In grad, In param, In momenta, In second, In row,
                 In col, In w0, In b0, In w1, In b1, In w2, In b2, In decays, In scale,
                 In finite, Out delta, Out momenta_out, Out second_out, Out row_out,
-                Out col_out, Ints dims, Ints slots, Ints flags, Floats reals) {
+                Out col_out, Out looked, Ints dims, Ints slots, Ints flags, Floats reals) {
   if (dims.size() != 9 || slots.size() != INPUTS || flags.size() != 4 ||
       reals.size() != 7 || dims[0] < 1 || dims[0] >= kWidest) {
     return ffi::Error::InvalidArgument("elements: another number of attributes");
@@ -102,6 +103,7 @@ ffi::Error Step(ffi::ThreadPool pool, In grad, In param, In momenta, In second, 
   one.a = dims[2], one.x = dims[3], one.b = dims[4], one.y = dims[5], one.c = dims[6];
   one.row_over_x = dims[7], one.vector = dims[8];
   one.least = reals[5], one.most = reals[6], one.lr = 1.0f, one.unreached = -1;
+  one.guard = 1;
   const int64_t need = prepare(&one), n = one.n;
   const int64_t lack_x = one.x ? n / one.x : 0, lack_y = one.y ? n / one.y : 0;
   const int64_t nrow = one.vector ? n : one.row_over_x ? lack_x : lack_y;
@@ -152,6 +154,9 @@ ffi::Error Step(ffi::ThreadPool pool, In grad, In param, In momenta, In second, 
     tensors.push_back(t);
   }
   finish(tensors.data(), static_cast<int64_t>(tensors.size()), 0.0f, 0, with_pool, &pool);
+  std::fill(looked->typed_data(), looked->typed_data() + batch, 0.0f);
+  for (const Tensor& t : tensors)
+    if (t.guard == 2) looked->typed_data()[(t.out - delta->typed_data()) / n] = NAN;
   return ffi::Error::Success();
 }
 
@@ -170,6 +175,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Ctx<ffi::ThreadPool>()
         .Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>()
         .Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>().Arg<In>()
-        .Ret<In>().Ret<In>().Ret<In>().Ret<In>().Ret<In>()
+        .Ret<In>().Ret<In>().Ret<In>().Ret<In>().Ret<In>().Ret<In>()
         .Attr<Ints>("dims").Attr<Ints>("slots").Attr<Ints>("flags")
         .Attr<Floats>("reals"));

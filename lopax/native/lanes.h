@@ -108,8 +108,8 @@ INLINE Lanes rectified(Lanes x) { return most(x, 0.0f); }
 /* 1 / sqrt(x) for x from 1e-36 to 1e37; an estimate with one step of Newton's. */
 INLINE Lanes over_root(Lanes x) {
 #if LANES > 4
-  x = within(x, 1e37f);
-  Lanes y = near_root(most(x, 1e-36f));
+  x = least(most(x, 1e-36f), 1e37f);
+  Lanes y = near_root(x);
   return y * (1.5f - 0.5f * x * y * y);
 #else
   Lanes y;
@@ -118,25 +118,19 @@ INLINE Lanes over_root(Lanes x) {
 #endif
 }
 
-/* exp to float32 accuracy (Cephes' polynomial). */
+/* exp: 2^n 2^r, r from -1/2 to 1/2 (Cephes' polynomial). Adding 1.5 * 2^23 rounds to the
+   nearest integer, which then is in the last bits. */
 INLINE Lanes exponential(Lanes x) {
   x = within(x, 87.0f);
-  /* Adding and subtracting 1.5 * 2^23 rounds to the nearest integer. */
-  Lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
-  Lanes r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Lanes p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  return p * (Lanes)((__builtin_convertvector(n, LanesInt) + 127) << 23);
-}
-
-/* By their bits: all ones where a lane is not finite. */
-INLINE LanesInt not_finite_lanes(Lanes x) {
-  return ((LanesInt)x & 0x7f800000) == 0x7f800000;
+  Lanes n = x * 1.44269504f + 12582912.0f, r = x * 1.44269504f - (n - 12582912.0f);
+  Lanes p = splat(1.535336188e-4f);
+  p = p * r + 1.339887440e-3f;
+  p = p * r + 9.618437358e-3f;
+  p = p * r + 5.550332471e-2f;
+  p = p * r + 2.402264791e-1f;
+  p = p * r + 6.931472029e-1f;
+  p = p * r + 1.0f;
+  return (Lanes)((LanesInt)p + ((LanesInt)n << 23));
 }
 
 INLINE int any(LanesInt x) {

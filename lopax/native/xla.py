@@ -103,6 +103,8 @@ def call(
     - `network`: w0 [rows, hidden], ...
     - `decays`: [7] of the momenta, the factored moments, the second moment.
     - `scale`, `finite`: [] float32; the step is zero and the state kept if `finite` is.
+
+    **Returns:** the step, the state, and [] float32 that is finite if the step is.
     """
     momenta, second, row, col, full = state
     vector = axes is None
@@ -114,11 +116,11 @@ def call(
     reals = [*(float(rule[name]) for name in tables.RULE_FLOATS), least, most]
     stepped = jax.ffi.ffi_call(
         _TARGET,
-        [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in (param, *kept)],
+        [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in (param, *kept, scale)],
         vmap_method="broadcast_all",
         input_output_aliases={2: 1, 3: 2, 4: 3, 5: 4},  # the state, in place
     )
-    delta, momenta, second, first, other = stepped(
+    delta, momenta, second, first, other, seen = stepped(
         *(grad, param, *kept, *(network[name] for name in ARRAYS)),
         *(decays, scale, finite),
         dims=np.asarray(dims, np.int64),
@@ -127,5 +129,5 @@ def call(
         reals=np.asarray(reals, np.float32),
     )
     if vector:
-        return delta, momenta, second, other, col, first
-    return delta, momenta, second, first, other, full
+        return delta, momenta, second, other, col, first, seen
+    return delta, momenta, second, first, other, full, seen
