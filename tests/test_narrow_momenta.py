@@ -87,12 +87,14 @@ def test_jax_and_torch_keep_the_same_bits(shape):
 def test_arrays_together_or_in_parts_have_the_same_bits(part, monkeypatch):
     arrays = [numbers(3, 8, 700), numbers(3, 6, 700), numbers(5, 40)]
     alone = [in_torch(x, x.ndim - 2, 2) for x in arrays]
-    together = [x._replace(array=x.array.clone(), units=x.units + 0) for x in alone]
+    together = [
+        x._replace(array=x.array.clone(), units=_units(x).clone()) for x in alone
+    ]
     monkeypatch.setattr(torch_narrow, "CPU_PART", part)
     torch_narrow.write(together, [torch.tensor(x) for x in arrays], count(2), None)
     for a, b in zip(alone, together, strict=True):
         assert torch.equal(a.array, b.array)
-        assert torch.equal(a.units, b.units)
+        assert torch.equal(_units(a), _units(b))
     # Where a device must not be waited for, a step that is not made is only known so.
     others = [torch.ones(x.shape) for x in arrays]
     for alive, changes in ((0.0, False), (1.0, True)):
@@ -124,6 +126,11 @@ def test_codes_are_ordered_and_stand_for_themselves():
         assert torch.equal(again, codes)
 
 
+def _units(x: torch_narrow.Stored) -> torch.Tensor:
+    assert x.units is not None
+    return x.units
+
+
 def spacing(x: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
     """The most that a byte may be off for numbers [rows, blocks, n]."""
     size = 1.0 + (x.abs() / units.clamp_min(1e-37))
@@ -132,13 +139,10 @@ def spacing(x: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
 
 def test_bytes_are_neighbours_right_on_average_and_keep_zero():
     x = numbers(4, 256)
-    found, steps = [], 600
-    for step in range(steps):
-        kept = in_torch(x, 0, step)
-        found.append(torch_narrow.widened([kept])[0])
-        if step == 0:
-            most = spacing(torch.tensor(x), kept.units)
-    many = torch.stack(found)
+    steps = 600
+    kept = [in_torch(x, 0, step) for step in range(steps)]
+    most = spacing(torch.tensor(x), _units(kept[0]))
+    many = torch.stack([torch_narrow.widened([k])[0] for k in kept])
     reached = torch.tensor(np.abs(x) > 1e-30)
     assert (many[:, ~reached] == 0.0).all()  # 1e-36 is below what is resolved
     off = (many - torch.tensor(x)).abs()
@@ -426,7 +430,7 @@ def test_a_stack_in_jax_keeps_what_its_tensors_would():
 
 def test_bytes_per_parameter_are_listed():
     (facts,) = inventory.optimizer_facts("celo")
-    narrow_bytes = facts.narrow_bytes_per_parameter, facts.int8_bytes_per_parameter
+    half, least = facts.narrow_bytes_per_parameter, facts.int8_bytes_per_parameter
     assert 16.0 <= facts.bytes_per_parameter < 16.2
-    assert 10.0 <= narrow_bytes[0] < 10.2
-    assert 7.0 <= narrow_bytes[1] < 7.2
+    assert half is not None and 10.0 <= half < 10.2
+    assert least is not None and 7.0 <= least < 7.2

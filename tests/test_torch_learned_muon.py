@@ -31,7 +31,7 @@ def test_numbers_are_those_of_jax(settings: dict[str, Any]) -> None:
     jax = pytest.importorskip("jax")
     import lopax
 
-    given = {"settings": settings}
+    given: dict[str, Any] = {"settings": settings}
     if settings:
         rule = lopax.architecture("learned_muon", **settings)
         theta = rule.init_theta(jax.random.key(0))

@@ -68,8 +68,8 @@ class LearnedOptimizer(abc.ABC):
     """
 
     name: ClassVar[str]
-    needs_loss: bool
-    needs_horizon: bool
+    needs_loss: ClassVar[bool]
+    needs_horizon: ClassVar[bool]
     takes_validation: ClassVar[bool] = False
     sees_tensors: ClassVar[bool] = True
     """False: elements are stepped alike, whatever tensor they lie in."""

@@ -61,8 +61,8 @@ class Described(TensorRule[Shared, Told, Any]):
     def __init__(self, config: Any = None):
         self.rule = self.rule_class(config)
         self.config = self.rule.config
-        self.needs_loss = self.rule.needs_loss
-        self.needs_horizon = self.rule.needs_horizon
+        self.needs_loss = self.rule.needs_loss  # pyright: ignore[reportAttributeAccessIssue]
+        self.needs_horizon = self.rule.needs_horizon  # pyright: ignore[reportAttributeAccessIssue]
         self.grad_clip = self.rule.grad_clip  # pyright: ignore[reportAttributeAccessIssue]
         self.unrolled: bool | None = getattr(self.config, "unrolled", None)
         self.xp = cast(Ops, JaxOps(self.unrolled))

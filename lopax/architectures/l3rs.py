@@ -112,8 +112,8 @@ class L3RS(TensorRule[LossAverages, Float[Array, "tensors K"], tuple[Any, ...]])
     """See the module docstring. A tensor's state is that of each direction."""
 
     name: ClassVar[str] = "l3rs"
-    needs_loss = True
-    needs_horizon = True
+    needs_loss: ClassVar[bool] = True
+    needs_horizon: ClassVar[bool] = True
     reference: ClassVar[str] = "Kristiansen et al., 2024, arXiv 2408.09310"
 
     def __init__(self, config: L3RSConfig | None = None):
