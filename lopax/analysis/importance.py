@@ -77,18 +77,14 @@ def feature_importance(
     found = running.record(optimizer, theta, task, num_steps, seeds[0], observe=observe)
     turned, changed = (np.asarray(x, np.float64).mean(axis=0)[1:] for x in found.seen)
     curves = running.losses(optimizer, thetas, task, num_steps, seeds)
-    last = curves[..., -max(1, num_steps // 10) :].mean(axis=(1, 2))
-
-    def ratio(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.where(np.isfinite(x), x / x[0], np.inf)[1:]
-
+    ratios = running.against_first(curves)
     return Importance(
         groups=groups,
         turned=turned,
         changed=changed,
-        mean_ratio=ratio(curves.mean(axis=(1, 2))),
-        loss_ratio=ratio(last),
-        final=float(last[0]),
+        mean_ratio=ratios.mean,
+        loss_ratio=ratios.last,
+        final=ratios.final,
         means=means.astype(np.float64),
     )
 

@@ -7,6 +7,7 @@ of theta after the other.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -73,10 +74,10 @@ def against_start(
     """
     _check(optimizer)
     fractions = np.linspace(0.0, 1.0, points, endpoint=False)
-    ask = jax.jit(lambda t, x: _asked(optimizer, t, num_steps, confirmed, x))
-    given = jnp.asarray(fractions, jnp.float32)
+    given = jnp.asarray(num_steps), confirmed, jnp.asarray(fractions, jnp.float32)
     (sizes, weights), (plain, hand_made) = (
-        ask(t, given) for t in (theta, jax.tree.map(jnp.zeros_like, theta))
+        _asked(optimizer, t, *given)
+        for t in (theta, jax.tree.map(jnp.zeros_like, theta))
     )
     ratio = np.asarray(sizes / plain, np.float64)
     return Told(
@@ -87,11 +88,12 @@ def against_start(
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _asked(
-    optimizer: Any, theta: Theta, num_steps: int, confirmed: float, fractions: Any
+    optimizer: Any, theta: Theta, total: Any, confirmed: Any, fractions: Any
 ) -> Any:
     """[P, roles] sizes and [P, roles, 1 + K] weights."""
-    rule, total = optimizer.rule, jnp.asarray(num_steps)
+    rule = optimizer.rule
     places = [
         Place(shape, role=role, reading=tuple(range(len(shape))))
         for role, shape in TENSORS.items()
@@ -108,8 +110,8 @@ def _asked(
     summaries = summaries.at[:, 0].set(confirmed).at[:, 1].set(1.0)
     shared = rule.init_shared(XP, theta, total, starts)
     if shared.signal is not None:
-        kept = (confirmed, 1.0, max(-confirmed, 0.0))
-        shared = shared._replace(signal=jnp.asarray(kept, jnp.float32))
+        kept = jnp.stack([confirmed, 1.0, jnp.maximum(-confirmed, 0.0)])
+        shared = shared._replace(signal=kept)
     carried = rule.init_rows(XP, theta, shared, starts)
 
     def at(fraction: Any) -> Any:
@@ -141,13 +143,7 @@ def worth_of_parts(
     acting = [k for k, part in theta.items() if _acts(k, part)]
     thetas = [theta, zeros, *({**theta, k: zeros[k]} for k in acting)]
     curves = running.losses(optimizer, running.stack(thetas), task, num_steps, seeds)
-    last = curves[..., -max(1, num_steps // 10) :].mean(axis=(1, 2))
-
-    def ratio(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.where(np.isfinite(x), x / x[0], np.inf)[1:]
-
-    mean = curves.mean(axis=(1, 2))
-    return Worth(acting, ratio(mean), ratio(last), float(last[0]))
+    return Worth(acting, *running.against_first(curves))
 
 
 def _acts(name: str, part: Any) -> bool:

@@ -155,6 +155,24 @@ def losses(
     return np.stack([np.asarray(r, np.float64) for r in runs], axis=1)
 
 
+class Ratios(NamedTuple):
+    """Losses of K - 1 thetas against those of the first."""
+
+    mean: NDArray[np.float64]  # [K - 1] over the whole run; inf if not finite
+    last: NDArray[np.float64]  # [K - 1] over its last tenth, likewise
+    final: float  # the first one's mean loss over its last tenth
+
+
+def against_first(curves: NDArray[np.float64]) -> Ratios:
+    """Of `losses` [K, S, T]: means over seeds and steps."""
+
+    def ratio(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(np.isfinite(x), x / x[0], np.inf)[1:]
+
+    last = curves[..., -max(1, curves.shape[-1] // 10) :].mean(axis=(1, 2))
+    return Ratios(ratio(curves.mean(axis=(1, 2))), ratio(last), float(last[0]))
+
+
 def stack(thetas: Sequence[Theta]) -> Theta:
     """K thetas of one structure as one with leaves [K, ...]."""
     return jax.tree.map(lambda *xs: jnp.stack(xs), *thetas)
