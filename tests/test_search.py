@@ -25,10 +25,12 @@ from lopax.meta import (
     SearchConfig,
     SearchTrainer,
     build_families,
+    distributed,
     read_config,
     read_log,
     train,
 )
+from lopax.meta.distributed import particle_mesh
 from lopax.meta.estimator_config import NOT_SEARCHED
 from lopax.meta.search_config import ALGORITHMS
 from lopax.meta.trainer import build_unroller
@@ -116,6 +118,40 @@ def test_a_stopped_search_resumes_exactly(families, whole, tmp_path):
     assert identical(whole[0].theta, parts.theta)
 
 
+@pytest.mark.parametrize("devices", [2, 4])
+def test_the_number_of_devices_changes_nothing(devices, families, whole, tmp_path):
+    """Half on several devices, stopped, a quarter after it on as many, the rest on
+    one: every candidate is run once, by one of them."""
+    outcome, folder = whole
+    mesh = particle_mesh(jax.devices()[:devices])
+
+    def go(stop_at: int, mesh: Any, resume: bool) -> Any:
+        calls = itertools.count()
+        return train(
+            searching(),
+            families,
+            tmp_path,
+            mesh=mesh,
+            resume=resume,
+            should_stop=lambda: next(calls) == stop_at,
+        )
+
+    assert not go(1, mesh, False).finished
+    assert not go(0, mesh, True).finished
+    found = go(99, None, True)
+    close(outcome.theta, found.theta)
+    one, several = (read_log(f / "metrics.jsonl") for f in (folder, tmp_path))
+    for key in ("inner_steps", "diverged"):
+        assert [x[key] for x in one] == [x[key] for x in several]
+
+
+def test_a_cpu_spreads_candidates_over_its_cores(monkeypatch):
+    for cores, expected in ((1, None), (2, 2), (3, 2), (8, 4)):
+        monkeypatch.setattr(distributed, "usable_cores", lambda n=cores: n)
+        mesh = distributed.default_mesh(searching())
+        assert (None if mesh is None else mesh.size) == expected
+
+
 def test_metrics_count_what_ran(whole):
     lines = read_log(whole[1] / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
@@ -200,6 +236,13 @@ def test_bad_input(families):
     with pytest.raises(ConfigError, match=r"every phase: estimator.staggered would"):
         own = dataclasses.replace(searching().estimator, staggered=False)
         dataclasses.replace(searching(), estimator=own)
+    with pytest.raises(ConfigError, match=r"size = 8: .* multiple of the 3 devices"):
+        SearchTrainer(
+            searching(),
+            searching().phases[0],
+            families,
+            particle_mesh(jax.devices()[:3]),
+        )
     large = dataclasses.replace(searching(), architecture="celo")
     with pytest.raises(ConfigError, match=r"at most 400; train fewer"):
         SearchTrainer(large, large.phases[0], families).check(

@@ -1,10 +1,10 @@
 """Meta-training over several devices and processes.
 
-Particles are spread over a one-axis mesh of all devices; theta and the outer
-optimizer's state are the same everywhere. The gradient is summed over devices once per
-outer step, and noise is made from keys where it is used, so a step sends one array of
-theta's size. Nothing depends on the number of devices: a checkpoint written by eight
-processes continues on one.
+Particles (a search's candidates) are spread over a one-axis mesh of all devices; theta
+and the outer optimizer's state are the same everywhere. The gradient is summed over
+devices once per outer step, and noise is made from keys where it is used, so a step
+sends one array of theta's size. Nothing depends on the number of devices: a checkpoint
+written by eight processes continues on one.
 """
 
 from __future__ import annotations
@@ -111,12 +111,18 @@ def request_cpu_devices(count: int | None = None) -> None:
 
 
 def default_mesh(run: RunConfig) -> Mesh | None:
-    """For one process: the CPU devices, as many as the run's particles spread evenly
-    over; None for one device, and for accelerators, of which one is used."""
+    """For one process: the CPU devices, as many as the run's particles (a search's
+    candidates) spread evenly over; None for one device, and for accelerators, of which
+    one is used."""
     if jax.default_backend() != "cpu":
         return None
-    particles = [run.estimator_of(p).particles // len(run.tasks) for p in run.phases]
-    count = even_devices(particles, min(len(jax.devices()), usable_cores()))
+    spread = [
+        run.estimator_of(p).particles // len(run.tasks)
+        if p.search is None
+        else p.search.size
+        for p in run.phases
+    ]
+    count = even_devices(spread, min(len(jax.devices()), usable_cores()))
     return particle_mesh(jax.devices()[:count]) if count > 1 else None
 
 

@@ -16,6 +16,7 @@ no use here.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,12 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from lopax._core.errors import ConfigError, MissingExtra
 from lopax._core.task import TaskFamily
 from lopax._core.types import Count, Key, Scalar, Theta
 from lopax.estimators import Unroller, perturb
+from lopax.estimators.particles import AXIS
 from lopax.estimators.unroll import Run
 from lopax.meta import distributed
 from lopax.meta.config import PhaseConfig, RunConfig
@@ -64,7 +67,8 @@ class SearchInfo(NamedTuple):
 class SearchTrainer:
     """A search of one phase; see the module docstring.
 
-    **Arguments:** as `PhaseTrainer`, with `phase.search` set; a mesh is not used.
+    **Arguments:** as `PhaseTrainer`, with `phase.search` set. Candidates are spread
+    over the mesh; the distribution they are drawn from is the same on every device.
 
     Raises `ConfigError`, `MissingExtra` without evosax.
     """
@@ -89,6 +93,13 @@ class SearchTrainer:
                 f"SearchConfig.problems = {self.config.problems}: must be a multiple "
                 f"of the {len(families)} groups of tasks"
             )
+        devices = 1 if mesh is None else mesh.shape[AXIS]
+        if self.config.size % devices:
+            raise ConfigError(
+                f"SearchConfig.size = {self.config.size}: must be a multiple of the "
+                f"{devices} devices"
+            )
+        self.mesh = mesh
         self.member = PhaseTrainer(run, phase, families)
         self._algorithms = _algorithms()
         self._arrays = distributed.replicate(self.member.arrays, mesh)
@@ -112,13 +123,14 @@ class SearchTrainer:
         strategy, params = self._strategy(theta)
         zeros = [jnp.zeros(np.shape(x)) for x in self._trainable(theta)]
         state = strategy.init(now, zeros, params)
-        return SearchState(
+        state = SearchState(
             average=own(theta),
             start=own(theta),
             strategy=jax.tree.map(jnp.asarray, state),
             key=key,
             step=jnp.zeros((), jnp.int32),
         )
+        return distributed.replicate(state, self.mesh)
 
     def advance(self, state: SearchState, count: int) -> tuple[SearchState, SearchInfo]:
         """`count` generations; `state` is consumed. Info leaves are [count]."""
@@ -191,11 +203,32 @@ class SearchTrainer:
     def _losses(
         self, arrays: list[Any], start: Theta, candidates: list[Any], key: Key, at: Any
     ) -> tuple[Float[Array, "problems size"], Scalar, Scalar]:
-        """Meta-losses of whole runs, the inner steps made, and how many diverged."""
+        """Meta-losses of whole runs, the inner steps made, and how many diverged:
+        on every device of its own candidates."""
+        if self.mesh is None:
+            return self._local_losses(arrays, start, candidates, key, at)
+
+        def local(*args: Any) -> tuple[Array, Scalar, Scalar]:
+            losses, *counts = self._local_losses(*args)
+            return losses, *jax.lax.psum(counts, AXIS)
+
+        return jax.shard_map(
+            local,
+            mesh=self.mesh,
+            in_specs=(P(), P(), P(AXIS), P(), P()),
+            out_specs=(P(None, AXIS), P(), P()),
+            check_vma=False,
+        )(arrays, start, candidates, key, at)
+
+    def _local_losses(
+        self, arrays: list[Any], start: Theta, candidates: list[Any], key: Key, at: Any
+    ) -> tuple[Float[Array, "problems local"], Scalar, Scalar]:
+        """`_losses` of the candidates given, however many."""
         families = self.member.rebuild(arrays)
         config = self.member.estimator_config
-        size, num = self.config.size, self.config.problems // len(families)
-        together = self.config.together or size
+        size = candidates[0].shape[0]
+        num = self.config.problems // len(families)
+        together = math.gcd(self.config.together or size, size)
         mask = perturb.trainable_mask(start, self.phase.trainable)
         moved = [
             (a + b).reshape(-1, together, *a.shape)

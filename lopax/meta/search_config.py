@@ -34,7 +34,8 @@ class SearchConfig:
     phase's theta keeps. Below one it guards against tasks learned by heart; choose it
     on tasks that are neither searched on nor reported."""
     together: int | None = None
-    """Candidates that run at a time (vmapped), the others after them; None: all."""
+    """Candidates that run at a time (vmapped) on a device, the others after them, in
+    equal parts of at most this; None: all."""
 
     def __post_init__(self) -> None:
         check_choice(self, "algorithm", ALGORITHMS)
