@@ -19,7 +19,7 @@ from lopax.architectures import architecture
 from lopax.architectures.described import XP
 from lopax.pretrained import read_weights
 from lopax.pretrained.files import read_arrays
-from lopax.rules import form, unit_ratios
+from lopax.rules import form, momentum_features, unit_ratios
 from lopax.rules.form import Place
 
 SHAPES = {
@@ -251,6 +251,39 @@ def test_the_history_of_the_loss_is_heard_if_it_is_asked_for() -> None:
         else:
             assert "history" not in theta
             rule.update(theta, grads, state, params)
+
+
+def test_kernels_of_convolutions_have_a_size_of_their_own() -> None:
+    rule = architecture("learned_muon", kernels=True, network=False, signal=False)
+    theta = rule.init_theta(jax.random.key(3))
+    given = {**theta, "kernels": jnp.asarray(0.7)}
+    one, other = (updates_of(rule, x, tree(0), gradients(5))[0] for x in (theta, given))
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(one), jax.tree.leaves(other), strict=True
+    ):
+        factor = np.exp(0.7) if a.ndim == 4 else 1.0
+        np.testing.assert_allclose(b, factor * a, rtol=1e-5, err_msg=str(path))
+
+
+@pytest.mark.parametrize(
+    ("shape", "reading", "kernel"),
+    [
+        ((3, 3, 4, 16), (0, 1, 2, 3), True),
+        ((16, 4, 3, 3), (2, 3, 1, 0), True),  # of torch
+        ((3, 3, 3, 4, 16), (0, 1, 2, 3, 4), True),
+        ((16, 16, 3, 96), (0, 1, 2, 3), True),  # patches
+        ((1, 1, 4, 16), (0, 1, 2, 3), False),  # is a matrix
+        ((24, 16), (0, 1), False),
+        ((8, 64, 512), (0, 1, 2), False),  # what leaves attention's heads
+        ((512, 3, 8, 64), (0, 1, 2, 3), False),  # what goes into them
+        ((16,), (0,), False),
+    ],
+)
+def test_a_kernel_is_known_by_its_window(
+    shape: tuple[int, ...], reading: tuple[int, ...], kernel: bool
+) -> None:
+    place = Place(shape, role="matrix", reading=reading)
+    assert momentum_features.is_kernel(place) is kernel
 
 
 def test_outputs_are_brought_to_steps_of_one_length() -> None:

@@ -22,7 +22,10 @@ def test_bundled_weights_train_untuned() -> None:
     assert roles["0/weight"] == "matrix" and roles["0/bias"] == "vector"
 
 
-PARTS = {"history": True, "outputs": True, "elements": 3, "blend": True}
+PARTS = {
+    **{"history": True, "outputs": True, "kernels": True, "blend": True},
+    "elements": 3,
+}
 
 
 @pytest.mark.parametrize("settings", [{}, PARTS])

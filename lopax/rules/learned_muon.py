@@ -9,6 +9,7 @@ start, acts alone, and can be left out of training by its name:
 
 - `size`, `horizon`, `shape`: log size of the steps per role, the power of the run's
   length, and for matrices the powers of the smaller side and of out / in;
+- `kernels`: log size that kernels of convolutions have beside a matrix's;
 - `schedule`: log multipliers of the schedule at equally spaced knots of the run;
 - `momenta`: weights of the gradient and of each momentum, and how they change over the
   run (two time scales whose mixture changes, as the record runs of a 124M GPT found);
@@ -100,6 +101,8 @@ class LearnedMuonConfig:
     signal: bool = True
     """Measure what of the momentum the next gradient confirms. False: theta has no
     `signal`, and nothing is summed for it."""
+    kernels: bool = False
+    """Let kernels of convolutions have a size of their own."""
     history: bool = False
     """Let sizes follow the history of the loss, which must then be given."""
     elements: int = 0

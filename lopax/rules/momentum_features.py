@@ -20,17 +20,20 @@ TYPICAL_STEPS = 1000.0
 NUM_TRACES = 6
 SIGNAL = slice(0, 2)
 WEIGHT = SIGNAL.stop + NUM_TRACES
-SHAPE = slice(WEIGHT + 1, WEIGHT + 3)
+KERNEL = WEIGHT + 1
+SHAPE = slice(KERNEL + 1, KERNEL + 3)
 NUM_SUMMARIES = SHAPE.stop + 1 + len(ROLES)
-"""Two of its signal, the traced features, the size of the parameter, three of the
-shape, the role."""
-NUM_INPUTS = NUM_SUMMARIES - SIGNAL.stop + 4
+"""Two of its signal, the traced features, the size of the parameter, whether it is a
+convolution's kernel, three of the shape, the role."""
+NUM_INPUTS = NUM_SUMMARIES - SIGNAL.stop - 1 + 4
 TRACE = 0.95
 """Decay of the running averages of a tensor's features."""
 TYPICAL_SIDE = 128.0
 CORNER = 128
 """Of a tensor with more than one axis, the signal is read from so many indices an
 axis: enough to tell, and next to nothing to pay."""
+WIDEST = 16
+"""Of a convolution's window, in elements."""
 HUGE = 1e14
 """Parameters count as no larger than this; squares of larger ones would overflow."""
 
@@ -132,14 +135,23 @@ def summary(
 
 
 def of_shape(place: Place) -> tuple[float, ...]:
-    """What never changes: three features of the shape, then the role."""
+    """What never changes: whether it is a convolution's kernel, three features of the
+    shape, then the role."""
     fan_in, out = (max(n, 1) for n in place.sides)
     return (
+        float(is_kernel(place)),
         math.log(min(fan_in, out) / TYPICAL_SIDE) / 2.0,
         math.log(out / fan_in) / 2.0,
         1.0 if place.rank >= 3 else 0.0,
         *(1.0 if place.role == r else 0.0 for r in ROLES),
     )
+
+
+def is_kernel(place: Place) -> bool:
+    """Whether a tensor is, by its shape, the kernel of a convolution over two axes or
+    more: attention's projections may have three axes, or one that is too long."""
+    window = place.sizes[:-2]
+    return len(window) > 1 and math.prod(window) > 1 and max(window) <= WIDEST
 
 
 def init_network(draw: Draw, key: Any, hidden: int, outputs: int) -> Any:

@@ -34,6 +34,7 @@ class Carried(NamedTuple):
 
 
 PARTS: dict[str, tuple[int, ...]] = {
+    "kernels": (),
     "signal": (2,),
     "history": (loss_history.NUM_FEATURES,),
     "outputs": (),
@@ -68,6 +69,8 @@ def log_sizes(
     length = xp.log(horizon / TYPICAL_STEPS)
     per_role = theta["size"] + theta["horizon"] * length
     found = xp.sum(roles * per_role, axis=-1)
+    if "kernels" in theta:
+        found = found + theta["kernels"] * summaries[:, momentum_features.KERNEL]
     shapes = 2.0 * summaries[:, momentum_features.SHAPE]
     shaped = xp.sum(shapes * theta["shape"], axis=-1)
     schedule = time_features.at_knots(xp, theta["schedule"], done)

@@ -19,6 +19,7 @@ MEANT = {
     "size": "sizes of the steps",
     "horizon": "the power of the run's length",
     "shape": "powers of a matrix's sides",
+    "kernels": "the size of convolutions' kernels",
     "schedule": "the schedule's shape",
     "momenta": "the mixture of gradient and momenta",
     "signal": "listening to how gradients agree with momenta",
