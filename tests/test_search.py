@@ -152,6 +152,24 @@ def test_a_cpu_spreads_candidates_over_its_cores(monkeypatch):
         assert (None if mesh is None else mesh.size) == expected
 
 
+@pytest.mark.parametrize("kind", ["search", "population", "plain"])
+def test_a_phase_is_compiled_once(kind, families, tmp_path, caplog):
+    """What it hands from one call to the next has the types of its start."""
+    run = searching() if kind == "search" else config()
+    if kind == "plain":
+        run = config(population=None, phases=(PhaseConfig(outer_steps=8),))
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        train(run, families, tmp_path)
+    assert len(read_log(tmp_path / "metrics.jsonl")) > 2
+    names = ("_generations", "_advance_fn", "outer_steps")
+    compiled = [
+        r.getMessage()
+        for r in caplog.records
+        if any(f"Compiling jit({n})" in r.getMessage() for n in names)
+    ]
+    assert len(compiled) == 1, compiled
+
+
 def test_metrics_count_what_ran(whole):
     lines = read_log(whole[1] / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4, 6, 8]

@@ -60,7 +60,7 @@ def kernels_start() -> WeightsFile:
     """The same with smaller sizes, but for kernels of convolutions."""
     weights = bundled()
     size = weights.arrays["size"] - np.float32(LESS)
-    found = {"size": size, "kernels": np.float32(KERNELS)}
+    found = {"size": size, "kernels": np.asarray(KERNELS, np.float32)}
     return _like(weights, weights.arrays | found, {"kernels": True})
 
 
@@ -69,7 +69,8 @@ def half_way() -> WeightsFile:
     start = kernels_start()
     end = read_arrays(STATES / "learned_muon_kernels.safetensors")
     found = {
-        k: np.float32(x + KEPT * (end.arrays[k] - x)) for k, x in start.arrays.items()
+        k: np.asarray(x + KEPT * (end.arrays[k] - x), np.float32)
+        for k, x in start.arrays.items()
     }
     found["horizon"] = start.arrays["horizon"]
     return _like(end, found, {})

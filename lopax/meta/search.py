@@ -126,7 +126,7 @@ class SearchTrainer:
         state = SearchState(
             average=own(theta),
             start=own(theta),
-            strategy=jax.tree.map(jnp.asarray, state),
+            strategy=jax.tree.map(_strong, state),
             key=key,
             step=jnp.zeros((), jnp.int32),
         )
@@ -269,6 +269,13 @@ def _run_together(unroller: Unroller, strata: Array, keys: Key, thetas: Theta) -
     num = len(strata)
     each = jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *x.shape)), thetas)
     return unroller.run(each, strata, keys)
+
+
+def _strong(x: Any) -> Array:
+    """With a type that is not weak, so that the second call of `advance` fits the
+    first's program."""
+    x = jnp.asarray(x)
+    return jax.lax.convert_element_type(x, x.dtype)
 
 
 def _algorithms() -> dict[str, Any]:
