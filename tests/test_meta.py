@@ -347,7 +347,10 @@ def test_recipes_in_the_repository_are_valid(path):
         rule = architecture(run.architecture, **run.settings_of(phase))
         theta = jax.eval_shape(rule.init_theta, jax.random.key(0))
         assert any(jax.tree.leaves(perturb.trainable_mask(theta, phase.trainable)))
-        assert run.estimator_of(phase).particles % len(run.tasks) == 0
+        spread = run.estimator_of(phase).particles
+        if phase.search is not None:
+            spread = phase.search.problems
+        assert spread % len(run.tasks) == 0
 
 
 def test_every_architecture_has_a_recipe():

@@ -304,7 +304,8 @@ def test_blocks_cover_the_tensor():
 def test_plain_rule_compiles_once(name):
     """No recompilation when the learning rate, the loss or the step change."""
     needs_compiler()
-    params = [torch.nn.Parameter(torch.randn(s)) for s in [(6, 4), (4,), (4,)]]
+    shapes = [(6, 4), (4,)]
+    params = [torch.nn.Parameter(torch.randn(s)) for s in shapes]
     twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
     optimizer = make(name, params, backend="plain", compilable=True)
     eager = make(name, twins, backend="plain")
@@ -317,7 +318,7 @@ def test_plain_rule_compiles_once(name):
     torch._dynamo.reset()
     step = torch.compile(optimizer.step, backend=counting)
     counts = []
-    for i, grads in enumerate(random_grads([(6, 4), (4,), (4,)], 7)):
+    for i, grads in enumerate(random_grads(shapes, 7)):
         for p, q, g in zip(params, twins, grads, strict=True):
             p.grad, q.grad = torch.tensor(g), torch.tensor(g)
         for o in (optimizer, eager):
