@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch_common import loss_of, make, small_model, train, values
+from torch_common import loss_of, make, random_theta, small_model, train, values
 
 import lopax.torch as lt
 
@@ -23,7 +23,10 @@ def test_bundled_weights_train_untuned() -> None:
 
 
 PARTS = {
-    **{"history": True, "outputs": True, "kernels": True, "blend": True},
+    "history": True,
+    "outputs": True,
+    "kernels": True,
+    "blend": True,
     "elements": 3,
 }
 
@@ -113,3 +116,26 @@ def test_a_convolution_is_one_matrix(layout: str) -> None:
     )
     singular = torch.linalg.svdvals(delta)
     assert singular.max() / singular.min() < 3.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "factor"), [((8, 3, 5, 5), np.exp(0.7)), ((8, 3, 5), 1.0), ((8, 15), 1.0)]
+)
+def test_a_convolutions_kernel_has_a_size_of_its_own(
+    shape: tuple[int, ...], factor: float
+) -> None:
+    start, gradient = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in (1, 2)
+    )
+    moved = []
+    for size in (0.0, 0.7):
+        param = torch.nn.Parameter(start.clone())
+        theta = {
+            **random_theta("learned_muon", kernels=True),
+            "kernels": np.float32(size),
+        }
+        optimizer = make("learned_muon", [param], kernels=True, theta=theta)
+        param.grad = gradient.clone()
+        optimizer.step(loss=1.0)
+        moved.append(param.detach() - start)
+    torch.testing.assert_close(moved[1], factor * moved[0], rtol=1e-4, atol=1e-6)

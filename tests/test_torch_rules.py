@@ -304,7 +304,7 @@ def test_blocks_cover_the_tensor():
 def test_plain_rule_compiles_once(name):
     """No recompilation when the learning rate, the loss or the step change."""
     needs_compiler()
-    shapes = [(6, 4), (4,)]
+    shapes = [(6, 4), (4,), (4,)]
     params = [torch.nn.Parameter(torch.randn(s)) for s in shapes]
     twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
     optimizer = make(name, params, backend="plain", compilable=True)

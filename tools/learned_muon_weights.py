@@ -89,9 +89,8 @@ def _like(
     return WeightsFile(header, arrays)
 
 
-BUNDLED = WEIGHTS / "learned_muon.safetensors"
 MADE: dict[str, tuple[Callable[[], WeightsFile], Path]] = {
-    "bundled": (bundled, BUNDLED),
+    "bundled": (bundled, WEIGHTS / "learned_muon.safetensors"),
     **{
         make.__name__: (make, STATES / f"learned_muon_{make.__name__}.safetensors")
         for make in (elements_start, kernels_start, half_way)

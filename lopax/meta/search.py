@@ -88,18 +88,9 @@ class SearchTrainer:
                 f"phase {phase.name!r} searches: it takes no outer_optimizer"
             )
         self.config, self.phase = phase.search, phase
-        if self.config.problems % len(families):
-            raise ConfigError(
-                f"SearchConfig.problems = {self.config.problems}: must be a multiple "
-                f"of the {len(families)} groups of tasks"
-            )
-        devices = 1 if mesh is None else mesh.shape[AXIS]
-        if self.config.size % devices:
-            raise ConfigError(
-                f"SearchConfig.size = {self.config.size}: must be a multiple of the "
-                f"{devices} devices"
-            )
         self.mesh = mesh
+        devices = 1 if mesh is None else mesh.shape[AXIS]
+        self.config.check_sizes(len(families), devices)
         self.member = PhaseTrainer(run, phase, families)
         self._algorithms = _algorithms()
         self._arrays = distributed.replicate(self.member.arrays, mesh)
@@ -126,7 +117,9 @@ class SearchTrainer:
         state = SearchState(
             average=own(theta),
             start=own(theta),
-            strategy=jax.tree.map(_strong, state),
+            # With strong types, so that the second call of `advance` fits the first's
+            # program.
+            strategy=jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x)), state),
             key=key,
             step=jnp.zeros((), jnp.int32),
         )
@@ -269,13 +262,6 @@ def _run_together(unroller: Unroller, strata: Array, keys: Key, thetas: Theta) -
     num = len(strata)
     each = jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *x.shape)), thetas)
     return unroller.run(each, strata, keys)
-
-
-def _strong(x: Any) -> Array:
-    """With a type that is not weak, so that the second call of `advance` fits the
-    first's program."""
-    x = jnp.asarray(x)
-    return jax.lax.convert_element_type(x, x.dtype)
 
 
 def _algorithms() -> dict[str, Any]:

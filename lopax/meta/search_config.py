@@ -52,6 +52,19 @@ class SearchConfig:
                     f"= {self.size}"
                 )
 
+    def check_sizes(self, groups: int, devices: int) -> None:
+        """Raises `ConfigError` if the problems or the candidates do not divide."""
+        if self.problems % groups:
+            raise ConfigError(
+                f"SearchConfig.problems = {self.problems}: must be a multiple of the "
+                f"{groups} groups of tasks"
+            )
+        if self.size % devices:
+            raise ConfigError(
+                f"SearchConfig.size = {self.size}: must be a multiple of the "
+                f"{devices} devices"
+            )
+
     def check_dimensions(self, dimensions: int) -> None:
         """Raises `ConfigError` if the algorithm is not made for so many numbers."""
         if self.algorithm in FULL and dimensions > MOST:
